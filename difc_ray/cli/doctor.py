@@ -1,0 +1,109 @@
+"""`difc-ray doctor`: what this machine and this configuration have, line by line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from difc_ray.cli.tables import console
+from difc_ray.config import Config, check_paths, resolve
+from difc_ray.determinism import usable_cpus
+from difc_ray.distributed.engine import RayEngine
+from difc_ray.errors import DifcError
+from difc_ray.identity import versions
+from difc_ray.local_step import model_of
+from difc_ray.tracking import masked, probe, resolve_uri
+from difc_ray.vectors import ParameterLayout
+
+Finding = tuple[bool, str]
+"""Whether a check passed, and the line on it (with the remedy where it did not)."""
+
+
+def examine(config: Config) -> int:
+    """Prints all findings; returns the exit code 0, or 4 where something is missing."""
+    checks: dict[str, Callable[[Config], Finding]] = {
+        "versions": _versions,
+        "gpu": _gpu,
+        "shared memory": _shared_memory,
+        "output": _output,
+        "mlflow": _mlflow,
+        "ray": _ray,
+    }
+    passed = True
+    for name, check in checks.items():
+        try:
+            fine, line = check(config)
+        except DifcError as error:
+            fine, line = False, str(error)
+        passed = passed and fine
+        console.print(f"{'[green]ok[/]     ' if fine else '[red]problem[/]'}  {name:<14} {line}", soft_wrap=True)
+    return 0 if passed else 4
+
+
+def _versions(config: Config) -> Finding:
+    found = versions()
+    missing = [name for name, version in found.items() if version == "not installed" and name != "difc-ray"]
+    if missing:
+        return False, f"{', '.join(missing)} not installed. Install with `pip install -c constraints.txt .`"
+    return True, ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _gpu(config: Config) -> Finding:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return True, f"{len(names)} GPU(s): {', '.join(names)}"
+    return True, f"none; {usable_cpus()} CPUs are used (`cluster.gpus_per_worker` above 0 would be refused)"
+
+
+def _shared_memory(config: Config) -> Finding:
+    size = ParameterLayout.of(model_of(config)[0]).size
+    needed = (2 * len(config.sources) + 3) * 4 * size + 80 * 2**20
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return True, "no /dev/shm here; Ray uses temporary files, which is slower"
+    free = shutil.disk_usage(shm).free
+    text = f"{free / 2**20:.0f} MB free in /dev/shm, {needed / 2**20:.0f} MB needed for {size:,} parameters"
+    if free < needed:
+        return False, f"{text}. Enlarge it (Docker: `--shm-size={2 * needed // 2**20}m`), or Ray falls back to disk"
+    return True, text
+
+
+def _output(config: Config) -> Finding:
+    problems = check_paths(config)
+    if problems:
+        return False, problems[0]
+    folder = resolve(config).output
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    with tempfile.NamedTemporaryFile(dir=existing) as file:
+        file.write(os.urandom(1 << 20))
+        file.flush()
+    free = shutil.disk_usage(existing).free
+    return True, f"{folder} is writable, {free / 2**30:.0f} GB free"
+
+
+def _mlflow(config: Config) -> Finding:
+    uri = resolve_uri(config.tracking.uri, resolve(config).output, os.environ)
+    trouble = probe(uri, timeout_s=5.0)
+    if trouble:
+        return False, f"{trouble} Runs go on without it and keep their records for `difc-ray sync`."
+    return True, masked(uri)
+
+
+def _ray(config: Config) -> Finding:
+    engine = RayEngine(resolve(config), "doctor", lambda: False, lambda text: None)
+    began = time.monotonic()
+    try:
+        engine.connect()
+        plan = engine.plan
+    finally:
+        engine.close()
+    return True, (
+        f"started in {time.monotonic() - began:.1f} s; a run takes {len(plan.bundles)} × {plan.cpus:g} CPU"
+        f"{f' and {plan.gpus:g} GPU per domain' if plan.gpus else ''}, {engine.threads} thread(s) each"
+    )

@@ -1,0 +1,53 @@
+"""The configuration of a run: the tree, strict loading with every problem at once, checks, and its text forms."""
+
+from __future__ import annotations
+
+from difc_ray.config.checks import cautions, check
+from difc_ray.config.load import import_plugins, load_config
+from difc_ray.config.preflight import check_data, check_paths
+from difc_ray.config.problems import ConfigProblems, DataProblems, Problem, masked
+from difc_ray.config.render import RESUMABLE, differences, digest, flat, to_yaml
+from difc_ray.config.resolve import has_penalty, objective_name, resolve, rule_options, run_folder
+from difc_ray.config.schema import documentation
+from difc_ray.config.tree import (
+    AlignmentConfig,
+    AnnealConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    Config,
+    HarmonizeConfig,
+    OptimizerConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "RESUMABLE",
+    "AlignmentConfig",
+    "AnnealConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "ConfigProblems",
+    "DataProblems",
+    "HarmonizeConfig",
+    "OptimizerConfig",
+    "Problem",
+    "TrackingConfig",
+    "cautions",
+    "check",
+    "check_data",
+    "check_paths",
+    "differences",
+    "digest",
+    "documentation",
+    "flat",
+    "has_penalty",
+    "import_plugins",
+    "load_config",
+    "masked",
+    "objective_name",
+    "resolve",
+    "rule_options",
+    "run_folder",
+    "to_yaml",
+]

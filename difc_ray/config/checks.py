@@ -1,0 +1,297 @@
+"""What no single value shows: names that nothing is registered under, and combinations that mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import nn
+
+from difc_ray.config.overrides import as_argument
+from difc_ray.config.problems import Problem, masked_argument, masked_values, show
+from difc_ray.config.resolve import PENALTIES, has_penalty, objective_name, penalty_weight, rule_options
+from difc_ray.config.schema import leaves
+from difc_ray.config.tree import Config
+from difc_ray.domains import DATASETS, DatasetFamily
+from difc_ray.errors import ConfigError, DataError
+from difc_ray.harmonizers import HARMONIZERS, make_harmonizer
+from difc_ray.losses import LOSSES
+from difc_ray.models import MODELS, build_model
+from difc_ray.objectives import OBJECTIVES
+from difc_ray.registry import Registry, did_you_mean
+
+Where = Callable[[str], str]
+"""Dotted key -> where its value was given."""
+
+_REGISTRIES: tuple[tuple[str, str, Registry[Any]], ...] = (
+    ("dataset", "dataset", DATASETS),
+    ("model", "model", MODELS),
+    ("loss", "loss", LOSSES),
+    ("objective", "objective", OBJECTIVES),
+    ("harmonize.rule", "harmonizer", HARMONIZERS),
+)
+
+
+def check(config: Config) -> list[str]:
+    """Everything in a configuration that does not fit together, one sentence each; empty: nothing.
+
+    Plug-ins must have been imported. Nothing is written, and no random generator is touched.
+    """
+    return [str(problem) for problem in semantic_problems(config, lambda key: origin_by_value(config, key))]
+
+
+def cautions(config: Config) -> list[str]:
+    """What is allowed and yet perhaps not meant, one sentence each."""
+    found = []
+    if config.engine == "inline" and config.cluster.address is not None:
+        found.append("`engine=inline` computes in this process; `cluster.address` is not used.")
+    if config.selection == "oracle":
+        found.append("`selection=oracle` chooses by the target's own labels; the accuracy on it is no estimate.")
+    return found
+
+
+def origin_by_value(config: Config, key: str) -> str:
+    """Where a value was probably given, for a configuration of unknown origin."""
+    leaf = leaves().get(key)
+    return "default" if leaf is not None and value_of(config, key) == leaf.default else "configuration"
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
+
+
+def semantic_problems(config: Config, where: Where, *, plugins_failed: bool = False) -> list[Problem]:
+    """Problems of a configuration whose single values are right.
+
+    Args:
+        config: the configuration.
+        where: dotted key -> where its value was given.
+        plugins_failed: whether unknown names may be a plug-in's, and are left alone.
+    """
+    asked = _Asked(config, where)
+    unknown = set(_unknown_names(config))
+    problems = [] if plugins_failed else [_unknown_name(asked, *entry) for entry in _REGISTRIES if entry[0] in unknown]
+    problems += [*_schedule(asked), *_cluster(asked), *_sources(asked), *_scope(asked), *_weights(asked)]
+    if not unknown.intersection({"objective", "harmonize.rule"}):
+        problems += [*_penalty(asked), *_view(asked)]
+    if "harmonize.rule" not in unknown:
+        problems += _rule_options(asked)
+    if "dataset" not in unknown:
+        family, found = _family(asked)
+        problems += found
+        if family is not None:
+            problems += _unknown_domains(asked, family)
+            problems += [] if unknown.intersection({"loss", "model"}) else _loss_and_model(asked, family)
+    return problems
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A configuration and where its values were given."""
+
+    config: Config
+    where: Where
+
+    def problem(self, what: str, remedy: str, *keys: str, data: bool = False) -> Problem:
+        """The problem of one key's value, or of several together."""
+        origins = list(dict.fromkeys(self.where(key) for key in keys))
+        values = [value_of(self.config, key) for key in keys]
+        if len(keys) == 1:
+            got = show(values[0], keys[0]).removeprefix("the text ")
+        else:
+            got = " and ".join(
+                f"`{masked_argument(f'{k}={as_argument(k, v)}')}`" for k, v in zip(keys, values, strict=True)
+            )
+        return Problem(what=what, got=got, where="; ".join(origins), remedy=remedy, keys=keys, data=data)
+
+
+def _unknown_names(config: Config) -> Iterator[str]:
+    """The keys whose value is not registered."""
+    for key, _, registry in _REGISTRIES:
+        value = value_of(config, key)
+        if value not in registry and (key, value) != ("objective", "auto"):
+            yield key
+
+
+def _unknown_name(asked: _Asked, key: str, kind: str, registry: Registry[Any]) -> Problem:
+    known = [*registry.names(), "auto"] if key == "objective" else registry.names()
+    return asked.problem(f"`{key}` must be a known {kind}", did_you_mean(value_of(asked.config, key), known), key)
+
+
+def _schedule(asked: _Asked) -> Iterator[Problem]:
+    config = asked.config
+    if config.optimizer.warmup_steps >= config.steps:
+        what = "the warm-up must end before the run does"
+        yield asked.problem(what, "Lower `optimizer.warmup_steps` or raise `steps`.", "optimizer.warmup_steps", "steps")
+    if config.selection == "oracle" and config.target is None:
+        what, remedy = "`selection: oracle` needs a target", "Name a target, or take `selection=train_domain_val`."
+        yield asked.problem(what, remedy, "selection", "target")
+
+
+def _cluster(asked: _Asked) -> Iterator[Problem]:
+    cluster = asked.config.cluster
+    for name, value in (("cpus_per_worker", cluster.cpus_per_worker), ("gpus_per_worker", cluster.gpus_per_worker)):
+        if isinstance(value, float) and value > 1 and not value.is_integer():
+            key = f"cluster.{name}"
+            yield asked.problem(f"`{key}` above 1 must be a whole number", f"Write `{key}={int(value)}`.", key)
+    port = (cluster.address or "").rpartition(":")[2]
+    if port.isdigit() and not 1 <= int(port) <= 65535:
+        what = "the port of `cluster.address` must be in [1, 65535]"
+        yield asked.problem(what, "Ray's own default is 6379.", "cluster.address")
+
+
+def _sources(asked: _Asked) -> Iterator[Problem]:
+    sources, target = asked.config.sources, asked.config.target
+    if not sources:
+        yield asked.problem("there must be at least one source domain", "Write `sources=NAME,NAME`.", "sources")
+    for name in dict.fromkeys(name for name in sources if sources.count(name) > 1):
+        yield asked.problem(f"domain `{name}` is listed twice", "Name each source once.", "sources")
+    if target in sources:
+        remedy = "Take it out of `sources`, or hold another domain out (`target=` for none)."
+        yield asked.problem(f"target domain `{target}` is also a source", remedy, "target", "sources")
+
+
+def _weights(asked: _Asked) -> Iterator[Problem]:
+    weights, k = asked.config.harmonize.weights, len(asked.config.sources)
+    if weights is not None and len(weights) != k:
+        what = f"`harmonize.weights` must hold one weight per source ({k})"
+        yield asked.problem(what, "Give one each, or leave it out for equal weights.", "harmonize.weights", "sources")
+
+
+def _scope(asked: _Asked) -> Iterator[Problem]:
+    alignment = asked.config.alignment
+    if alignment.scope == "all":
+        what = "`alignment.scope` must be `head`, the only scope that this version offers"
+        yield asked.problem(what, "Write `alignment.scope=head`.", "alignment.scope")
+        if alignment.estimator == "exact":
+            what = "the exact Hessian diagonal has a closed form for the head only"
+            remedy = (
+                "Write `alignment.scope=head`; beyond the head the diagonal takes `alignment.estimator=hutchinson`."
+            )
+            yield asked.problem(what, remedy, "alignment.estimator", "alignment.scope")
+
+
+def _penalty(asked: _Asked) -> Iterator[Problem]:
+    """Objectives whose penalty does nothing, or has nothing to compare."""
+    config, name = asked.config, objective_name(asked.config)
+    keys = ("alignment.beta",) if name == "gradient" else ("alignment.alpha", "alignment.beta")
+    default = leaves()["alignment.penalty"].default
+    if name in PENALTIES and config.objective != "auto" and config.alignment.penalty not in (default, name):
+        remedy = f"Write `objective=auto`, or `alignment.penalty={name}`."
+        yield asked.problem("`objective` and `alignment.penalty` must agree", remedy, "objective", "alignment.penalty")
+    if name in PENALTIES and penalty_weight(config, name) == 0:
+        what = f"the weight of penalty `{name}` is 0 in every step"
+        anneal = ("alignment.anneal.weight_before", "alignment.anneal.weight_after")
+        weighed = any(value_of(config, key) > 0 for key in keys)
+        raised = "one of them" if weighed or len(keys) > 1 else f"`{keys[0]}`"
+        yield asked.problem(what, f"Raise {raised}, or write `objective=erm`.", *(anneal if weighed else keys))
+    elif has_penalty(config) and len(config.sources) == 1:
+        what = "an alignment penalty needs at least two source domains: the spread between domains, which it weighs, "
+        what += "is zero for one, so alignment is undefined"
+        remedy = "Name a second source, or write `alignment.alpha=0 alignment.beta=0 harmonize.rule=mean`."
+        yield asked.problem(what, remedy, "sources", *(keys if name in PENALTIES else ("objective",)))
+
+
+def _view(asked: _Asked) -> Iterator[Problem]:
+    """Rules on rows that there are not."""
+    config, rule = asked.config, HARMONIZERS.get(asked.config.harmonize.rule)
+    name, between, k = config.harmonize.rule, config.harmonize.between, len(config.sources)
+    dead = objective_name(config) in PENALTIES and not has_penalty(config)  # reported as such
+    if not has_penalty(config) and not dead:
+        remedy = (
+            "Take a rule for domains (`harmonize.rule=mean`), or give the penalty a weight (`alignment.alpha=0.1`)."
+        )
+        why = ("objective",) if config.objective != "auto" else ("alignment.alpha", "alignment.beta")
+        if between in ("tasks", "both"):
+            what = f"`harmonize.between: {between}` needs an alignment penalty, and there is none"
+            yield asked.problem(what, f"Write `harmonize.between=domains`. {remedy}", "harmonize.between", *why)
+        elif between == "auto" and rule.two_rows:
+            what = f"rule `{name}` combines the tasks alignment and classification, and there is no penalty"
+            yield asked.problem(what, remedy, "harmonize.rule", *why)
+    rows = {"domains": k, "both": k + 1}.get(between, 2)
+    if rule.two_rows and rows != 2 and k > 0:
+        what = f"rule `{name}` is defined for two rows, and `harmonize.between: {between}` has {rows}"
+        remedy = "Write `harmonize.between=tasks`, or take a rule for more rows, such as `harmonize.rule=mean`."
+        yield asked.problem(what, remedy, "harmonize.rule", "harmonize.between", "sources")
+
+
+def _rule_options(asked: _Asked) -> Iterator[Problem]:
+    config = asked.config
+    options = rule_options(config)
+    if "lam" in config.harmonize.options and "lam" in rule_options(_without_options(config)):
+        remedy = "Write `harmonize.lam` only."
+        yield asked.problem("`lam` has a key of its own", remedy, "harmonize.options")
+        options["lam"] = config.harmonize.lam
+    try:
+        make_harmonizer(config.harmonize.rule, options)
+    except ConfigError as error:
+        yield _unsuited(asked, "harmonize.options", f"rule `{config.harmonize.rule}`", error, "harmonize.rule")
+
+
+def _without_options(config: Config) -> Config:
+    return config.model_copy(update={"harmonize": config.harmonize.model_copy(update={"options": {}})})
+
+
+def _family(asked: _Asked) -> tuple[DatasetFamily | None, list[Problem]]:
+    """The dataset, if its options and its folder are right."""
+    config = asked.config
+    try:
+        return DATASETS.get(config.dataset)(config.dataset_options, config.root, config.seed), []
+    except ConfigError as error:
+        return None, [_unsuited(asked, "dataset_options", f"dataset `{config.dataset}`", error, "dataset")]
+    except DataError as error:
+        what = f"the files of dataset `{config.dataset}` must be usable"
+        return None, [asked.problem(what, str(error), "dataset", "root", data=True)]
+
+
+def _unknown_domains(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
+    config = asked.config
+    try:
+        known = family.domain_names()
+    except DataError as error:
+        what = f"the files of dataset `{config.dataset}` must be usable"
+        yield asked.problem(what, str(error), "dataset", "root", data=True)
+        return
+    named = [("sources", name) for name in dict.fromkeys(config.sources)]
+    for key, name in [*named, *([] if config.target is None else [("target", config.target)])]:
+        if name not in known:
+            what = f"`{key}` must name domains of dataset `{config.dataset}`"
+            remedy = did_you_mean(name, known)
+            keys = (key, "dataset", "dataset_options", "root")
+            yield Problem(what=what, got=f"`{name}`", where=asked.where(key), remedy=remedy, keys=keys)
+
+
+def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
+    config = asked.config
+    try:
+        n_outputs = LOSSES.get(config.loss)().n_outputs(len(family.class_names))
+    except ConfigError as error:
+        what = f"`loss` must suit the {len(family.class_names)} classes of dataset `{config.dataset}`"
+        yield Problem(
+            what=what, got=f"`{config.loss}`", where=asked.where("loss"), remedy=str(error), keys=("loss", "dataset")
+        )
+        return
+    try:
+        with torch.device("meta"):  # shapes only: no memory, no time
+            model = build_model(config.model, family.image_shape, n_outputs, config.model_options, config.seed)
+    except ConfigError as error:
+        yield _unsuited(asked, "model_options", f"model `{config.model}`", error, "model", "dataset")
+        return
+    except Exception:  # a plug-in's model that cannot be built from shapes is built, and fails, later
+        return
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if config.batch_size == 1 and normalised:
+        what = f"`batch_size` must be at least 2 for model `{config.model}`, which normalises over the batch"
+        yield asked.problem(what, "Write `batch_size=2` or more.", "batch_size")
+
+
+def _unsuited(asked: _Asked, key: str, owner: str, error: ConfigError, *others: str) -> Problem:
+    """The problem of options that their owner refused, in its own words."""
+    got = show(masked_values(value_of(asked.config, key)))
+    where = asked.where(key) if value_of(asked.config, key) else asked.where(others[0])
+    keys = (key, *others)
+    return Problem(what=f"`{key}` must suit {owner}", got=got, where=where, remedy=str(error), keys=keys)

@@ -1,0 +1,123 @@
+"""What is looked at outside the configuration before a run starts: its folders and the size of its domains."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from difc_ray.config.checks import Where, origin_by_value
+from difc_ray.config.problems import DataProblems, Problem
+from difc_ray.config.resolve import absolute
+from difc_ray.config.tree import Config
+from difc_ray.domains import DatasetFamily, Domain
+from difc_ray.errors import DataError
+
+PROBE_BYTES = 1_000_000
+"""What is written, and removed, to learn whether a folder takes it."""
+
+
+def check_paths(config: Config) -> list[str]:
+    """Whether a new run can write where it is to, and has its data folder; one sentence per problem.
+
+    A file without a name is written and removed; no folder is made.
+    """
+    return [str(problem) for problem in path_problems(config, lambda key: origin_by_value(config, key))]
+
+
+def path_problems(config: Config, where: Where) -> list[Problem]:
+    """The problems of :func:`check_paths`, with where each path was given."""
+    return [*_root_problems(config, where), *_output_problems(config, where)]
+
+
+def check_data(config: Config, family: DatasetFamily) -> dict[str, Domain]:
+    """Loads the sources and the target, and checks that every source has a batch to train on and a validation example.
+
+    Args:
+        config: the configuration.
+        family: its dataset.
+
+    Returns:
+        The domains by name: the sources in their order, then the target if there is one.
+
+    Raises:
+        DataProblems: with one sentence for everything that is wrong with a domain.
+    """
+    domains: dict[str, Domain] = {}
+    problems: list[str] = []
+    for name in (*config.sources, *([] if config.target is None else [config.target])):
+        try:
+            domains[name] = family.load(name)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        found = _target_problems if name == config.target else _source_problems
+        problems += [str(problem) for problem in found(config, domains[name])]
+    if problems:
+        raise DataProblems(problems)
+    return domains
+
+
+def _source_problems(config: Config, domain: Domain) -> Iterator[Problem]:
+    train, where = domain.size("train"), f"dataset `{config.dataset}`"
+    if train < config.batch_size:
+        what = f"domain `{domain.name}` must have at least `batch_size = {config.batch_size}` training examples"
+        remedy = f"Write `batch_size={train}` or less, or take it out of `sources`."
+        remedy = remedy if train else "Add examples, or take it out of `sources`."
+        yield Problem(what=what, got=str(train), where=where, remedy=remedy)
+    if domain.size("val") == 0:
+        what = f"domain `{domain.name}` must have validation examples"
+        yield Problem(what=what, got="0", where=where, remedy="Add examples, or take it out of `sources`.")
+
+
+def _target_problems(config: Config, domain: Domain) -> Iterator[Problem]:
+    if domain.size("all") == 0:
+        what, where = f"target domain `{domain.name}` must have examples", f"dataset `{config.dataset}`"
+        yield Problem(what=what, got="0", where=where, remedy="Add examples, or name another target.")
+
+
+def _root_problems(config: Config, where: Where) -> list[Problem]:
+    if config.root is None or absolute(config.root).is_dir():
+        return []
+    got = f"`{config.root}`, " + ("a file" if absolute(config.root).exists() else "which does not exist")
+    remedy = "Correct the path of the dataset's files."
+    what = "`root` must be a folder"
+    return [Problem(what=what, got=got, where=where("root"), remedy=remedy, keys=("root",), data=True)]
+
+
+def _output_problems(config: Config, where: Where) -> list[Problem]:
+    output = absolute(config.output)
+
+    def problem(what: str, got: str, remedy: str, *keys: str) -> list[Problem]:
+        origins = "; ".join(dict.fromkeys(where(key) for key in keys))
+        return [Problem(what=what, got=got, where=origins, remedy=remedy, keys=keys)]
+
+    standing = next(folder for folder in (output, *output.parents) if folder.exists() or folder.is_symlink())
+    if not standing.is_dir():
+        what, got = "`output` must be a folder, or a path where one can be made", f"`{standing}`, a file"
+        return problem(what, got, "Name another folder.", "output")
+    try:
+        _probe(standing)
+    except OSError as error:
+        got = f"`{output}`: {error.strerror or error}"
+        return problem(
+            "`output` must be writable", got, "Name another folder, or free space and permissions.", "output"
+        )
+    if config.name is None or config.resume is not None:
+        return []
+    run = output / config.name
+    if run.is_symlink() or run.is_file() or (run.is_dir() and any(run.iterdir())):
+        remedy = f"Continue it with `resume={run}`, or choose another `name` (none for a unique one)."
+        return problem("the run folder must be new", f"`{run}`, which holds another run", remedy, "name", "output")
+    return []
+
+
+def _probe(folder: Path) -> None:
+    """Writes and removes a file without a name.
+
+    Raises:
+        OSError: the folder does not take it.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0" * PROBE_BYTES)
+        file.flush()

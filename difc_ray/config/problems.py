@@ -1,0 +1,134 @@
+"""What is wrong with a configuration: sentences of one form, gathered and raised together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from difc_ray.errors import ConfigError, DataError
+
+SECRET_KEY = re.compile(r"(?i)(token|secret|passw|key|credential)")
+"""Keys whose values are not shown."""
+
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
+_QUERY = re.compile(
+    rf"(?P<start>[?&;][^=&;\s]*{SECRET_KEY.pattern.removeprefix('(?i)')}[^=&;\s]*=)[^&;\s]+", re.IGNORECASE
+)
+_SHOWN = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One sentence for the user.
+
+    Args:
+        what: the rule that is broken.
+        got: the value found, as text.
+        where: where it was found: "command line", "run.yaml, line 3", "default".
+        remedy: how to fix it, one or more sentences.
+        keys: the keys that it depends on, dotted.
+        data: whether the data are wrong rather than the configuration.
+    """
+
+    what: str
+    got: str
+    where: str
+    remedy: str
+    keys: tuple[str, ...] = ()
+    data: bool = False
+
+    def __str__(self) -> str:
+        """``<what>, got <value> (<where>). <how to fix>``."""
+        return f"{self.what}, got {self.got} ({self.where}). {self.remedy}"
+
+
+class ConfigProblems(ConfigError):  # noqa: N818
+    """Everything that is wrong with a configuration.
+
+    Args:
+        problems: one finished sentence each, at least one.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+    def __reduce__(self) -> tuple[type[ConfigProblems], tuple[list[str]]]:
+        return type(self), (self.problems,)
+
+
+class DataProblems(DataError):  # noqa: N818
+    """Everything about the data that does not fit the configuration.
+
+    Args:
+        problems: one finished sentence each, at least one.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+    def __reduce__(self) -> tuple[type[DataProblems], tuple[list[str]]]:
+        return type(self), (self.problems,)
+
+
+def masked(text: str) -> str:
+    """The text without user names and passwords in addresses.
+
+    >>> masked("http://me:secret@host:5000/?token=abc")
+    'http://***@host:5000/?token=***'
+    """
+    return _QUERY.sub(r"\g<start>***", _USERINFO.sub(r"\g<scheme>***@", text))
+
+
+def masked_values(value: Any, key: str = "") -> Any:
+    """A copy of a value with every secret in it replaced by ``***``.
+
+    >>> masked_values({"api_key": 7, "urls": ["ftp://a:b@c"]})
+    {'api_key': '***', 'urls': ['ftp://***@c']}
+    """
+    if SECRET_KEY.search(key):
+        return "***"
+    if isinstance(value, dict):
+        return {name: masked_values(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(masked_values(item) for item in value)
+    return masked(value) if isinstance(value, str) else value
+
+
+def masked_argument(argument: str) -> str:
+    """A ``key=value`` argument without its secrets."""
+    key, equals, text = argument.partition("=")
+    return f"{key}={masked_values(text, key)}" if equals else masked(argument)
+
+
+def show(value: Any, key: str = "") -> str:
+    """A value as an error message shows it: YAML's words, short, without secrets.
+
+    >>> show("64"), show(True), show(None), show([1, "a"])
+    ('the text `64`', 'true', 'null', '[1, a]')
+    """
+    shown = masked_values(value, key)
+    if isinstance(shown, str) and shown != "***":
+        return f"the text `{_short(shown)}`" if shown else "empty text"
+    return _short(_plainly(shown))
+
+
+def _plainly(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_plainly(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_plainly(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def _short(text: str) -> str:
+    """At most 120 characters, control characters escaped."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: _SHOWN + 1])
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

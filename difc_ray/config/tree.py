@@ -1,0 +1,229 @@
+"""The configuration tree: every key with its default, and under it what it means, its unit and its range.
+
+Adding a key is one field with its docstring; ``difc-ray config``, the error messages and the MLflow parameters follow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from difc_ray.config.types import (
+    ADDRESS,
+    MODULE,
+    RUN_NAME,
+    Count,
+    Decay,
+    FilePath,
+    Names,
+    Natural,
+    NonNegative,
+    Options,
+    Positive,
+    Rule,
+    Section,
+    Seed,
+    Text,
+    UnitInterval,
+    tuple_from_list,
+)
+
+
+class OptimizerConfig(Section):
+    """How the direction becomes an update."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Torch optimizer."""
+    lr: Positive = 1e-3
+    """Learning rate, > 0."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay, >= 0 (decoupled with `adamw`)."""
+    momentum: Decay = 0.9
+    """Momentum in [0, 1), of `sgd` only."""
+    betas: Annotated[
+        tuple[Decay, Decay], BeforeValidator(tuple_from_list), Rule("two numbers in [0, 1)", "Write `0.9,0.999`.")
+    ] = (0.9, 0.999)
+    """Decay of the two moments, each in [0, 1), of `adam` and `adamw`."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment, > 0, of `adam` and `adamw`."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or half a cosine down to 0 at the last step."""
+    warmup_steps: Natural = 0
+    """Steps of linear warm-up, >= 0 and < `steps`."""
+
+
+class AnnealConfig(Section):
+    """A weight on the alignment penalty that changes once."""
+
+    weight_before: NonNegative = 1.0
+    """Factor on alpha and beta before `steps`, >= 0."""
+    steps: Natural = 0
+    """First step with `weight_after`, >= 0."""
+    weight_after: NonNegative = 1.0
+    """Factor on alpha and beta from `steps` on, >= 0."""
+    rescale_loss: bool = False
+    """Whether the whole loss is divided by the factor where that exceeds 1."""
+    reset_optimizer: bool = False
+    """Whether the optimizer forgets its moments at `steps`."""
+
+
+class AlignmentConfig(Section):
+    """The penalty on the spread of gradients and Hessians between the source domains."""
+
+    penalty: Literal["hutchinson", "hgp", "gradient"] = "hutchinson"
+    """What is aligned besides gradients: Hessian diagonals, Hessian-gradient products, or nothing (`gradient`)."""
+    alpha: NonNegative = 0.1
+    """Weight of the Hessian term, >= 0; not used by `gradient`."""
+    beta: NonNegative = 0.1
+    """Weight of the gradient term, >= 0."""
+    scope: Literal["head", "all"] = "head"
+    """Parameters that are aligned; this version offers `head`, the linear classifier."""
+    estimator: Literal["exact", "hutchinson"] = "exact"
+    """Hessian diagonal of `penalty: hutchinson`: closed form (head only), or estimated from random probes."""
+    probes: Count = 1
+    """Probes per set and step, >= 1, for `estimator: hutchinson`."""
+    probe_sets: Literal["shared", "independent", "released"] = "shared"
+    """One probe set for all domains, one per domain, or one per domain and another for the mean (as published)."""
+    detach_mean: Annotated[Literal["auto"] | bool, Rule("`auto`, true or false", "Write `true` or `false`.")] = "auto"
+    """Whether the mean is a constant for the gradient; `auto`: true for `hgp`, false for `released` probes."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Mean or sum over the domains."""
+    anneal: AnnealConfig = AnnealConfig()
+    """A weight on the penalty that changes once."""
+
+
+class HarmonizeConfig(Section):
+    """How rows that disagree are combined into one direction."""
+
+    rule: Text = "ghpp"
+    """A registered harmonizer."""
+    lam: UnitInterval = 0.5
+    """How the rotation is shared in the `ghpp` rules, in [0, 1]; other rules do not read it."""
+    between: Literal["auto", "tasks", "domains", "both"] = "auto"
+    """Rows that the rule sees: the two tasks, one per domain, or one per domain and the alignment.
+
+    `auto`: `tasks` (alignment, classification) for the two-row rules, `domains` for all others.
+    """
+    weights: Annotated[
+        tuple[Positive, ...] | None,
+        BeforeValidator(tuple_from_list),
+        Rule("a list of finite numbers > 0, one per source, or null", "Leave it out for equal weights."),
+    ] = None
+    """One weight per source, > 0, scaled to sum 1; null: all equal."""
+    options: Options = Field(default_factory=dict)
+    """The rule's own options."""
+
+
+class CheckpointConfig(Section):
+    """When the training state is saved."""
+
+    every: Count = 100
+    """Steps between two checkpoints, >= 1."""
+    keep: Count = 3
+    """Newest checkpoints that are kept, >= 1, besides the best one."""
+
+
+class TrackingConfig(Section):
+    """Where MLflow is told about the run."""
+
+    uri: Text | None = None
+    """MLflow store or server; null: MLFLOW_TRACKING_URI, else an SQLite file under `output`."""
+    experiment: Text = "difc_ray"
+    """MLflow experiment."""
+    mode: Literal["on", "off"] = "on"
+    """`off`: nothing is sent; the run folder holds the same records."""
+
+
+class ClusterConfig(Section):
+    """What Ray is asked for."""
+
+    address: Annotated[
+        Annotated[str, Field(pattern=ADDRESS)] | None,
+        Rule("null, `auto`, `local`, `HOST:PORT` or `ray://HOST:PORT`", "Give the port, such as `10.0.0.9:6379`."),
+    ] = None
+    """Ray cluster to join; null: RAY_ADDRESS if set, else a local one for this run."""
+    transport: Literal["auto", "object_store"] = "auto"
+    """How rows travel between the workers and the coordinator."""
+    cpus_per_worker: Annotated[Literal["auto"] | Positive, Rule("`auto` or a finite number > 0")] = "auto"
+    """CPUs reserved per process, whole numbers above 1; `auto`: min(1, CPUs of the cluster / (sources + 1))."""
+    gpus_per_worker: Annotated[Literal["auto"] | NonNegative, Rule("`auto` or a finite number >= 0")] = "auto"
+    """GPUs reserved per domain worker, whole numbers above 1; `auto`: decided at start from what the cluster has."""
+    step_timeout_s: Positive = 120.0
+    """Seconds after which a domain that has not answered a step is restarted, > 0."""
+    start_timeout_s: Positive = 120.0
+    """Seconds that placing and starting all actors may take, > 0."""
+    max_worker_restarts: Natural = 3
+    """Restarts per domain before the run fails, >= 0."""
+    object_store_mb: Annotated[
+        Annotated[int, Field(ge=75)] | None, Rule("an integer >= 75 (MiB) or null", "Ray's own minimum is 75 MiB.")
+    ] = None
+    """Size of a local cluster's object store in MiB, >= 75; null: Ray decides."""
+
+
+class Config(Section):
+    """One training run, completely."""
+
+    name: Annotated[
+        Annotated[str, Field(pattern=RUN_NAME)] | None,
+        Rule(
+            "at most 128 letters, digits, `.`, `_` or `-`, the first a letter or a digit",
+            "Choose such a name, or leave it out for a unique one.",
+        ),
+    ] = None
+    """Name of the run and its folder; null: `<dataset>-<rule>-<time>-<4 hex digits>`."""
+    output: FilePath = Path("runs")
+    """Folder that holds run folders."""
+    seed: Seed = 0
+    """Seed of everything that is drawn, in [0, 2^63)."""
+    steps: Count = 300
+    """Updates, >= 1."""
+    batch_size: Count = 64
+    """Examples per domain and step, >= 1."""
+    engine: Literal["ray", "inline"] = "ray"
+    """One Ray actor per source domain, or everything in the calling process with the same results."""
+    dataset: Text = "digits"
+    """A registered dataset."""
+    dataset_options: Options = Field(default_factory=dict)
+    """The dataset's own options."""
+    root: FilePath | None = None
+    """Folder with the dataset's files; null where it needs none."""
+    sources: Names = ("mnist", "optdigits", "fonts")
+    """Domains that train, at least one, each once."""
+    target: Text | None = "mnistm"
+    """Domain that is held out and evaluated at the end; null: none."""
+    model: Text = "lenet"
+    """A registered model."""
+    model_options: Options = Field(default_factory=dict)
+    """The model's own options."""
+    loss: Text = "cross_entropy"
+    """A registered classification loss."""
+    objective: Text = "auto"
+    """A registered objective; `auto`: `alignment.penalty` if alpha or beta is > 0, else `erm`."""
+    plugins: Annotated[
+        tuple[Annotated[str, Field(pattern=MODULE)], ...],
+        BeforeValidator(tuple_from_list),
+        Rule("a list of dotted module names", "Write for example `plugins=my_package.my_module`."),
+    ] = ()
+    """Modules to import, here and in every worker, before names are looked up."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How the direction becomes an update."""
+    alignment: AlignmentConfig = AlignmentConfig()
+    """The penalty on the spread between the source domains."""
+    harmonize: HarmonizeConfig = HarmonizeConfig()
+    """How rows that disagree are combined."""
+    selection: Literal["last", "train_domain_val", "oracle"] = "train_domain_val"
+    """Which evaluated step is the best one; `oracle` looks at the target and marks the run."""
+    eval_every: Count = 50
+    """Steps between two evaluations, >= 1."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the training state is saved."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where MLflow is told about the run."""
+    cluster: ClusterConfig = ClusterConfig()
+    """What Ray is asked for."""
+    on_nonfinite: Literal["skip_step", "abort"] = "skip_step"
+    """A step with non-finite numbers is left out, or ends the run."""
+    resume: Text | None = None
+    """Run folder to continue, or `auto` for the newest one under `output`."""

@@ -1,0 +1,165 @@
+"""The coordinator: one actor that owns the training state, asks the domain workers, and takes the steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import ray
+import torch
+from ray.util.placement_group import PlacementGroup
+
+from difc_ray.config import Config, import_plugins
+from difc_ray.determinism import pin_threads
+from difc_ray.distributed.placement import Plan
+from difc_ray.distributed.transport import ObjectStoreDomains, StepRedo, WaitInterrupted
+from difc_ray.distributed.worker import WorkerInfo
+from difc_ray.errors import DifcError
+from difc_ray.evaluation import SplitMetrics
+from difc_ray.global_step import GlobalStep, StepRecord, TrainState
+from difc_ray.local_step import ModelState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """Answer to a request for steps: what was done, what was noticed, and what ended it early."""
+
+    records: list[StepRecord] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    restarts: dict[str, int] = field(default_factory=dict)
+    error: DifcError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateArrays:
+    """A :class:`~difc_ray.global_step.TrainState` as NumPy arrays, the form in which it travels between processes."""
+
+    step: int
+    theta_P: np.ndarray
+    buffers: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    harmonizer: dict[str, np.ndarray]
+    skipped: list[int]
+
+    @classmethod
+    def of(cls, state: TrainState) -> StateArrays:
+        """Views of a state's memory (sending them makes the copy)."""
+        return cls(
+            step=state.step,
+            theta_P=state.theta_P.numpy(),
+            buffers={name: value.numpy() for name, value in state.buffers.items()},
+            optimizer={name: value.numpy() for name, value in state.optimizer.items()},
+            harmonizer=state.harmonizer,
+            skipped=list(state.skipped),
+        )
+
+    def to_state(self) -> TrainState:
+        """A state with memory of its own."""
+        return TrainState(
+            step=self.step,
+            theta_P=torch.from_numpy(self.theta_P.copy()),
+            buffers={name: torch.from_numpy(value.copy()) for name, value in self.buffers.items()},
+            optimizer={name: torch.from_numpy(value.copy()) for name, value in self.optimizer.items()},
+            harmonizer={name: value.copy() for name, value in self.harmonizer.items()},
+            skipped=list(self.skipped),
+        )
+
+
+class Coordinator:
+    """Owns the training state; wrapped in ``ray.remote`` with two concurrency slots, one of them for :meth:`stop`.
+
+    Args:
+        group: the placement group.
+        plan: resources of the workers.
+        threads: threads of this and every worker process.
+        search_path: folders from which plug-ins may come.
+    """
+
+    def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str]) -> None:
+        pin_threads(threads)
+        self.threads = threads
+        self.stopping = threading.Event()
+        self.domains = ObjectStoreDomains(group, plan, threads, search_path)
+        self.domains.stop_waiting = self.stopping.is_set
+
+    def start(self, config: Config, run: str, arrays: StateArrays) -> list[WorkerInfo]:
+        """Starts a run: its workers, and its state. A later run may start on the same actors.
+
+        Args:
+            config: the run's configuration.
+            run: the run's identity.
+            arrays: where to start.
+
+        Raises:
+            ClusterError, WorkerError, DataError: a worker could not start.
+        """
+        self.stopping.clear()
+        import_plugins(config.plugins)
+        infos = self.domains.start(config, run)
+        self.step = GlobalStep(config, infos[0].layout, arrays.to_state())
+        return infos
+
+    def advance(self, n: int) -> Advance:
+        """Takes up to n steps; fewer when :meth:`stop` was called or an error ended them."""
+        pin_threads(self.threads)  # this thread of the actor, too
+        records: list[StepRecord] = []
+        error = None
+        while len(records) < n and not self.stopping.is_set() and error is None:
+            try:
+                records.append(self._take())
+            except WaitInterrupted as interruption:
+                self.domains.messages.append(str(interruption))
+                break
+            except DifcError as raised:
+                error = raised
+        messages, self.domains.messages = self.domains.messages, []
+        return Advance(records=records, messages=messages, restarts=dict(self.domains.restarts), error=error)
+
+    def _take(self) -> StepRecord:
+        """One step with its times; repeated by everybody if a replacement's bits differ."""
+        while True:
+            started = time.perf_counter()
+            try:
+                record = self.step.take(self.domains)
+            except StepRedo as redo:
+                self.domains.messages.append(str(redo))
+                self.domains.attempt += 1
+                continue
+            total, compute = time.perf_counter() - started, self.domains.compute_s
+            own = record.seconds.get("coordinator", 0.0)
+            return replace(
+                record,
+                seconds={
+                    "step": total, "compute": compute, "coordinator": own, "transport": max(0.0, total - compute - own),
+                },
+            )  # fmt: skip
+
+    def stop(self) -> None:
+        """Lets :meth:`advance` return after the step in hand."""
+        self.stopping.set()
+
+    def status(self) -> tuple[int, dict[str, float]]:
+        """The step in hand, and the domains that have not answered yet with their seconds."""
+        return self.step.state.step if hasattr(self, "step") else 0, dict(self.domains.waiting)
+
+    def snapshot(self) -> StateArrays:
+        """The training state between two steps."""
+        return StateArrays.of(self.step.state)
+
+    def evaluate(
+        self, jobs: Sequence[tuple[str, str]], state: ModelState | None
+    ) -> tuple[list[SplitMetrics], list[str]]:
+        """Metrics of the current state (or the given one) for (domain, split) pairs, and what was noticed meanwhile."""
+        pin_threads(self.threads)
+        reference = ray.put(self.step.state.model_state() if state is None else state)
+        found = self.domains.evaluate(reference, jobs)
+        messages, self.domains.messages = self.domains.messages, []
+        return found, messages
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self.stopping.set()
+        self.domains.close()

@@ -1,0 +1,182 @@
+"""The driver's side of a Ray run: connect, place, start the coordinator, and talk to it in short calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from difc_ray.config import Config
+from difc_ray.determinism import thread_environment, threads_for
+from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
+from difc_ray.distributed.placement import connect, plan_for, release, reserve
+from difc_ray.distributed.transport import LOST, POLL_S, describe, search_path
+from difc_ray.errors import ClusterError, DifcError, WorkerError
+from difc_ray.evaluation import SplitMetrics
+from difc_ray.global_step import StepRecord, TrainState
+from difc_ray.local_step import ModelState
+
+LATE_S = 10.0
+"""After this long without an answer the display names who is late."""
+
+STOP_S = 20.0
+"""How long a stopped run waits for the step in hand before it takes the last checkpoint as its end."""
+
+
+class RayEngine:
+    """Training on Ray: a coordinator actor and one worker actor per source domain in one placement group.
+
+    Args:
+        config: the run's configuration.
+        run: the run's identity.
+        interrupted: whether the run is to stop.
+        notice: where to put one-line messages.
+    """
+
+    def __init__(
+        self, config: Config, run: str, interrupted: Callable[[], bool], notice: Callable[[str], None]
+    ) -> None:
+        self.config, self.run, self.interrupted, self.notice = config, run, interrupted, notice
+        self.restarts: dict[str, int] = {}
+        self.facts: dict[str, str] = {"engine": "ray", "transport": "object_store"}
+        self._coordinator: Any = None
+        self._group: Any = None
+        self._owns_group = self._owns_ray = False
+        self._error: DifcError | None = None
+
+    def connect(self) -> None:
+        """Reaches a cluster and checks that it has what the run needs; starts nothing yet.
+
+        Raises:
+            ClusterError: see :mod:`difc_ray.distributed.placement`.
+        """
+        self._owns_ray = connect(self.config)
+        self.plan = plan_for(self.config, ray.cluster_resources())
+        self.threads = threads_for(self.plan.cpus)
+        self.facts |= {"cpus_per_worker": f"{self.plan.cpus:g}", "gpus_per_worker": f"{self.plan.gpus:g}",
+                       "threads": str(self.threads), "ray": ray.__version__}  # fmt: skip
+
+    def start(self, state: TrainState) -> None:
+        """Reserves the placement group, starts all actors, hands over the state.
+
+        Raises:
+            ClusterError: resources were not granted, or an actor did not start in time.
+        """
+        self._group, self._owns_group = reserve(self.config, self.plan, self.interrupted)
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=0, placement_group_capture_child_tasks=False
+        )
+        actor = ray.remote(Coordinator).options(
+            num_cpus=self.plan.cpus,
+            num_gpus=0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=2,
+            scheduling_strategy=strategy,
+            runtime_env={"env_vars": thread_environment(self.threads)},
+        )
+        self._coordinator = actor.remote(self._group, self.plan, self.threads, search_path())
+        self.begin(self.config, self.run, state)
+
+    def begin(self, config: Config, run: str, state: TrainState) -> None:
+        """Starts a run on the actors that :meth:`start` made: again and again, if their resources fit.
+
+        Args:
+            config: a configuration with as many sources.
+            run: the run's identity.
+            state: where to start.
+        """
+        self.config, self.run, self._error = config, run, None
+        infos = self._call("start", config, run, StateArrays.of(state))
+        self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
+        self.facts["nodes"] = str(len({info.node for info in infos}))
+
+    def advance(self, n: int) -> list[StepRecord]:
+        """Up to n steps; fewer when the run is to stop. Errors come after the records that precede them.
+
+        Raises:
+            WorkerError, NumericError, DataError: what ended training.
+        """
+        if self._error is not None:
+            raise self._error
+        answer: Advance = self._call("advance", n)
+        for message in answer.messages:
+            self.notice(message)
+        self.restarts = answer.restarts
+        self._error = answer.error
+        if answer.error is not None and not answer.records:
+            raise answer.error
+        return answer.records
+
+    def snapshot(self) -> TrainState:
+        """A copy of the training state."""
+        arrays: StateArrays = self._call("snapshot")
+        return arrays.to_state()
+
+    def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
+        """Metrics of the current or a given state for (domain, split) pairs, in their order."""
+        found, messages = self._call("evaluate", list(jobs), state)
+        for message in messages:
+            self.notice(message)
+        metrics: list[SplitMetrics] = found
+        return metrics
+
+    def close(self) -> None:
+        """Ends every actor, gives the placement group back, leaves Ray if this engine joined it."""
+        if not ray.is_initialized():
+            return
+        if self._coordinator is not None:
+            try:
+                ray.get(self._coordinator.close.remote(), timeout=5.0)
+            except (*LOST, ray.exceptions.GetTimeoutError, RayTaskError):
+                pass  # it is ended by its handle below, and its workers end with their owner
+            ray.kill(self._coordinator, no_restart=True)
+            self._coordinator = None
+        if self._group is not None and self._owns_group:
+            release(self._group)
+            self._group = None
+        if self._owns_ray:
+            ray.shutdown()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """A call to the coordinator that hears signals, names who is late, and never waits without end."""
+        reference = getattr(self._coordinator, method).remote(*arguments)
+        started = told = time.monotonic()
+        stopped_at = 0.0
+        while True:
+            ready, _ = ray.wait([reference], timeout=POLL_S)
+            if ready:
+                return self._answer(reference)
+            now = time.monotonic()
+            if self.interrupted() and not stopped_at:
+                stopped_at = now
+                self._coordinator.stop.remote()
+            if stopped_at and now - stopped_at > STOP_S:
+                raise WorkerError(f"The coordinator did not answer within {STOP_S:g} s of the signal.")
+            if now - told > LATE_S:
+                told = now
+                self._tell_who_is_late(method, now - started)
+
+    def _answer(self, reference: Any) -> Any:
+        try:
+            return ray.get(reference, timeout=60.0)
+        except RayTaskError as error:
+            if isinstance(error.cause, DifcError):
+                raise error.cause from error
+            raise
+        except LOST as error:
+            raise ClusterError(
+                f"The coordinator is gone ({describe(error)}). Continue from the newest checkpoint with `resume=auto`."
+            ) from error
+
+    def _tell_who_is_late(self, method: str, seconds: float) -> None:
+        try:
+            step, waiting = ray.get(self._coordinator.status.remote(), timeout=2.0)
+        except (*LOST, ray.exceptions.GetTimeoutError, RayTaskError):
+            return
+        late = ", ".join(f"`{name}` {since:.0f} s" for name, since in waiting.items()) or "the coordinator itself"
+        self.notice(f"{method} at step {step}: waiting {seconds:.0f} s for {late}")

@@ -1,0 +1,184 @@
+"""Where the actors go: connect to Ray, check that there is enough of everything, reserve one placement group."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+from difc_ray.config import Config
+from difc_ray.determinism import automatic_cpus
+from difc_ray.errors import ClusterError
+
+PROBE_S = 5.0
+"""Seconds that an address has to answer; Ray itself would try for minutes."""
+
+SOCKET_PATH_BYTES, SESSION_PATH_BYTES = 107, 70
+"""Longest path of a Unix socket, and what Ray appends to its temporary folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Resources of one run.
+
+    Args:
+        cpus: CPUs of each actor, the coordinator's included.
+        gpus: GPUs of each domain worker (a fraction shares one).
+        bundles: the placement group's bundles: the coordinator's, then one per source domain.
+    """
+
+    cpus: float
+    gpus: float
+    bundles: tuple[dict[str, float], ...]
+
+
+def connect(config: Config) -> bool:
+    """Connects to the configured cluster, to the one of the surrounding job, or starts a local one.
+
+    Returns:
+        Whether this call started or joined Ray (the caller then disconnects).
+
+    Raises:
+        ClusterError: nothing answers at the address, the token is refused, or the version differs.
+    """
+    if ray.is_initialized():
+        return False
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "", "local"):
+        _start_local(config)
+        return True
+    assert address is not None
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"A run connects to a Ray head, not to its dashboard. Found the address `{address}`. "
+            "Give `cluster.address=HOST:6379`, or submit the run as a job to that dashboard and unset RAY_ADDRESS."
+        )
+    if address != "auto":
+        probe_address(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(explain_refusal(address, error)) from error
+    return True
+
+
+def probe_address(address: str) -> None:
+    """A TCP connection to ``HOST:PORT``, with a deadline.
+
+    Raises:
+        ClusterError: the address has another form, or nobody answers there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"`cluster.address` must be HOST:PORT, `auto` or `local`. Found `{address}`. "
+                           "The head prints its address when it starts; the usual port is 6379.")  # fmt: skip
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except OSError as error:
+        raise ClusterError(f"No Ray head answers at {address} ({error}). Start one with `ray start --head`, correct "
+                           "`cluster.address`, or leave it out to start Ray on this machine.") from error  # fmt: skip
+
+
+def explain_refusal(address: str, error: Exception) -> str:
+    """Ray's refusal in our words."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if any(word in str(error).lower() for word in ("token", "unauthenticated", "authentication")):
+        return (f"The cluster at {address} wants another token ({text}). Set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token.")  # fmt: skip
+    if "version mismatch" in str(error).lower():
+        return f"The cluster at {address} runs other versions ({text}). Install the same Ray and Python here."
+    return f"Ray at {address} refused the connection ({text}). Check the address, the network and the versions."
+
+
+def _start_local(config: Config) -> None:
+    """A private Ray on this machine: loopback dashboard off, token authentication on, no usage report."""
+    temporary = os.environ.get("RAY_TMPDIR", "")
+    if len(temporary) + SESSION_PATH_BYTES > SOCKET_PATH_BYTES:
+        raise ClusterError(
+            f"RAY_TMPDIR must leave room for Ray's socket names (at most {SOCKET_PATH_BYTES - SESSION_PATH_BYTES} "
+            f"characters). Found {len(temporary)}: {temporary}. Set RAY_TMPDIR to a shorter path."
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not named and not (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # in memory only: Ray would write a file readable by all
+    size = config.cluster.object_store_mb
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=None if size is None else size * 2**20,
+        )
+    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"Ray did not start on this machine ({error}). Run `difc-ray doctor` to see why, or use "
+                           "`engine=inline`.") from error  # fmt: skip
+
+
+def plan_for(config: Config, cluster: Mapping[str, float]) -> Plan:
+    """Resolves `auto` resources against the cluster's totals and checks that they suffice.
+
+    Raises:
+        ClusterError: a table of wanted against available, and the keys to change.
+    """
+    k = len(config.sources)
+    total_cpus, total_gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
+    told_cpus, told_gpus = config.cluster.cpus_per_worker, config.cluster.gpus_per_worker
+    cpus = automatic_cpus(total_cpus, k) if told_cpus == "auto" else told_cpus
+    gpus = min(1.0, int(1000 * total_gpus / k) / 1000) if told_gpus == "auto" else told_gpus
+    worker = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    wanted = {"CPU": cpus * (k + 1), "GPU": gpus * k}
+    have = {"CPU": total_cpus, "GPU": total_gpus}
+    short = [name for name in wanted if wanted[name] > have[name] + 1e-9]
+    if short or cpus <= 0:
+        table = "; ".join(f"{name}: wanted {wanted[name]:g}, available {have[name]:g}" for name in wanted)
+        keys = " or ".join(f"`cluster.{name.lower()}s_per_worker`" for name in short or ["CPU"])
+        raise ClusterError(
+            f"The cluster has not enough for {k} domain workers and a coordinator ({table}). Lower {keys}, name fewer "
+            "`sources`, add nodes, or use `engine=inline`."
+        )
+    return Plan(cpus=cpus, gpus=gpus, bundles=({"CPU": cpus}, *(dict(worker) for _ in range(k))))
+
+
+def reserve(config: Config, plan: Plan, interrupted: Callable[[], bool]) -> tuple[PlacementGroup, bool]:
+    """The trial's own placement group if there is one, else a new one.
+
+    Returns:
+        The group, and whether it is ours to remove.
+
+    Raises:
+        ClusterError: not granted within `cluster.start_timeout_s`.
+    """
+    surrounding = ray.util.get_current_placement_group()
+    if surrounding is not None:
+        return surrounding, False
+    group = placement_group(list(plan.bundles), strategy="PACK")
+    deadline = time.monotonic() + config.cluster.start_timeout_s
+    while not group.wait(timeout_seconds=0.5):
+        state = placement_group_table(group)["stats"]["scheduling_state"]
+        if time.monotonic() > deadline or state == "INFEASIBLE" or interrupted():
+            free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
+            remove_placement_group(group)
+            raise ClusterError(
+                f"The cluster did not grant {list(plan.bundles)} (state {state}; free now: {free}). Wait for other runs "
+                "to end, lower `cluster.cpus_per_worker` or `cluster.gpus_per_worker`, or raise "
+                "`cluster.start_timeout_s`."
+            )
+    return group, True
+
+
+def release(group: PlacementGroup) -> None:
+    """Removes a placement group and waits until its resources are free again (5 s at most)."""
+    remove_placement_group(group)
+    deadline = time.monotonic() + 5.0
+    while placement_group_table(group).get("state") != "REMOVED" and time.monotonic() < deadline:
+        time.sleep(0.02)

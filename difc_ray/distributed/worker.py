@@ -1,0 +1,97 @@
+"""The domain worker: one source domain, one process, the worker's half of a step."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from difc_ray.config import Config, import_plugins
+from difc_ray.determinism import pin_threads
+from difc_ray.evaluation import SplitMetrics, evaluate_state
+from difc_ray.local_step import LocalStep, ModelState, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.objectives import Vectors
+from difc_ray.vectors import ParameterLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """Who a domain worker is, for checks before the first step and for messages."""
+
+    domain: str
+    pid: int
+    host: str
+    node: str
+    device: str
+    layout: ParameterLayout
+    log: str
+
+
+class DomainWorker:
+    """Holds one source domain and answers with statistics and rows; wrapped in ``ray.remote`` where it is started.
+
+    Single-threaded and without training state: what a replacement needs is the configuration and the next message.
+
+    Args:
+        threads: threads of this process.
+        search_path: folders of the driver from which plug-ins may come.
+    """
+
+    def __init__(self, threads: int, search_path: list[str]) -> None:
+        self.threads, self.search_path = threads, search_path
+
+    def start(self, config: Config, domain: str) -> WorkerInfo:
+        """Loads plug-ins, data and model of a run; a later run may start on the same worker.
+
+        Apart from the constructor, so that an error arrives as itself.
+        """
+        pin_threads(self.threads)
+        sys.path.extend(folder for folder in self.search_path if folder not in sys.path)
+        import_plugins(config.plugins)
+        model, loss = model_of(config)
+        self.config, self.domain = config, domain
+        self.step = LocalStep(config, load_domain(config, domain), model, loss, assigned_device())
+        context = ray.get_runtime_context()
+        return WorkerInfo(
+            domain=domain,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            node=context.get_node_id(),
+            device=str(self.step.device),
+            layout=self.step.layout,
+            log=worker_log(),
+        )
+
+    def statistics(self, state: ModelState, token: Token) -> Statistics:
+        """First answer of a step."""
+        return self.step.statistics(state, token)
+
+    def exchange(self, token: Token, number: int, broadcast: Vectors) -> Statistics:
+        """A later exchange of the step in hand."""
+        return self.step.exchange(token, number, broadcast)
+
+    def rows(self, token: Token, cotangent: Vectors) -> Rows:
+        """The rows of the step in hand."""
+        return self.step.rows(token, cotangent)
+
+    def evaluate(self, state: ModelState, domain: str, split: str) -> SplitMetrics:
+        """Metrics of a state on a split of this domain, or of one loaded for the purpose (the target)."""
+        held = self.step.domain if domain == self.domain else load_domain(self.config, domain)
+        return evaluate_state(self.step, state, held, split)
+
+
+def assigned_device() -> torch.device:
+    """The GPU that Ray gave this actor, else the CPU (never a GPU that merely happens to be visible)."""
+    return torch.device("cuda:0" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def worker_log() -> str:
+    """The file that holds what this process prints (Ray redirects every worker's streams to one)."""
+    try:
+        return os.readlink("/proc/self/fd/2")
+    except OSError:
+        return "the worker's .err file in the logs folder of the Ray session"

@@ -1,0 +1,280 @@
+"""What a domain is: labelled examples, fixed splits, and batches as a pure function of (seed, domain, step).
+
+Shape suffixes: B batch, C channels, H height, W width, M examples of a domain.
+
+A dataset file implements :class:`Domain` (``images_at`` and the labels) and :class:`DatasetFamily` (which domains
+there are), and registers the family in :data:`DATASETS`. Nothing here keeps the state of an iterator: what is cached is
+the value of a pure function, so a domain that is rebuilt in another process gives the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from difc_ray.errors import ConfigError
+from difc_ray.registry import Registry, did_you_mean
+
+Split = Literal["train", "val", "test"]
+EvaluationSplit = Literal["train", "val", "test", "all"]
+
+SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
+FRACTIONS: Final = (0.8, 0.1, 0.1)
+"""Default shares of train, val and test."""
+
+_KEPT_EPOCHS: Final = 4
+_HASH_CHUNK: Final = 512
+
+
+def derive_seed(seed: int, purpose: str, domain: str = "", step: int = 0) -> int:
+    """The seed of one draw: 63 bits of the SHA-256 of the four values.
+
+    A new domain, step or purpose changes no other draw, and no draw depends on the order in which draws are made.
+
+    Args:
+        seed: seed of the run (or a constant, for what must not depend on the run).
+        purpose: what is drawn, e.g. ``"epoch"``.
+        domain: name of the domain, empty where the draw belongs to none.
+        step: step or epoch, >= 0.
+
+    Returns:
+        An integer in [0, 2**63).
+
+    Source: the idea of hash-derived seeds is DomainBed's ``misc.seed_hash``.
+
+    >>> derive_seed(0, "init") == derive_seed(0, "init")
+    True
+    >>> derive_seed(0, "epoch", "a", 1) == derive_seed(0, "epoch", "a", 2)
+    False
+    """
+    text = "\0".join((str(seed), purpose, domain, str(step)))  # NUL: no name can contain the separator
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, purpose: str, domain: str = "", step: int = 0) -> np.random.Generator:
+    """A NumPy generator on :func:`derive_seed`; the bit generator is named, so NumPy's default may change."""
+    return np.random.Generator(np.random.PCG64(derive_seed(seed, purpose, domain, step)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some examples of one domain.
+
+    Args:
+        images: (B, C, H, W) float32, normalised.
+        labels: (B,) int64 class numbers.
+        indices: (B,) int64 positions in the domain.
+    """
+
+    images: Float[Tensor, "B C H W"]
+    labels: Int[Tensor, " B"]
+    indices: Int[np.ndarray, " B"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def stratified_splits(
+    labels_M: Int[np.ndarray, " M"], fractions: Sequence[float], rng: np.random.Generator
+) -> dict[Split, Int[np.ndarray, " _"]]:
+    """Disjoint index arrays for train, val and test in which every class keeps its share.
+
+    Systematic sampling: the examples are put in order of class, at random inside a class, and every n-th of them is
+    held out; val and test are drawn from the held-out ones in the same way. So the sizes are exact,
+    ``round(fraction * M)``, and no class differs from its exact share by more than one example, two for test.
+
+    Args:
+        labels_M: class numbers.
+        fractions: shares of train, val, test; non-negative, sum 1.
+        rng: source of the order inside a class.
+
+    Returns:
+        Sorted indices by split; together they are ``range(M)``.
+    """
+    assert len(fractions) == 3, fractions
+    assert min(fractions) >= 0, fractions
+    assert abs(sum(fractions) - 1) < 1e-9, fractions
+    size = len(labels_M)
+    shuffled = rng.permutation(size)
+    by_class = shuffled[np.argsort(labels_M[shuffled], kind="stable")]
+    n_val, n_test = round(fractions[1] * size), round(fractions[2] * size)
+    n_held = min(n_val + n_test, size)
+    held = by_class[_spread(n_held, size)]
+    val = held[_spread(min(n_val, n_held), n_held)]
+    test = np.setdiff1d(held, val)
+    return {"train": np.setdiff1d(by_class, held), "val": np.sort(val), "test": test}
+
+
+def _spread(count: int, size: int) -> Int[np.ndarray, " _"]:
+    """``count`` distinct positions, evenly spaced in ``range(size)``."""
+    return ((2 * np.arange(count, dtype=np.int64) + 1) * size) // (2 * max(count, 1))
+
+
+class Domain(ABC):
+    """A labelled set of examples with one distribution.
+
+    Args:
+        name: unique in its dataset.
+        class_names: names by class number, the same for all domains of a dataset.
+        image_shape: (C, H, W).
+        labels: (M,) class numbers of all examples.
+        seed: decides the splits (not the content).
+        fractions: shares of train, val and test, sum 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        image_shape: tuple[int, int, int],
+        labels: Int[np.ndarray, " M"],
+        seed: int,
+        fractions: Sequence[float] = FRACTIONS,
+    ) -> None:
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.image_shape = image_shape
+        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
+        assert self.labels.size == 0 or 0 <= self.labels.min() <= self.labels.max() < len(self.class_names)
+        self._splits = stratified_splits(self.labels, fractions, generator(seed, "split", name))
+        self._epochs: dict[tuple[int, int], Int[np.ndarray, " _"]] = {}
+
+    @abstractmethod
+    def images_at(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B C H W"]:
+        """Normalised float32 images at positions of the domain; a pure function, a fresh array each time."""
+
+    def split_indices(self, split: EvaluationSplit) -> Int[np.ndarray, " _"]:
+        """Sorted positions that belong to a split (``all``: every position)."""
+        return np.arange(len(self.labels), dtype=np.int64) if split == "all" else self._splits[split]
+
+    def size(self, split: EvaluationSplit = "all") -> int:
+        """Number of examples in a split."""
+        return len(self.labels) if split == "all" else len(self._splits[split])
+
+    def class_counts(self, split: EvaluationSplit = "all") -> Int[np.ndarray, " _"]:
+        """Number of examples of each class in a split, (n_classes,) int64."""
+        return np.bincount(self.labels[self.split_indices(split)], minlength=len(self.class_names))
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """The training batch of a step: a pure function of (seed, name, step, batch size).
+
+        The train split is walked through in one random permutation per epoch, the permutations are laid end to end,
+        and step t takes the positions [t·B, (t+1)·B): every example is seen once per epoch, and a batch that crosses
+        the end of an epoch goes on in the next permutation.
+
+        Args:
+            seed: seed of the run.
+            step: >= 0.
+            batch_size: B >= 1.
+        """
+        assert step >= 0, step
+        assert batch_size >= 1, batch_size
+        train = self._splits["train"]
+        assert len(train) > 0, f"domain `{self.name}` has no training examples"
+        start, parts = step * batch_size, []
+        end = start + batch_size
+        while start < end:
+            epoch, offset = divmod(start, len(train))
+            parts.append(self._permutation(seed, epoch)[offset : offset + end - start])
+            start += len(parts[-1])
+        return self._collect(train[np.concatenate(parts)])
+
+    def evaluation_batches(self, split: EvaluationSplit, batch_size: int = 256) -> Iterator[Batch]:
+        """The examples of a split in order of position, each once; the last batch may be smaller."""
+        indices = self.split_indices(split)
+        for start in range(0, len(indices), batch_size):
+            yield self._collect(indices[start : start + batch_size])
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the content: name, classes, shape, labels and normalised images (splits excluded)."""
+        digest = hashlib.sha256(repr((self.name, self.class_names, self.image_shape)).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        for start in range(0, len(self.labels), _HASH_CHUNK):
+            indices = np.arange(start, min(start + _HASH_CHUNK, len(self.labels)), dtype=np.int64)
+            digest.update(self.images_at(indices).astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def _permutation(self, seed: int, epoch: int) -> Int[np.ndarray, " _"]:
+        """Order of the train split in an epoch; the latest few are kept."""
+        key = (seed, epoch)
+        if key not in self._epochs:
+            while len(self._epochs) >= _KEPT_EPOCHS:
+                self._epochs.pop(next(iter(self._epochs)))
+            rng = generator(seed, "epoch", self.name, epoch)
+            self._epochs[key] = rng.permutation(len(self._splits["train"]))
+        return self._epochs[key]
+
+    def _collect(self, indices: Int[np.ndarray, " B"]) -> Batch:
+        images, labels = self.images_at(indices), self.labels[indices]
+        return Batch(images=torch.from_numpy(images), labels=torch.from_numpy(labels), indices=indices)
+
+
+class DatasetFamily(ABC):
+    """The domains of one dataset.
+
+    Args:
+        options: the dataset's own options from the configuration.
+        root: folder with the files, None where the dataset needs none.
+        seed: seed of the run; decides the splits, never the content.
+
+    Raises:
+        ConfigError: an option is unknown or has a wrong value.
+    """
+
+    description: str
+    """One line for ``difc-ray domains``."""
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
+        self.options = dict(options)
+        self.root = root
+        self.seed = seed
+
+    @abstractmethod
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the domains, in a fixed order."""
+
+    @abstractmethod
+    def load(self, domain_name: str) -> Domain:
+        """One domain.
+
+        Raises:
+            ConfigError: there is no domain of that name.
+            DataError: its files are missing or unusable.
+        """
+
+    def check_domain(self, domain_name: str) -> None:
+        """Refuses a name that is not among :meth:`domain_names`."""
+        if domain_name not in self.domain_names():
+            raise ConfigError(f"Unknown domain `{domain_name}`. {did_you_mean(domain_name, self.domain_names())}")
+
+
+DATASETS: Registry[type[DatasetFamily]] = Registry("dataset")
+"""Dataset families by name; ``DATASETS.get(name)(options, root, seed)``."""
+
+
+def check_option_names(owner: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuses options that their owner does not know, all at once.
+
+    Args:
+        owner: whose options, as the user calls it, e.g. "model `lenet`".
+        options: what the user gave.
+        known: names of the options that exist.
+
+    Raises:
+        ConfigError: one sentence per unknown name.
+    """
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        hint = {name: did_you_mean(name, known) if known else "It takes no options." for name in unknown}
+        raise ConfigError(" ".join(f"Unknown option `{name}` of {owner}. {hint[name]}" for name in unknown))

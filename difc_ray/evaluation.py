@@ -1,0 +1,221 @@
+"""Metrics per domain and split, and the rules that choose the checkpoint of a run.
+
+Shape suffixes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Final, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from difc_ray.domains.base import Domain, EvaluationSplit
+from difc_ray.local_step import LocalStep, ModelState
+from difc_ray.losses.base import Loss
+from difc_ray.registry import Registry
+
+ECE_BINS: Final = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitMetrics:
+    """How well a model does on one split of one domain.
+
+    All figures are NaN where there are no samples, or where a probability is not finite: a model that has diverged has
+    no accuracy.
+
+    Args:
+        domain: name of the domain.
+        split: train, val, test or all.
+        n: number of samples.
+        accuracy: share of correct predictions, in [0, 1].
+        macro_f1: F1 score averaged over the classes that occur among labels or predictions, in [0, 1].
+        ece: expected calibration error, 15 equal bins, mean absolute gap, in [0, 1].
+        loss: mean loss in nats.
+        per_class: recall of each class, NaN for a class without samples.
+        confusion: counts, rows are true classes and columns predicted ones.
+    """
+
+    domain: str
+    split: str
+    n: int
+    accuracy: float
+    macro_f1: float
+    ece: float
+    loss: float
+    per_class: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def metrics_from(
+    probabilities_NK: Float[Tensor, "N K"], labels_N: Int[Tensor, " N"], domain: str, split: str, loss: float
+) -> SplitMetrics:
+    """The metrics of given predictions.
+
+    Args:
+        probabilities_NK: class probabilities, rows sum to 1.
+        labels_N: true class numbers.
+        domain: name of the domain.
+        split: train, val, test or all.
+        loss: mean loss, taken over as it is.
+    """
+    n, n_classes = probabilities_NK.shape
+    if n == 0 or not bool(torch.isfinite(probabilities_NK).all()):
+        nan, nothing = math.nan, ((0,) * n_classes,) * n_classes
+        return SplitMetrics(
+            domain=domain, split=split, n=n, accuracy=nan, macro_f1=nan, ece=nan, loss=nan,
+            per_class=(nan,) * n_classes, confusion=nothing,
+        )  # fmt: skip
+    from torchmetrics.functional import classification  # here: it takes seconds, and training does without
+
+    # An entry above 1 by a rounding error would make torchmetrics take the probabilities for logits.
+    given = (probabilities_NK.clamp(0, 1), labels_N)
+    common = {"num_classes": n_classes, "validate_args": False}
+    present = torch.bincount(labels_N, minlength=n_classes) > 0
+    recall = classification.multiclass_recall(*given, average="none", **common)
+    return SplitMetrics(
+        domain=domain,
+        split=split,
+        n=n,
+        accuracy=float(classification.multiclass_accuracy(*given, average="micro", **common)),
+        macro_f1=float(classification.multiclass_f1_score(*given, average="macro", **common)),
+        ece=float(classification.multiclass_calibration_error(*given, n_bins=ECE_BINS, norm="l1", **common)),
+        loss=loss,
+        per_class=tuple(torch.where(present, recall, math.nan).tolist()),
+        confusion=tuple(map(tuple, classification.multiclass_confusion_matrix(*given, **common).tolist())),
+    )
+
+
+def evaluate_domain(model: nn.Module, loss: Loss, domain: Domain, split: str, batch_size: int = 256) -> SplitMetrics:
+    """The metrics of a model on one split of a domain.
+
+    The model runs in evaluation mode and without a graph; afterwards every module is in the mode it was in before.
+
+    Args:
+        model: images to logits; the images are moved to the device of its parameters.
+        loss: turns logits into probabilities and into the mean loss.
+        domain: where the examples come from.
+        split: train, val, test or all.
+        batch_size: samples per forward pass, >= 1.
+    """
+    assert split in ("train", "val", "test", "all"), split
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    probabilities, labels, total = [torch.empty(0, len(domain.class_names))], [torch.empty(0, dtype=torch.int64)], 0.0
+    with _evaluation_mode(model), torch.no_grad():
+        for batch in domain.evaluation_batches(cast(EvaluationSplit, split), batch_size):
+            logits, truth = model(batch.images.to(device)), batch.labels.to(device)
+            total += len(batch) * float(loss.value(logits, truth))
+            probabilities.append(loss.predictions(logits).float().cpu())
+            labels.append(batch.labels)
+    labels_N = torch.cat(labels)
+    return metrics_from(torch.cat(probabilities), labels_N, domain.name, split, total / max(len(labels_N), 1))
+
+
+def evaluate_state(step: LocalStep, state: ModelState, domain: Domain, split: str) -> SplitMetrics:
+    """Metrics of a state on one split of a domain, with a worker's own model.
+
+    Args:
+        step: the worker's half; its model is overwritten.
+        state: the parameters and buffers to evaluate.
+        domain: a domain of the run's dataset, not necessarily the worker's own.
+        split: ``train``, ``val``, ``test`` or ``all``.
+    """
+    step.load_state(state)
+    return evaluate_domain(step.model, step.loss, domain, split)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; module by module the earlier mode afterwards (some may have been frozen on purpose)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def worst_domain(metrics: Sequence[SplitMetrics]) -> SplitMetrics:
+    """The entry with the lowest accuracy; the first of equal ones; one without a number is worse than all.
+
+    Args:
+        metrics: at least one entry; entries of empty splits count only if there are no others.
+    """
+    judged = [entry for entry in metrics if entry.n > 0] or list(metrics)
+    return min(judged, key=lambda entry: -math.inf if math.isnan(entry.accuracy) else entry.accuracy)
+
+
+class Selector(ABC):
+    """A rule that gives each evaluated step a score; the best step's checkpoint is the result of the run."""
+
+    needs_target: ClassVar[bool] = False
+    """Whether the target must be evaluated during training. Such a run is marked: its result is no honest estimate."""
+
+    @abstractmethod
+    def score(self, metrics: Mapping[tuple[str, str], SplitMetrics], step: int) -> float:
+        """The score of a step, larger is better.
+
+        Args:
+            metrics: by (domain, split); the sources' on ``val`` and, if the rule needs it, the target's on ``all``.
+            step: the step after which they were taken.
+        """
+
+    @staticmethod
+    def better(score: float, best: float | None) -> bool:
+        """Whether a score replaces the best so far: NaN never does, and of equal scores the earlier stays."""
+        return not math.isnan(score) and (best is None or score > best)
+
+
+SELECTORS: Registry[type[Selector]] = Registry("selection rule")
+"""Selection rules by name; ``SELECTORS.get(name)()``."""
+
+
+@SELECTORS.register("last")
+class Last(Selector):
+    """The last step."""
+
+    def score(self, metrics: Mapping[tuple[str, str], SplitMetrics], step: int) -> float:
+        """The step itself."""
+        return float(step)
+
+
+@SELECTORS.register("train_domain_val")
+class TrainDomainValidation(Selector):
+    """The step with the highest accuracy on the sources' validation splits, each domain counting the same.
+
+    Source: Gulrajani & Lopez-Paz 2021, "training-domain validation set".
+    Differs from the source: the mean is over domains, not over the pooled samples, so that a large one does not decide.
+    """
+
+    def score(self, metrics: Mapping[tuple[str, str], SplitMetrics], step: int) -> float:
+        """Mean accuracy over all ``val`` splits with samples; NaN if there is none."""
+        return _mean_accuracy([entry for (_, split), entry in metrics.items() if split == "val"])
+
+
+@SELECTORS.register("oracle")
+class Oracle(Selector):
+    """The step with the highest accuracy on the target: an upper bound on what selection could gain, not a result.
+
+    Source: Gulrajani & Lopez-Paz 2021, "test-domain validation set (oracle)".
+    Differs from the source: the whole target is looked at, at every evaluation, and early stopping is allowed.
+    """
+
+    needs_target = True
+
+    def score(self, metrics: Mapping[tuple[str, str], SplitMetrics], step: int) -> float:
+        """Accuracy on the ``all`` split, which only the target is evaluated on."""
+        return _mean_accuracy([entry for (_, split), entry in metrics.items() if split == "all"])
+
+
+def _mean_accuracy(entries: Sequence[SplitMetrics]) -> float:
+    """Mean accuracy of the entries with samples, NaN without any."""
+    accuracies = [entry.accuracy for entry in entries if entry.n > 0]
+    return sum(accuracies) / len(accuracies) if accuracies else math.nan

@@ -1,0 +1,201 @@
+"""Figures of a run: pure functions from arrays to matplotlib figures.
+
+They build :class:`matplotlib.figure.Figure` objects and never touch ``pyplot``: no global state, no window, no leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#4d4d4d")
+"""Okabe and Ito's colours, distinguishable with every form of colour vision, without the pale yellow."""
+TARGET_COLOUR = "#4d4d4d"
+_BEFORE, _AFTER, _CONFLICT = "#d55e00", "#0072b2", "#d55e00"
+_DPI = 130
+_SPLITS = ("train", "val", "test")
+_MAX_CLASSES_WITH_NUMBERS = 20
+
+
+def loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Figure:
+    """Loss of each domain against the step: faint as measured, bold as a centred running mean.
+
+    Args:
+        steps: n steps, increasing.
+        losses: per domain n losses, >= 0; one that is not finite leaves a gap.
+    """
+    figure, axes = _canvas(7.2, 4.2)
+    x = np.asarray(steps)
+    for colour, (domain, values) in zip(_cycle(len(losses)), losses.items(), strict=True):
+        y = np.where(np.isfinite(values), np.asarray(values, dtype=np.float64), np.nan)
+        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(x, _running_mean(y, max(1, len(y) // 25)), color=colour, linewidth=1.8, label=domain)
+    finite = np.concatenate([np.asarray(values, dtype=np.float64) for values in losses.values()] or [np.zeros(0)])
+    finite = finite[np.isfinite(finite) & (finite > 0)]
+    if finite.size and finite.max() > 30 * finite.min():
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set(xlabel="step", ylabel="classification loss", title="Loss per source domain")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes, len(losses))
+    return figure
+
+
+def cosine_histogram(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray) -> Figure:
+    """Cosines between pairs of rows before and after harmonization; what is left of zero is a conflict.
+
+    Args:
+        before: cosines in [-1, 1], one per pair and step; not finite ones (a zero row) are left out.
+        after: the same for the harmonized rows.
+
+    Source: seed 003, Figures 2 and 12.
+    Differs from the source: cosines instead of inner products, so that steps of different gradient length compare.
+    """
+    panels = (("before harmonization", before, _BEFORE), ("after harmonization", after, _AFTER))
+    figure = Figure(figsize=(7.2, 4.6), dpi=_DPI, layout="constrained")
+    pair = figure.subplots(2, 1, sharex=True, sharey=True)
+    cosines = [np.clip(_finite(values), -1.0, 1.0) for _, values, _ in panels]
+    bins = _bins(np.concatenate(cosines))
+    tallest = 1.0
+    for axes, values, (label, _, colour) in zip(pair, cosines, panels, strict=True):
+        _tidy(axes)
+        counts, _, _ = axes.hist(values, bins=bins, color=colour, alpha=0.85, edgecolor="white", linewidth=0.4)
+        tallest = max(tallest, float(np.max(counts)))
+        share = float(np.mean(values < -1e-9)) if values.size else 0.0
+        axes.axvspan(-2.0, 0.0, color=_CONFLICT, alpha=0.07, linewidth=0, zorder=0)
+        axes.axvline(0.0, color="#333333", linewidth=1.0)
+        axes.set_title(f"{label}: {share:.1%} of {values.size:,} pairs in conflict", fontsize=10, loc="left")
+        axes.set_ylabel("pairs")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    pair[0].set(xlim=(bins[0], bins[-1]), ylim=(0, 1.1 * tallest))
+    pair[1].set_xlabel("cosine between two rows (shaded: conflict)")
+    return figure
+
+
+def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[str], title: str) -> Figure:
+    """Counts of true against predicted classes, coloured by the share of the true class.
+
+    Args:
+        confusion: (n_classes, n_classes) counts >= 0; rows are true classes, columns predictions.
+        class_names: n_classes names.
+        title: what was evaluated.
+    """
+    n = len(class_names)
+    counts = np.asarray(confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(14.0, 3.2 + 0.42 * n)
+    figure = Figure(figsize=(side + 0.8, side), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0))
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    long_names = max((len(name) for name in class_names), default=0) > 3
+    size = 9.0 if n <= 25 else max(3.0, 230.0 / n)
+    axes.set_xticks(range(n), class_names, fontsize=size, rotation=90 if long_names else 0)
+    axes.set_yticks(range(n), class_names, fontsize=size)
+    accuracy = np.trace(counts) / max(counts.sum(), 1)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{title}\naccuracy {accuracy:.1%}")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if n <= _MAX_CLASSES_WITH_NUMBERS:
+        _write_counts(axes, counts, shares)
+    return figure
+
+
+def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], target: str | None = None) -> Figure:
+    """Accuracy per domain and split; the target, which did not train, stands apart.
+
+    Args:
+        accuracies: domain -> split -> accuracy in [0, 1]; not every domain has every split, and nan draws no bar.
+        target: name of the target domain, None if there is none.
+    """
+    domains = [domain for domain in accuracies if domain != target] + [d for d in accuracies if d == target]
+    found = {split for splits in accuracies.values() for split in splits}
+    splits = [split for split in _SPLITS if split in found] + sorted(found.difference(_SPLITS))
+    figure, axes = _canvas(min(16.0, max(5.4, 2.2 + 1.25 * len(domains))), 4.2)
+    position = 0.0
+    centres: list[float] = []
+    for domain in domains:
+        shown = [split for split in splits if np.isfinite(accuracies[domain].get(split, np.nan))]
+        position += 0.35 if domain == target and centres else 0.0
+        width = 0.8 / max(len(splits), 1)
+        for index, split in enumerate(shown):
+            x = position + (index - (len(shown) - 1) / 2) * width
+            value = accuracies[domain][split]
+            bar = axes.bar(x, value, 0.92 * width, color=COLOURS[splits.index(split) % len(COLOURS)], zorder=2)
+            if domain == target:
+                bar[0].set(hatch="///", edgecolor="white", linewidth=0)
+            axes.annotate(f"{100 * value:.1f}", (x, value), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+        centres.append(position)
+        position += 1.0
+    names = [f"{domain}\n(target)" if domain == target else domain for domain in domains]
+    crowded = max((len(name) for domain in domains for name in domain.split()), default=0) > 11
+    axes.set_xticks(centres, names, rotation=25 if crowded else 0, ha="right" if crowded else "center")
+    axes.set(ylim=(0, 1.08), ylabel="accuracy", title="Accuracy per domain")
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="x", visible=False)
+    handles = [axes.bar(np.nan, np.nan, color=COLOURS[i % len(COLOURS)], label=s) for i, s in enumerate(splits)]
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", frameon=False, title="split", fontsize=9)
+    return figure
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    _tidy(axes)
+    return figure, axes
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _cycle(n: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(n)]
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    """Beside the curves, where it covers none."""
+    if entries:
+        axes.figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64).ravel()
+    return array[np.isfinite(array)]
+
+
+def _bins(cosines: np.ndarray) -> np.ndarray:
+    """Edges of 0.05, or finer when all cosines lie close together; zero is always an edge."""
+    low, high = (float(cosines.min()), float(cosines.max())) if cosines.size else (-1.0, 1.0)
+    width = next(width for width in (0.01, 0.02, 0.05) if (high - low) / width <= 60 or width == 0.05)
+    first = min(np.floor(low / width), -2.0)
+    last = max(np.ceil(high / width), 2.0)
+    return np.arange(first, last + 1) * width
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over a centred window, shorter at the ends; nan are left out."""
+    known = np.isfinite(values)
+    kernel = np.ones(2 * (window // 2) + 1)
+    total = np.convolve(np.where(known, values, 0.0), kernel, "same")[: len(values)]
+    count = np.convolve(known.astype(np.float64), kernel, "same")[: len(values)]
+    return np.where(known, total / np.maximum(count, 1.0), np.nan)
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[row, column] > 0.5 else "#333333"
+            axes.text(column, row, f"{count:d}", ha="center", va="center", fontsize=7, color=colour)

@@ -1,0 +1,341 @@
+"""All domains, one step: statistics -> cotangents, rows -> weights -> next state. No Ray, no input or output.
+
+Shape suffixes: K domains, P parameters, N raw rows (K, or 2K with a penalty), V rows of the view that a rule sees.
+
+:meth:`GlobalStep.take` is the algorithm, top to bottom. Who answers (a function call in this process, or actors on a
+cluster) is behind the small :class:`Domains` interface, so every engine runs the same lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difc_ray.config import Config, rule_options
+from difc_ray.domains import derive_seed
+from difc_ray.errors import NumericError
+from difc_ray.harmonizers import GramStatistics, Harmonization, make_harmonizer
+from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
+from difc_ray.local_step import ModelState, Rows, Statistics, objective_of
+from difc_ray.objectives import Coefficients, Vectors
+from difc_ray.optimizer import FlatOptimizer
+from difc_ray.vectors import ParameterLayout, as_tensor, combine, gram
+
+SKIPS_IN_A_ROW = 5
+"""A run of this many non-finite steps ends training."""
+
+SKIPS_IN_WINDOW, SKIP_WINDOW = 10, 1_000
+"""More non-finite steps than this among the last ``SKIP_WINDOW`` end training too."""
+
+
+@dataclass
+class TrainState:
+    """Everything that training carries from one step to the next: what a checkpoint holds.
+
+    Args:
+        step: number of steps taken, skipped ones included.
+        theta_P: (P,) float32 parameters.
+        buffers: the model's buffers by name.
+        optimizer: the optimizer's tensors by name.
+        harmonizer: the rule's arrays by name.
+        skipped: the steps skipped as non-finite within the last ``SKIP_WINDOW``.
+    """
+
+    step: int
+    theta_P: Tensor
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    harmonizer: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
+
+    def model_state(self) -> ModelState:
+        """The part that workers need, over the same memory."""
+        return ModelState(
+            theta_P=self.theta_P.numpy(), buffers={name: buffer.numpy() for name, buffer in self.buffers.items()}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one step did, for the display and the tracker.
+
+    Args:
+        step: index of the step, from 0.
+        losses: classification loss by domain.
+        accuracies: batch accuracy by domain.
+        penalty: the penalty's terms, α and β inside.
+        values: diagnostics of the rule and the optimizer by name.
+        row_cosines: cosines between the rows that the rule saw, pair by pair.
+        margins_before: cosine of every such row with the plain weighted sum.
+        margins_after: cosine of every such row with the direction taken.
+        weights: what each such row was multiplied with.
+        skipped: why the step was not taken, or empty.
+        seconds: wall time by part: `step`, `compute`, `transport`, `coordinator`.
+    """
+
+    step: int
+    losses: dict[str, float]
+    accuracies: dict[str, float] = field(default_factory=dict)
+    penalty: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    row_cosines: tuple[float, ...] = ()
+    margins_before: tuple[float, ...] = ()
+    margins_after: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    skipped: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def conflict(self) -> bool:
+        """Whether any two rows that the rule saw had a negative inner product."""
+        return any(cosine < 0 for cosine in self.row_cosines)
+
+
+class Domains(Protocol):
+    """Whoever answers for the source domains; answers come in the order of the configuration."""
+
+    def statistics(self, state: ModelState, step: int) -> list[Statistics]:
+        """First answers of all domains."""
+
+    def exchange(self, step: int, number: int, broadcast: Vectors) -> list[Statistics]:
+        """Answers of all domains to one broadcast."""
+
+    def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
+        """Rows of all domains, each for its own cotangents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The rows that a rule sees, as combinations of the raw rows.
+
+    Args:
+        matrix_VN: view rows = matrix · raw rows; raw rows are g_1 … g_K, then a_1 … a_K if there is a penalty.
+        base_V: the weights of the view's rows where nothing conflicts.
+        names: what each view row is.
+    """
+
+    matrix_VN: np.ndarray
+    base_V: np.ndarray
+    names: tuple[str, ...]
+
+
+def make_view(between: str, weights_K: np.ndarray, domains: Sequence[str], *, penalised: bool) -> View:
+    """The view `tasks`, `domains` or `both` of K classification rows g_e and alignment rows a_e (Σ a_e = ∇Ω).
+
+    Args:
+        between: `tasks`: row 1 = Σ a_e, row 2 = Σ w_e g_e, base (1, 1); `domains`: row_e = g_e + a_e / w_e, base w;
+            `both`: K rows g_e and one row Σ a_e, base (w, 1).
+        weights_K: the domains' weights, sum 1.
+        domains: the domains' names.
+        penalised: whether there are alignment rows.
+    """
+    k = len(weights_K)
+    eye, ones, none = np.eye(k), np.ones((1, k)), np.zeros((1, k))
+    if between == "tasks":
+        matrix = np.vstack([np.hstack([none, ones]), np.hstack([weights_K[None], none])])
+        return View(matrix_VN=matrix, base_V=np.ones(2), names=("alignment", "classification"))
+    if not penalised:
+        return View(matrix_VN=eye, base_V=weights_K, names=tuple(domains))
+    if between == "domains":
+        return View(matrix_VN=np.hstack([eye, np.diag(1 / weights_K)]), base_V=weights_K, names=tuple(domains))
+    matrix = np.vstack([np.hstack([eye, 0 * eye]), np.hstack([none, ones])])
+    return View(matrix_VN=matrix, base_V=np.append(weights_K, 1.0), names=(*domains, "alignment"))
+
+
+def domain_weights(config: Config) -> np.ndarray:
+    """(K,) float64 weights of the source domains, sum 1."""
+    k = len(config.sources)
+    given = config.harmonize.weights
+    weights_K = np.ones(k) if given is None else np.array(given, dtype=np.float64)
+    return np.asarray(weights_K / weights_K.sum())
+
+
+class GlobalStep:
+    """The coordinator's half of the algorithm; owns the training state.
+
+    Args:
+        config: the run's configuration, resolved.
+        layout: the model's parameters.
+        state: where to start.
+    """
+
+    def __init__(self, config: Config, layout: ParameterLayout, state: TrainState) -> None:
+        self.config = config
+        self.layout = layout
+        self.state = state
+        self.weights_K = domain_weights(config)
+        self.objective = objective_of(config)
+        self.harmonizer = make_harmonizer(config.harmonize.rule, rule_options(config))
+        self.view = make_view(
+            config.harmonize.between, self.weights_K, config.sources, penalised=self.objective.has_penalty
+        )
+        if not state.harmonizer:
+            state.harmonizer = self.harmonizer.init(len(self.view.base_V))
+        self.optimizer = FlatOptimizer(config.optimizer, config.steps, state.theta_P, state.optimizer)
+
+    def take(self, domains: Domains) -> StepRecord:
+        """One step: ask for statistics, align, ask for rows, harmonize, update."""
+        step = self.state.step
+        answers = domains.statistics(self.state.model_state(), step)
+        if bad := self._first_bad_statistic(answers):
+            return self._skip(answers, bad)
+        vectors = [dict(answer.vectors) for answer in answers]
+        for number in range(1, self.objective.exchanges):
+            broadcast = self.objective.broadcast(number, vectors, self.weights_K)
+            for known, answer in zip(vectors, domains.exchange(step, number, broadcast), strict=True):
+                known.update(answer.vectors)
+        cotangents, penalty = self.objective.cotangents(vectors, self.weights_K, self.coefficients(step))
+        return self.update(answers, penalty, domains.rows(step, cotangents))
+
+    def update(self, answers: Sequence[Statistics], penalty: dict[str, float], replies: Sequence[Rows]) -> StepRecord:
+        """Rows -> Gram -> weights -> direction -> the next state."""
+        started = time.perf_counter()
+        rows = raw_rows(replies)
+        gram_NN = gram(rows)
+        if not np.isfinite(np.diag(gram_NN)).all():
+            return self._skip(answers, self._first_bad_row(replies))
+        scale = self.rescale(self.state.step)
+        matrix_VN = scale * self.view.matrix_VN
+        gram_VV = matrix_VN @ gram_NN @ matrix_VN.T
+        decision = self._harmonize(gram_VV, answers)
+        weights_N = matrix_VN.T @ decision.weights
+        direction_P = combine(weights_N, rows)
+        norm = float(np.sqrt(max(decision.weights @ gram_VV @ decision.weights, 0.0)))
+        if not np.isfinite(norm):
+            return self._skip(answers, "the direction is not finite")
+        lr = self._step_optimizer(direction_P)
+        self.state.buffers = merged_buffers(replies, self.weights_K)
+        self.state.harmonizer = decision.state
+        self.state.step += 1
+        values = {**decision.diagnostics, "direction_norm": norm, "lr": lr}
+        return StepRecord(
+            step=self.state.step - 1,
+            losses={answer.token.domain: answer.loss for answer in answers},
+            accuracies={answer.token.domain: answer.accuracy for answer in answers},
+            penalty=penalty,
+            values=values,
+            row_cosines=tuple(upper(pairwise_cosines(gram_VV)).tolist()),
+            margins_before=tuple(margin_cosines(gram_VV, self.view.base_V).tolist()),
+            margins_after=tuple(margin_cosines(gram_VV, decision.weights).tolist()),
+            weights=tuple(decision.weights.tolist()),
+            seconds={"coordinator": time.perf_counter() - started},
+        )
+
+    def coefficients(self, step: int) -> Coefficients:
+        """α and β at a step: annealed, and for `reduction: sum` times K (equal weights: Σ instead of the mean)."""
+        alignment = self.config.alignment
+        factor = self._annealed(step) * (len(self.weights_K) if alignment.reduction == "sum" else 1)
+        return Coefficients(alpha=factor * alignment.alpha, beta=factor * alignment.beta)
+
+    def rescale(self, step: int) -> float:
+        """1, or with `anneal.rescale_loss` 1 / the annealing weight where that exceeds 1 (the whole loss is divided)."""
+        weight = self._annealed(step)
+        return 1.0 / weight if self.config.alignment.anneal.rescale_loss and weight > 1 else 1.0
+
+    def _annealed(self, step: int) -> float:
+        anneal = self.config.alignment.anneal
+        return anneal.weight_before if step < anneal.steps else anneal.weight_after
+
+    def _harmonize(self, gram_VV: np.ndarray, answers: Sequence[Statistics]) -> Harmonization:
+        """The rule's decision, with randomness from the step's own generator."""
+        rng = np.random.Generator(np.random.PCG64(derive_seed(self.config.seed, "harmonizer", "", self.state.step)))
+        losses = np.array([answer.loss for answer in answers]) if len(answers) == len(self.view.base_V) else None
+        statistics = GramStatistics(gram_NN=gram_VV, weights_N=self.view.base_V, losses_N=losses)
+        return self.harmonizer.update(statistics, self.state.harmonizer, rng)
+
+    def _step_optimizer(self, direction_P: Tensor) -> float:
+        anneal = self.config.alignment.anneal
+        if anneal.reset_optimizer and anneal.steps > 0 and self.state.step == anneal.steps:
+            self.optimizer.reset()
+        lr = self.optimizer.step(direction_P, self.state.step)
+        self.state.optimizer = self.optimizer.tensors()
+        return lr
+
+    def _skip(self, answers: Sequence[Statistics], reason: str) -> StepRecord:
+        """Leaves weights and optimizer as they are and moves on: batches and schedule go by the step's index."""
+        step = self.state.step
+        if self.config.on_nonfinite == "abort":
+            raise NumericError(f"Step {step}: {reason}. `on_nonfinite: abort` ends the run here; the last checkpoint "
+                               "holds finite weights. Lower `optimizer.lr`, or set `on_nonfinite=skip_step`.")  # fmt: skip
+        self.state.skipped = [s for s in self.state.skipped if s > step - SKIP_WINDOW] + [step]
+        self.state.step += 1
+        in_a_row = set(range(step - SKIPS_IN_A_ROW + 1, step + 1))
+        if in_a_row <= set(self.state.skipped) or len(self.state.skipped) > SKIPS_IN_WINDOW:
+            raise NumericError(
+                f"Step {step}: {reason}. {len(self.state.skipped)} of the last {SKIP_WINDOW} steps were not finite, and "
+                f"{SKIPS_IN_A_ROW} in a row or more than {SKIPS_IN_WINDOW} end the run. Lower `optimizer.lr` or "
+                "`alignment.alpha` / `alignment.beta`, and look at the data of that domain."
+            )
+        losses = {answer.token.domain: answer.loss for answer in answers}
+        return StepRecord(step=step, losses=losses, skipped=reason)
+
+    def _first_bad_statistic(self, answers: Sequence[Statistics]) -> str:
+        """Names the first domain whose loss or statistics are not finite (empty: all are)."""
+        for answer in answers:
+            where = f"domain `{answer.token.domain}`"
+            if not np.isfinite(answer.loss):
+                return f"{where}: the loss is {answer.loss}"
+            for name, vector in answer.vectors.items():
+                if not np.isfinite(vector).all():
+                    return f"{where}: the head statistic `{name}` has {_count_bad(vector)} non-finite value(s)"
+        return ""
+
+    def _first_bad_row(self, replies: Sequence[Rows]) -> str:
+        """Names domain, row and first parameter of the first non-finite entry."""
+        for reply in replies:
+            for kind, row_P in zip(("classification", "alignment"), reply.rows_RP, strict=False):
+                bad = ~np.isfinite(row_P)
+                if bad.any():
+                    parameter = self.layout.owner(int(bad.argmax()))
+                    return (
+                        f"domain `{reply.token.domain}`: the {kind} gradient has {_count_bad(row_P)} non-finite "
+                        f"value(s), first in `{parameter}`"
+                    )
+        return "the Gram matrix is not finite"
+
+
+def raw_rows(replies: Sequence[Rows]) -> list[Tensor]:
+    """The N raw rows in order: g_1 … g_K, then a_1 … a_K."""
+    stacked = [as_tensor(reply.rows_RP) for reply in replies]
+    return [rows_RP[kind] for kind in range(stacked[0].shape[0]) for rows_RP in stacked]
+
+
+def merged_buffers(replies: Sequence[Rows], weights_K: np.ndarray) -> dict[str, Tensor]:
+    """Buffers of the next state: the weighted mean of floating ones, the first domain's counters."""
+    merged = {}
+    for name, first in replies[0].buffers.items():
+        if np.issubdtype(first.dtype, np.floating):
+            total = sum(w * reply.buffers[name].astype(np.float64) for w, reply in zip(weights_K, replies, strict=True))
+            merged[name] = torch.from_numpy(np.asarray(total, dtype=first.dtype))
+        else:
+            merged[name] = torch.from_numpy(first.copy())
+    return merged
+
+
+def upper(matrix_VV: np.ndarray) -> np.ndarray:
+    """The entries above the diagonal, row by row."""
+    return matrix_VV[np.triu_indices(len(matrix_VV), 1)]
+
+
+def _count_bad(array: np.ndarray) -> int:
+    return int((~np.isfinite(array)).sum())
+
+
+def record_metrics(record: StepRecord) -> Mapping[str, float]:
+    """One step as flat metric names for the tracker."""
+    metrics = {f"train/loss/{domain}": loss for domain, loss in record.losses.items()}
+    metrics |= {f"train/accuracy/{domain}": value for domain, value in record.accuracies.items()}
+    metrics |= {f"align/{name}": value for name, value in record.penalty.items()}
+    metrics |= {f"harmonize/{name}": value for name, value in record.values.items()}
+    if record.row_cosines:
+        metrics["harmonize/min_row_cosine"] = min(record.row_cosines)
+        metrics["harmonize/min_margin_after"] = min(record.margins_after)
+    metrics["harmonize/conflict"] = float(record.conflict)
+    metrics["train/skipped"] = float(bool(record.skipped))
+    return metrics | {f"time/{part}_ms": 1e3 * seconds for part, seconds in record.seconds.items()}

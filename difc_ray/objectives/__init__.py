@@ -1,0 +1,12 @@
+"""Objectives by name: ``OBJECTIVES.get("hutchinson")``. Adding one is a file here and an import line below."""
+
+from difc_ray.objectives.base import OBJECTIVES as OBJECTIVES
+from difc_ray.objectives.base import Coefficients as Coefficients
+from difc_ray.objectives.base import Measurement as Measurement
+from difc_ray.objectives.base import Objective as Objective
+from difc_ray.objectives.base import ObjectiveOptions as ObjectiveOptions
+from difc_ray.objectives.base import Vectors as Vectors
+from difc_ray.objectives.erm import Erm as Erm
+from difc_ray.objectives.gradient import Gradient as Gradient
+from difc_ray.objectives.hgp import Hgp as Hgp
+from difc_ray.objectives.hutchinson import Hutchinson as Hutchinson

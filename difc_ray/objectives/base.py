@@ -1,0 +1,117 @@
+"""What a worker measures in a step, what the coordinator makes of it, and what is pulled back.
+
+An objective is the sum of the classification loss and a penalty on statistics of the scope. It is written as a
+conversation, one file per objective:
+
+1. every worker answers :meth:`Objective.measure` with named vectors of scope size;
+2. for each further exchange the coordinator computes one :meth:`Objective.broadcast` from all answers so far, and every
+   worker answers it with :meth:`Objective.respond`;
+3. the coordinator turns all answers into :meth:`Objective.cotangents`, one set per domain;
+4. worker e differentiates :meth:`Objective.surrogate` of its own cotangents: a row.
+
+The sum of those rows over the domains is the gradient of the penalty. Workers never see each other's examples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
+from difc_ray.curvature import HeadCurvature
+from difc_ray.registry import Registry
+
+Vectors = dict[str, np.ndarray]
+"""Named vectors of scope size, as they travel between processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    """The part of the configuration that objectives read.
+
+    Args:
+        estimator: `exact` (closed form) or `hutchinson` (Rademacher probes).
+        probes: m, probes per set, at least 1.
+        probe_sets: `shared` (one set per step for all domains), `independent` (one per domain) or `released` (one per
+            domain and a fresh one for the mean, as in the authors' code).
+        detach_mean: whether the mean term is a constant for differentiation, where that matters.
+    """
+
+    estimator: str = "exact"
+    probes: int = 1
+    probe_sets: str = "shared"
+    detach_mean: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coefficients:
+    """α and β as they stand in a step, after annealing and reduction."""
+
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A worker's side of one step: the differentiable head, the probes, and the vectors it has answered so far."""
+
+    head: HeadCurvature
+    probes: Mapping[str, Tensor]
+    answered: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """One objective; a final class per file, constructed with its options."""
+
+    exchanges: int = 1
+    """How many answers a worker gives before the cotangents come."""
+
+    has_penalty: bool = True
+    """Whether there is anything to pull back (`erm`: no)."""
+
+    def __init__(self, options: ObjectiveOptions) -> None:
+        self.options = options
+
+    def probe_sets(self) -> dict[str, bool]:
+        """Probe sets that a worker needs: name -> whether it is one set shared by all domains."""
+        return {}
+
+    @abstractmethod
+    def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """First answer: named vectors of scope size, differentiable."""
+
+    def respond(self, measurement: Measurement, exchange: int, broadcast: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Answer to a later exchange (1, 2, ...)."""
+        raise AssertionError(f"{type(self).__name__} has one exchange")
+
+    def broadcast(self, exchange: int, answers: Sequence[Vectors], weights_K: np.ndarray) -> Vectors:
+        """What every worker is told before exchange 1, 2, ...; ``answers`` holds all vectors of each domain so far."""
+        raise AssertionError(f"{type(self).__name__} has one exchange")
+
+    @abstractmethod
+    def cotangents(
+        self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients
+    ) -> tuple[list[Vectors], dict[str, float]]:
+        """Per domain the vectors to contract with, and the penalty's terms by name (already times α, β)."""
+
+    def surrogate(self, measurement: Measurement, cotangent: Mapping[str, Tensor]) -> Tensor:
+        """The scalar whose gradient is this domain's alignment row: ``sum_name ⟨cotangent, answer⟩``."""
+        terms = [(cotangent[name] * measurement.answered[name]).sum() for name in sorted(cotangent)]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+def gradient_term(answers: Sequence[Vectors], weights_K: np.ndarray, beta: float) -> tuple[list[np.ndarray], float]:
+    """The β-term that all penalties share: cotangents of ``g`` and ``β Σ w_e ‖g_e − ḡ‖²``."""
+    gradients = [answer["g"] for answer in answers]
+    deviation_K = deviations(gradients, weighted_mean(weights_K, gradients))
+    return cotangents(beta, weights_K, deviation_K), beta * spread(weights_K, deviation_K)

@@ -1,0 +1,28 @@
+"""Empirical risk minimisation: the classification loss alone, the honest baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from difc_ray.curvature import HeadCurvature
+from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors
+
+
+@OBJECTIVES.register("erm")
+class Erm(Objective):
+    """``Σ_e w_e L_e(θ)``: no statistics, no penalty."""
+
+    has_penalty = False
+
+    def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing to measure."""
+        return {}
+
+    def cotangents(
+        self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients
+    ) -> tuple[list[Vectors], dict[str, float]]:
+        """Nothing to pull back."""
+        return [{} for _ in answers], {}

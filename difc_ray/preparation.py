@@ -1,0 +1,191 @@
+"""Everything that a run needs before it starts: data checked, model built, a checkpoint to resume from, a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from difc_ray.checkpoint import Snapshot, compare_layout, find_newest_run, load, newest_valid
+from difc_ray.config import Config, check_data, differences, load_config, resolve, run_folder
+from difc_ray.errors import CheckpointError
+from difc_ray.global_step import TrainState
+from difc_ray.identity import code_tags, data_fingerprint, versions
+from difc_ray.local_step import family_of, model_of
+from difc_ray.training import Progress, Start, train_state
+from difc_ray.vectors import ParameterLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """A valid checkpoint of an earlier run, and what was found wrong with newer ones."""
+
+    run_dir: Path
+    snapshot: Snapshot
+    rejected: list[str] = field(default_factory=list)
+
+
+def prepare(config: Config, point: ResumePoint | None) -> Start:
+    """Loads the data and builds the model on the driver; takes state and progress from a checkpoint if there is one.
+
+    Raises:
+        DataError: a domain cannot be used.
+        CheckpointError: the checkpoint belongs to another dataset or model.
+    """
+    domains = check_data(config, family_of(config))
+    model, _ = model_of(config)
+    layout = ParameterLayout.of(model)
+    class_names = list(domains[config.sources[0]].class_names)
+    identity = {"data": data_fingerprint(domains), "class_names": class_names, "versions": versions()}
+    if point is None:
+        state = TrainState(
+            step=0,
+            theta_P=layout.flatten(dict(model.named_parameters())),
+            buffers={name: value.detach().clone() for name, value in model.named_buffers()},
+        )
+        return Start(config=config, layout=layout, state=state, progress=Progress(), identity=identity)
+    compare_layout(point.snapshot, expected_shapes(model))
+    held = point.snapshot.meta["identity"]
+    if held["data"] != identity["data"]:
+        raise CheckpointError(
+            f"The data must be that of the run which is continued. Found fingerprint {identity['data'][:12]} for "
+            f"{', '.join(domains)}, and {held['data'][:12]} in {point.run_dir}. Restore the data, or start a new run."
+        )
+    state, progress = train_state(point.snapshot, layout), Progress(**point.snapshot.meta["progress"])
+    return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, resumed=held)
+
+
+def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:
+    """Tags of the MLflow run: data, domains, rule, engine, versions, code."""
+    config = start.config
+    tags = {
+        "dataset": config.dataset,
+        "dataset.fingerprint": start.identity["data"],
+        "domains": ",".join(config.sources),
+        "target": config.target or "none",
+        "rule": config.harmonize.rule,
+        "seed": str(config.seed),
+    }
+    tags |= {f"version.{name}": version for name, version in start.identity["versions"].items()}
+    tags |= {f"engine.{name}": value for name, value in facts.items()}
+    if config.selection == "oracle":
+        tags["selection"] = "oracle (chosen on the target domain)"
+    return tags | code_tags()
+
+
+def version_warnings(start: Start) -> list[str]:
+    """What a resumed run should know: other versions may round differently."""
+    if start.resumed is None or start.resumed["versions"] == start.identity["versions"]:
+        return []
+    then, now = start.resumed["versions"], start.identity["versions"]
+    changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+    return [f"versions changed since the checkpoint ({', '.join(changed)}): the same bits are not promised"]
+
+
+def expected_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of everything that a checkpoint of this model holds."""
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    return shapes | {f"buffer.{name}": tuple(value.shape) for name, value in model.named_buffers()}
+
+
+def run_to_resume(resume: str, output: Path) -> Path | None:
+    """The run folder that `resume` names; `auto`: the newest with a checkpoint under `output` (None: there is none).
+
+    Raises:
+        CheckpointError: the folder does not exist or is no run.
+    """
+    if resume == "auto":
+        return find_newest_run(output)
+    run_dir = Path(resume).expanduser().resolve()
+    if not (run_dir / "config.yaml").is_file():
+        raise CheckpointError(
+            f"`resume` must be a run folder (with config.yaml and checkpoints/) or `auto`. Found `{resume}`. "
+            "Run folders lie under `output`, by name."
+        )
+    return run_dir
+
+
+def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool = True) -> Config:
+    """The configuration that a command line asks for; one that resumes begins with that of the run it continues.
+
+    Args:
+        file: configuration file, or None.
+        overrides: `key=value` arguments.
+        paths: whether the output folder is checked as before a run.
+
+    Raises:
+        ConfigProblems: with all problems; nothing has been written.
+        CheckpointError: `resume` names no run.
+    """
+    told = dict(argument.split("=", 1) for argument in overrides if "=" in argument)
+    if file is not None and file.is_file() and "resume" not in told:
+        return load_config(file, overrides, paths=paths)
+    if told.get("resume") in (None, "", "null"):
+        return load_config(file, overrides, paths=paths)
+    run_dir = run_to_resume(told["resume"], Path(told.get("output", "runs")).expanduser().absolute())
+    if run_dir is None:
+        return load_config(file, overrides, paths=paths)
+    _, snapshot, _ = newest_valid(run_dir / "checkpoints")
+    return load_config(file, overrides, base=yaml.safe_load(snapshot.config_yaml), paths=paths)
+
+
+def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
+    """The configuration bound to the run that it continues, and where that run stands.
+
+    Raises:
+        CheckpointError: no valid checkpoint, or the configuration differs in what may not change.
+    """
+    if config.resume is None:
+        return config, None
+    run_dir = run_to_resume(config.resume, config.output)
+    if run_dir is None:
+        return config.model_copy(update={"resume": None}), None
+    _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
+    held = resolve(load_config(None, base=yaml.safe_load(snapshot.config_yaml)))
+    if changed := differences(held, config):
+        raise CheckpointError(
+            f"A run continues with the configuration it began with. Found {len(changed)} difference(s) to {run_dir}: "
+            f"{'; '.join(changed)}. Leave these out, or start a new run."
+        )
+    bound = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent, "resume": str(run_dir)})
+    messages = [f"checkpoint {r.path.name} rejected ({r.reason}); using {snapshot.meta['step']}" for r in rejected]
+    return bound, ResumePoint(run_dir=run_dir, snapshot=snapshot, rejected=messages)
+
+
+def open_run(config: Config, yaml_text: str, *, resumed: bool) -> Path:
+    """Creates the run's folder with its configuration, or opens that of the run which is continued.
+
+    Raises:
+        CheckpointError: the folder holds another run.
+    """
+    run_dir = run_folder(config)
+    if not resumed and run_dir.exists() and any(run_dir.iterdir()):
+        raise CheckpointError(
+            f"The run folder must be new. Found {run_dir} with another run. Choose another `name`, or continue that run "
+            f"with `resume={run_dir}`."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(yaml_text, encoding="utf-8")
+    return run_dir
+
+
+def selected_checkpoint(run_dir: Path) -> tuple[Snapshot, list[str]]:
+    """The checkpoint that the run's selection chose; the newest valid one if that is damaged or there is none yet.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint.
+    """
+    messages: list[str] = []
+    summary = run_dir / "summary.json"
+    if summary.is_file():
+        chosen = run_dir / "checkpoints" / Path(json.loads(summary.read_text("utf-8"))["checkpoint"]).name
+        try:
+            return load(chosen), messages
+        except CheckpointError as error:
+            messages.append(f"{error} Using the newest valid checkpoint instead.")
+    _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
+    return snapshot, messages + [f"checkpoint {r.path.name} rejected ({r.reason})" for r in rejected]

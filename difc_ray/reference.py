@@ -1,0 +1,138 @@
+"""The whole algorithm in one process: the `inline` engine, and the oracle of the distributed one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from difc_ray.config import Config
+from difc_ray.determinism import automatic_cpus, pin_threads, threads_for, usable_cpus
+from difc_ray.errors import DifcError
+from difc_ray.evaluation import SplitMetrics, evaluate_state
+from difc_ray.global_step import GlobalStep, StepRecord, TrainState
+from difc_ray.local_step import LocalStep, ModelState, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.objectives import Vectors
+
+
+class InlineDomains:
+    """The source domains in this process, one after the other in the order of the configuration.
+
+    Args:
+        config: the run's configuration.
+        run: the run's identity.
+    """
+
+    def __init__(self, config: Config, run: str) -> None:
+        self.run = run
+        self.steps = []
+        for name in config.sources:
+            model, loss = model_of(config)
+            self.steps.append(LocalStep(config, load_domain(config, name), model, loss))
+        self.compute_s = 0.0
+
+    def statistics(self, state: ModelState, step: int) -> list[Statistics]:
+        """First answers of all domains."""
+        self.compute_s = 0.0
+        return self._timed([local.statistics(state, self._token(local, step)) for local in self.steps])
+
+    def exchange(self, step: int, number: int, broadcast: Vectors) -> list[Statistics]:
+        """Answers of all domains to one broadcast."""
+        return self._timed([local.exchange(self._token(local, step), number, broadcast) for local in self.steps])
+
+    def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
+        """Rows of all domains, each for its own cotangents."""
+        pairs = zip(self.steps, cotangents, strict=True)
+        found = [local.rows(self._token(local, step), own) for local, own in pairs]
+        self.compute_s += sum(rows.compute_s for rows in found)
+        return found
+
+    def _timed(self, found: list[Statistics]) -> list[Statistics]:
+        self.compute_s += sum(answer.compute_s for answer in found)
+        return found
+
+    def _token(self, local: LocalStep, step: int) -> Token:
+        return Token(run=self.run, attempt=0, step=step, domain=local.domain.name)
+
+
+class InlineEngine:
+    """Training without Ray: the same functions in the calling process.
+
+    Args:
+        config: the run's configuration.
+        run: the run's identity.
+        interrupted: whether the run is to stop.
+        notice: where to put one-line messages.
+    """
+
+    def __init__(
+        self, config: Config, run: str, interrupted: Callable[[], bool], notice: Callable[[str], None]
+    ) -> None:
+        self.config, self.run, self.interrupted = config, run, interrupted
+        self.restarts = dict.fromkeys(config.sources, 0)
+        self.facts: dict[str, str] = {"engine": "inline", "transport": "none"}
+        self._error: DifcError | None = None
+
+    def connect(self) -> None:
+        """Pins this process to the threads that a worker of the Ray engine would have."""
+        wanted = self.config.cluster.cpus_per_worker
+        cpus = automatic_cpus(usable_cpus(), len(self.config.sources)) if wanted == "auto" else float(wanted)
+        self.threads = threads_for(cpus)
+        pin_threads(self.threads)
+        self.facts["threads"] = str(self.threads)
+
+    def start(self, state: TrainState) -> None:
+        """Loads all domains and takes over the state."""
+        self.domains = InlineDomains(self.config, self.run)
+        self.step = GlobalStep(self.config, self.domains.steps[0].layout, state)
+
+    def advance(self, n: int) -> list[StepRecord]:
+        """Up to n steps; fewer when the run is to stop."""
+        if self._error is not None:
+            raise self._error
+        records: list[StepRecord] = []
+        while len(records) < n and not self.interrupted():
+            started = time.perf_counter()
+            record = self._take(records)
+            if record is None:
+                break
+            total, compute = time.perf_counter() - started, self.domains.compute_s
+            parts = {"step": total, "compute": compute, "coordinator": total - compute, "transport": 0.0}
+            records.append(replace(record, seconds=parts))
+        return records
+
+    def _take(self, records: list[StepRecord]) -> StepRecord | None:
+        """One step, or None where an error ended it after others; the error is raised by the next call."""
+        try:
+            return self.step.take(self.domains)
+        except DifcError as error:
+            if not records:
+                raise
+            self._error = error
+            return None
+
+    def snapshot(self) -> TrainState:
+        """A copy of the training state."""
+        state = self.step.state
+        return TrainState(
+            step=state.step,
+            theta_P=state.theta_P.clone(),
+            buffers={name: value.clone() for name, value in state.buffers.items()},
+            optimizer={name: value.clone() for name, value in state.optimizer.items()},
+            harmonizer={name: value.copy() for name, value in state.harmonizer.items()},
+            skipped=list(state.skipped),
+        )
+
+    def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
+        """Metrics of the current or a given state for (domain, split) pairs, in their order."""
+        state = state or self.step.state.model_state()
+        held = {local.domain.name: local for local in self.domains.steps}
+        first = self.domains.steps[0]
+        return [
+            evaluate_state(held[name], state, held[name].domain, split) if name in held
+            else evaluate_state(first, state, load_domain(self.config, name), split)
+            for name, split in jobs
+        ]  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing to give back."""

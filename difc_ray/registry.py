@@ -1,0 +1,89 @@
+"""A name -> object table: register once, get with "did you mean"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+from difc_ray.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest known name, if one is near, and all of them.
+
+    >>> did_you_mean("pcgard", ["mean", "pcgrad"])
+    'Did you mean `pcgrad`? Known: mean, pcgrad.'
+    >>> did_you_mean("xyz", ["mean", "gh"])
+    'Known: gh, mean.'
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"Did you mean `{near[0]}`? " if near else ""
+    return f"{hint}Known: {', '.join(names)}."
+
+
+class Registry(Generic[T]):
+    """Objects of one kind by name.
+
+    Args:
+        kind: what is registered, as the user calls it ("harmonizer"); used in messages.
+
+    >>> colours: Registry[int] = Registry("colour")
+    >>> _ = colours.register("red")(1)
+    >>> colours.get("red")
+    1
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that stores the object under ``name``.
+
+        Raises:
+            ConfigError: another object already has the name. (The same definition registered
+                again, as when a plug-in module is imported a second time, replaces itself.)
+        """
+
+        def store(item: T) -> T:
+            held = self._items.get(name)
+            if held is not None and _definition(held) != _definition(item):
+                raise ConfigError(
+                    f"{self.kind} `{name}` is already registered by {_definition(held)}. "
+                    "Register yours under another name."
+                )
+            self._items[name] = item
+            return item
+
+        return store
+
+    def get(self, name: str) -> T:
+        """The object of that name.
+
+        Raises:
+            ConfigError: no object has the name; the message lists those there are.
+        """
+        if name not in self._items:
+            raise ConfigError(f"Unknown {self.kind} `{name}`. {did_you_mean(name, self._items)}")
+        return self._items[name]
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._items)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+
+def _definition(item: object) -> str:
+    """Where an object was defined: module and qualified name (its repr for plain values)."""
+    module = getattr(item, "__module__", None)
+    name = getattr(item, "__qualname__", None)
+    return f"{module}.{name}" if module and name else repr(item)

@@ -1,0 +1,240 @@
+"""From a configuration to a finished run: engine, run folder, lock, tracker, loop, and a clean end.
+
+:func:`train` is what the command line and the Python API call. The order matters: everything that can refuse the
+configuration, the data or the cluster comes before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difc_ray.checkpoint import RunLock, compare_layout
+from difc_ray.config import Config, check_data, flat, load_config, resolve, to_yaml
+from difc_ray.distributed.engine import RayEngine
+from difc_ray.errors import DifcError, Interrupted
+from difc_ray.evaluation import SplitMetrics, evaluate_state
+from difc_ray.global_step import StepRecord
+from difc_ray.local_step import LocalStep, family_of, model_of
+from difc_ray.preparation import (
+    expected_shapes,
+    open_run,
+    prepare,
+    resume_point,
+    run_tags,
+    selected_checkpoint,
+    version_warnings,
+)
+from difc_ray.reference import InlineEngine
+from difc_ray.signals import Signals
+from difc_ray.tracking import MemoryTracker, MlflowTracker, Tracker, TrackingSummary, probe, resolve_uri
+from difc_ray.training import Display, Outcome, Training, confusion_figure, export_model, final_jobs, model_state
+from difc_ray.vectors import ParameterLayout
+
+log = logging.getLogger("difc_ray")
+
+Notice = Callable[[str], None]
+
+
+class Silent:
+    """A display that shows nothing: the default of the Python API (notices still go to the run's log)."""
+
+    def phase(self, text: str) -> None:
+        """Nothing."""
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, metrics: Sequence[SplitMetrics], score: float, best: bool) -> None:
+        """Nothing."""
+
+    def notice(self, message: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run, or an evaluation of one, came to.
+
+    Args:
+        run_dir: the run's folder.
+        summary: the content of its `summary.json`.
+        metrics: all final metrics, split by split.
+        class_names: the classes, in the order of the metrics.
+        tracking: where the MLflow run is, if there is one.
+    """
+
+    run_dir: Path
+    summary: dict[str, Any]
+    metrics: list[SplitMetrics]
+    class_names: tuple[str, ...]
+    tracking: TrackingSummary | None = None
+
+
+def train(config: Config, display: Display | None = None) -> Result:
+    """Trains one run to its end.
+
+    Args:
+        config: a resolved configuration (see :func:`difc_ray.config.load_config`).
+        display: where a person looks; silent by default.
+
+    Raises:
+        DifcError: what the user can act on, by kind; `Interrupted` after SIGINT or SIGTERM, with a checkpoint written.
+    """
+    display = display or Silent()
+
+    def notice(message: str) -> None:
+        log.warning("%s", message)
+        display.notice(message)
+
+    with Signals() as signals, ExitStack() as stack:
+        config, point = resume_point(resolve(config))
+        display.phase("loading data")
+        start = prepare(config, point)
+        make = RayEngine if config.engine == "ray" else InlineEngine
+        engine = make(config, str(config.name), signals.interrupted, notice)
+        stack.callback(engine.close)
+        display.phase("starting Ray" if config.engine == "ray" else "starting")
+        engine.connect()
+        signals.install()  # Ray puts its own handler for SIGTERM in place of ours
+        run_dir = open_run(config, to_yaml(config), resumed=point is not None)
+        stack.enter_context(RunLock(run_dir))
+        stack.enter_context(run_log(run_dir))
+        for message in [*(point.rejected if point else []), *version_warnings(start)]:
+            notice(message)
+        tracker = make_tracker(config, run_dir, resumed=point is not None, notice=notice)
+        tracker.start(run_name=str(config.name), params=flat(config), tags=run_tags(start, engine.facts))
+        with final_status(tracker, signals) as ending:
+            display.phase("starting domain workers" if config.engine == "ray" else "starting")
+            engine.start(start.state)
+            tracker.tags({f"engine.{name}": value for name, value in engine.facts.items()})  # devices, nodes
+            training = Training(start, engine, run_dir, tracker, display, signals.interrupted)
+            if not training.run():
+                raise Interrupted(
+                    f"Stopped by {signals.name} after step {training.step}; the checkpoint is written. "
+                    f"Continue with `difc-ray train resume={run_dir}`.",
+                    signals.number,
+                )
+            display.phase("evaluating")
+            outcome = training.conclude()
+            hand_over(training, outcome)
+            display.phase("sending records to MLflow")
+        return Result(
+            run_dir=run_dir,
+            summary=outcome.summary,
+            metrics=outcome.metrics,
+            class_names=tuple(start.identity["class_names"]),
+            tracking=ending[0],
+        )
+
+
+@contextmanager
+def final_status(tracker: Tracker, signals: Signals) -> Iterator[list[TrackingSummary]]:
+    """Gives the MLflow run its final status whatever happens inside; yields a list that will hold its summary."""
+    ending: list[TrackingSummary] = []
+    try:
+        yield ending
+    except Interrupted as interruption:
+        tracker.finish("KILLED", str(interruption))
+        raise
+    except DifcError as error:
+        log.error("%s\n%s", error, traceback.format_exc())
+        if signals.interrupted():
+            tracker.finish("KILLED", str(error))
+            raise Interrupted(f"Stopped by {signals.name}. {error}", signals.number) from error
+        tracker.finish("FAILED", str(error))
+        raise
+    except KeyboardInterrupt:
+        tracker.finish("KILLED", "stopped by a second signal", drain_s=0)
+        raise
+    except BaseException:
+        log.error("%s", traceback.format_exc())
+        tracker.finish("FAILED", "unexpected error, see run.log")
+        raise
+    ending.append(tracker.finish("FINISHED"))
+
+
+def make_tracker(config: Config, run_dir: Path, *, resumed: bool, notice: Notice) -> Tracker:
+    """The tracker that the configuration asks for; a server out of reach is a warning, not an end."""
+    if config.tracking.mode == "off":
+        return MemoryTracker(run_dir)
+    uri = resolve_uri(config.tracking.uri, Path(config.output), os.environ)
+    if trouble := probe(uri, timeout_s=2.0):
+        notice(f"{trouble} Training goes on; records are kept in {run_dir} and sent when the server is back.")
+    return MlflowTracker(run_dir, uri, config.tracking.experiment, resume=resumed, notice=notice)
+
+
+def hand_over(training: Training, outcome: Outcome) -> None:
+    """Final metrics, figures, files and the selected model to the tracker."""
+    tracker, run_dir = training.tracker, training.run_dir
+    final = {f"final/{m.split}/accuracy/{m.domain}": m.accuracy for m in outcome.metrics}
+    final |= {f"final/{m.split}/macro_f1/{m.domain}": m.macro_f1 for m in outcome.metrics}
+    tracker.metrics(training.step, final)
+    training.draw(outcome.metrics)
+    tracker.artifact(run_dir / "config.yaml")
+    tracker.artifact(run_dir / "summary.json")
+    directory = export_model(training.config, outcome.checkpoint, run_dir / "export", training.identity)
+    tracker.model(directory, step=outcome.summary["selected_step"])
+
+
+@contextmanager
+def run_log(run_dir: Path) -> Iterator[None]:
+    """Everything that the package logs, to the run's own file as well."""
+    handler = logging.FileHandler(run_dir / "run.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("difc_ray")
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.warning) -> tuple[Config, Result]:
+    """Reloads the selected checkpoint of a run and evaluates it again, in this process.
+
+    Args:
+        run_dir: a run's folder.
+        overrides: `key=value` changes to the run's configuration, such as another target.
+        notice: where to put one-line messages.
+
+    Raises:
+        CheckpointError: the folder holds no valid checkpoint, or one of another model.
+    """
+    snapshot, messages = selected_checkpoint(run_dir)
+    config = resolve(load_config(run_dir / "config.yaml", [*overrides, f"resume={run_dir}"]))
+    for message in messages:
+        notice(message)
+    InlineEngine(config, run_dir.name, lambda: False, notice).connect()
+    domains = check_data(config, family_of(config))
+    model, loss = model_of(config)
+    compare_layout(snapshot, expected_shapes(model))
+    step = LocalStep(config, domains[config.sources[0]], model, loss)
+    state = model_state(snapshot, ParameterLayout.of(model))
+    metrics = [evaluate_state(step, state, domains[name], split) for name, split in final_jobs(config)]
+    accuracy: dict[str, dict[str, float]] = {}
+    for m in metrics:
+        accuracy.setdefault(m.domain, {})[m.split] = m.accuracy
+    summary = {"name": config.name, "target": config.target, "steps": snapshot.meta["step"], "accuracy": accuracy}
+    class_names = domains[config.sources[0]].class_names
+    return config, Result(run_dir=run_dir, summary=summary, metrics=metrics, class_names=class_names)
+
+
+def draw_confusions(result: Result) -> list[Path]:
+    """Writes the confusion matrix of every domain's test examples (of the whole target) into the run's figures."""
+    folder = result.run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for m in result.metrics:
+        if m.split in ("test", "all"):
+            path = folder / f"evaluate_confusion_{m.domain}.png"
+            confusion_figure(m, result.class_names).savefig(path)
+            written.append(path)
+    return written

@@ -1,0 +1,34 @@
+"""Tracking with MLflow that can neither stop nor slow a run.
+
+The process that trains never talks to MLflow. It appends JSON lines to ``<run>/tracking/journal.jsonl``; a child
+process (:mod:`difc_ray.tracking.uploader`, the only one that imports mlflow) reads them and sends them, each once in
+effect, at the pace the server allows. What is not sent when the run ends stays in the journal for :func:`sync`.
+
+Importing this package imports neither mlflow nor torch.
+"""
+
+from __future__ import annotations
+
+from difc_ray.tracking.base import SavesFigure, Status, Tracker, TrackingSummary
+from difc_ray.tracking.driver import MlflowTracker
+from difc_ray.tracking.folder import TrackingFolder
+from difc_ray.tracking.memory import MemoryTracker
+from difc_ray.tracking.settings import UploadSettings
+from difc_ray.tracking.syncing import SyncReport, sync
+from difc_ray.tracking.uris import masked, probe, resolve_uri
+
+__all__ = [
+    "MemoryTracker",
+    "MlflowTracker",
+    "SavesFigure",
+    "Status",
+    "SyncReport",
+    "Tracker",
+    "TrackingFolder",
+    "TrackingSummary",
+    "UploadSettings",
+    "masked",
+    "probe",
+    "resolve_uri",
+    "sync",
+]

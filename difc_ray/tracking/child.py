@@ -1,0 +1,98 @@
+"""Starting, watching and ending the uploader from the process that trains."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from difc_ray.tracking.folder import TrackingFolder
+from difc_ray.tracking.settings import URI_VARIABLE, UploadSettings
+
+EXIT_IN_USE = 3
+EXIT_UNAVAILABLE = 4
+_END_S = 2.0
+
+
+class UploaderProcess:
+    """The child that uploads a run.
+
+    Args:
+        folder: the run's tracking files.
+        uri: the tracking URI, with credentials.
+        settings: pace and patience.
+    """
+
+    def __init__(self, folder: TrackingFolder, uri: str, settings: UploadSettings) -> None:
+        self._folder, self._uri, self._settings = folder, uri, settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Its process number while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended; None while it runs and before it was started."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def may_start(self) -> bool:
+        """Whether it does not run, and has not crashed too often."""
+        return self.pid is None and self._starts <= self._settings.max_restarts
+
+    def start(self) -> None:
+        """Start it; if that fails, training goes on and the journal is sent later."""
+        self._starts += 1
+        with self._folder.log.open("ab") as log, contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
+                uploader_command(self._folder.run_dir),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=uploader_environ(self._uri, self._settings),
+                start_new_session=True,  # Ctrl-C in the terminal is not meant for it
+            )
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it ended within so many seconds."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def end(self) -> None:
+        """End it, gently first; what it did not send is still in the journal."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            if not self.wait(_END_S):
+                self._process.kill()
+                self.wait(_END_S)
+
+
+def uploader_command(run_dir: Path, *options: str) -> list[str]:
+    """The command line of the uploader; it has no secrets, everybody can read it."""
+    guard = ["--kernel-guard"] if threading.current_thread() is threading.main_thread() else []
+    module = "difc_ray.tracking.uploader"
+    return [sys.executable, "-m", module, str(run_dir.absolute()), "--parent", str(os.getpid()), *guard, *options]
+
+
+def uploader_environ(uri: str, settings: UploadSettings) -> dict[str, str]:
+    """Our environment, the URI, and the import path of this process, so that the child finds the same plug-ins."""
+    search_path = [str(Path(__file__).absolute().parents[2]), *(str(Path(entry).absolute()) for entry in sys.path)]
+    return {
+        **os.environ,
+        **settings.to_environ(),
+        URI_VARIABLE: uri,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(search_path)),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }

@@ -1,0 +1,97 @@
+"""The files of ``<run>/tracking``, and small files that are never seen half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrackingFolder:
+    """Paths of one run's tracking files.
+
+    Args:
+        run_dir: the run's output folder.
+    """
+
+    run_dir: Path
+    path: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.run_dir / "tracking")
+
+    @property
+    def journal(self) -> Path:
+        """What the run recorded, one JSON line per record."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def cursor(self) -> Path:
+        """How far each store has it."""
+        return self.path / "cursor.json"
+
+    @property
+    def run(self) -> Path:
+        """The MLflow run in each store."""
+        return self.path / "run.json"
+
+    @property
+    def status(self) -> Path:
+        """What the uploader last had to say."""
+        return self.path / "status.json"
+
+    @property
+    def refused(self) -> Path:
+        """Records that MLflow refused for good, each with the reason."""
+        return self.path / "refused.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that uploads."""
+        return self.path / "uploader.lock"
+
+    @property
+    def log(self) -> Path:
+        """Standard output and error of the uploader."""
+        return self.path / "uploader.log"
+
+    @property
+    def model(self) -> Path:
+        """The model in MLflow's format."""
+        return self.run_dir / "model"
+
+    def sent_seq(self, store: str) -> int:
+        """Number of the last journal record that ``store`` has, 0 for none."""
+        return int(read_json(self.cursor).get(store, {}).get("seq", 0))
+
+    def identity(self, store: str) -> dict[str, Any]:
+        """``run_id``, ``experiment_id`` and ``models`` of this run in ``store``; empty before the run exists there."""
+        found: dict[str, Any] = read_json(self.run).get("stores", {}).get(store, {})
+        return found
+
+    def count_refused(self) -> int:
+        """Number of records in :attr:`refused`."""
+        try:
+            lines = self.refused.read_text("utf-8").splitlines()
+        except OSError:
+            return 0
+        return len({line.split(",", 1)[0] for line in lines})  # {"seq": N: a repetition counts once
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is none or it cannot be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file at once: a reader finds the old or the new content."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, path)

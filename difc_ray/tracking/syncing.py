@@ -1,0 +1,109 @@
+"""``difc-ray sync``: send what a run's end left in its journal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from difc_ray.errors import CheckpointError, DifcError
+from difc_ray.tracking.child import EXIT_IN_USE, uploader_command, uploader_environ
+from difc_ray.tracking.folder import TrackingFolder, read_json
+from difc_ray.tracking.journal import JournalSurvey, survey
+from difc_ray.tracking.lock import FolderLock
+from difc_ray.tracking.settings import UploadSettings
+from difc_ray.tracking.uris import masked, resolve_uri, ui_command, without_credentials
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What :func:`sync` did."""
+
+    uri: str
+    """Tracking URI, credentials masked."""
+    run_id: str | None
+    sent: int
+    """Records sent by this call."""
+    pending: int
+    """Records that still wait."""
+    refused: int
+    """Records that MLflow refused for good, in all."""
+    ui_command: str
+    message: str | None = None
+    """Why records still wait."""
+
+
+def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> SyncReport:
+    """Send the rest of a run's journal to MLflow; to another store than before, all of it.
+
+    A run whose process died without a word gets the status KILLED.
+
+    Args:
+        run_dir: the run's folder.
+        uri: where to; None: where the run was recorded before (with the credentials of ``MLFLOW_TRACKING_URI``, if that
+            is the same store).
+        patience_s: seconds of failures after which to give up.
+
+    Raises:
+        CheckpointError: the folder has no journal, or a live process is at work on it.
+        ConfigError: ``uri`` cannot be a tracking URI.
+    """
+    folder = TrackingFolder(run_dir.absolute())
+    known = survey(folder.journal)
+    if not known.start:
+        raise CheckpointError(
+            f"A run folder must have a journal. Found none at `{folder.journal}`. Give the folder of a tracked run."
+        )
+    target = resolve_uri(uri, run_dir.parent, {}) if uri else _former_uri(known, os.environ)
+    store = without_credentials(target)
+    before = folder.sent_seq(store)
+    _refuse_if_in_use(folder)
+    code = _run_uploader(folder, target, patience_s)
+    if code == EXIT_IN_USE:
+        _refuse_if_in_use(folder)
+    identity, done = folder.identity(store), folder.sent_seq(store)
+    pending = max(0, known.last_seq - done)
+    return SyncReport(
+        uri=masked(target),
+        run_id=identity.get("run_id"),
+        sent=done - before,
+        pending=pending,
+        refused=folder.count_refused(),
+        ui_command=ui_command(target, identity.get("experiment_id"), identity.get("run_id")),
+        message=read_json(folder.status).get("reason", f"See `{folder.log}`.") if pending else None,
+    )
+
+
+def _former_uri(known: JournalSurvey, environ: Mapping[str, str]) -> str:
+    """The store of the last attempt; the environment may know its credentials, which no file does."""
+    former = str(known.start["store"])
+    current = environ.get("MLFLOW_TRACKING_URI", "")
+    return current.rstrip("/") if without_credentials(current.rstrip("/")) == former else former
+
+
+def _refuse_if_in_use(folder: TrackingFolder) -> None:
+    lock = FolderLock(folder.lock)
+    lock.acquire()
+    lock.release()
+
+
+def _run_uploader(folder: TrackingFolder, uri: str, patience_s: float) -> int:
+    """Run the uploader to its end as a child: what it imports, logs and sets stays out of this process."""
+    command = uploader_command(folder.run_dir, "--once", "--patience-s", str(patience_s))
+    try:
+        with folder.log.open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=uploader_environ(uri, UploadSettings.from_environ()),
+            )  # fmt: skip
+    except OSError as error:
+        raise DifcError(f"The uploader must start. Found: {error}. Check `{sys.executable}`.") from error
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()

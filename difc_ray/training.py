@@ -1,0 +1,437 @@
+"""The loop that every engine shares: steps, evaluation, selection, checkpoints, records.
+
+What the loop carries besides the training state (when it last evaluated, the best step so far, time spent) is
+:class:`Progress`; both are in every checkpoint, so that a resumed run goes through the same states as one that was never
+interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from difc_ray import figures
+from difc_ray.checkpoint import Snapshot, load, save
+from difc_ray.config import Config, to_yaml
+from difc_ray.errors import CheckpointError
+from difc_ray.evaluation import SELECTORS, SplitMetrics, worst_domain
+from difc_ray.global_step import StepRecord, TrainState, record_metrics
+from difc_ray.local_step import ModelState, family_of
+from difc_ray.losses import LOSSES
+from difc_ray.tracking import Tracker
+from difc_ray.vectors import ParameterLayout
+
+CHUNK_S = 0.5
+"""Seconds of steps that the driver asks for at a time: the display and the signals live between two chunks."""
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine."""
+
+    facts: dict[str, str]
+    restarts: dict[str, int]
+
+    def advance(self, n: int) -> list[StepRecord]:
+        """Up to n steps."""
+
+    def snapshot(self) -> TrainState:
+        """A copy of the training state."""
+
+    def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
+        """Metrics of the current or a given state."""
+
+
+class Display(Protocol):
+    """Where a person sees the run."""
+
+    def phase(self, text: str) -> None:
+        """The run is busy with something else than steps."""
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """Steps were taken."""
+
+    def evaluation(self, step: int, metrics: Sequence[SplitMetrics], score: float, best: bool) -> None:
+        """The run was evaluated."""
+
+    def notice(self, message: str) -> None:
+        """Something worth a line happened."""
+
+
+@dataclass
+class Progress:
+    """The loop's own memory; part of every checkpoint.
+
+    Args:
+        evaluated: the last step after which the run was evaluated (-1: never).
+        best_step: the step that selection prefers so far (-1: none).
+        best_score: its score (None: no score was finite yet).
+        elapsed_s: wall time of all sessions before this one.
+        seconds: wall time by part over all steps of all sessions.
+    """
+
+    evaluated: int = -1
+    best_step: int = -1
+    best_score: float | None = None
+    elapsed_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Counts time of a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run starts.
+
+    Args:
+        config: the run's configuration.
+        layout: the model's parameters.
+        state: the training state to start from.
+        progress: the loop's memory to start from.
+        identity: facts that checkpoints carry and a resumed run is compared with: `data`, `class_names`, `versions`.
+        resumed: the identity of the run that is continued, if one is.
+    """
+
+    config: Config
+    layout: ParameterLayout
+    state: TrainState
+    progress: Progress
+    identity: dict[str, Any]
+    resumed: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the loop ends with: the selected state and its metrics.
+
+    Args:
+        summary: what `summary.json` holds.
+        metrics: all splits evaluated at the end.
+        checkpoint: the selected checkpoint.
+    """
+
+    summary: dict[str, Any]
+    metrics: list[SplitMetrics]
+    checkpoint: Path
+
+
+class Training:
+    """One run of the loop.
+
+    Args:
+        start: configuration, layout, and where the run starts.
+        engine: started, holding the state of ``start``.
+        run_dir: the run's folder.
+        tracker: where records go.
+        display: where a person looks.
+        interrupted: whether the run is to stop after the step in hand.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        engine: Engine,
+        run_dir: Path,
+        tracker: Tracker,
+        display: Display,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        self.config, self.layout, self.identity = start.config, start.layout, start.identity
+        self.engine, self.run_dir, self.tracker, self.display = engine, run_dir, tracker, display
+        self.interrupted = interrupted
+        self.step, self.progress = start.state.step, start.progress
+        self.started = time.monotonic()
+        self.saved = -1
+        self.selector = SELECTORS.get(self.config.selection)()
+        self.log = MetricsLog(run_dir / "metrics.jsonl", self.step, self.progress.evaluated)
+
+    def run(self) -> bool:
+        """Trains to the end or to the interruption; a checkpoint is written in both cases.
+
+        Returns:
+            Whether the end was reached.
+        """
+        while True:
+            if self._due(self.config.eval_every) and self.progress.evaluated != self.step and not self.interrupted():
+                self._evaluate()
+            if self.interrupted() or self.step >= self.config.steps:
+                break
+            if self._due(self.config.checkpoint.every) and self.saved != self.step and self.step > 0:
+                self._save()
+            self._advance()
+        if self.saved != self.step:
+            self._save()
+        return self.step >= self.config.steps and self.progress.evaluated == self.step
+
+    def conclude(self) -> Outcome:
+        """Evaluates the selected state on every split of the sources and on the whole target; writes the summary."""
+        undecided = self.config.selection == "last" or self.progress.best_step < 0
+        chosen = self.step if undecided else self.progress.best_step
+        path = checkpoint_path(self.run_dir, chosen)
+        began = time.perf_counter()
+        snapshot = load(path)
+        jobs = final_jobs(self.config)
+        metrics = self.engine.evaluate(jobs, model_state(snapshot, self.layout))
+        self.progress.add("evaluation", time.perf_counter() - began)
+        summary = self._summary(chosen, metrics, path)
+        write_json(self.run_dir / "summary.json", summary)
+        return Outcome(summary=summary, metrics=metrics, checkpoint=path)
+
+    def draw(self, metrics: Sequence[SplitMetrics]) -> None:
+        """Figures of the run to the tracker."""
+        steps, losses, before, after = self.log.curves()
+        if steps:
+            self.tracker.figure("loss_curves", figures.loss_curves(steps, losses))
+        if before:
+            self.tracker.figure("row_cosines", figures.cosine_histogram(np.array(before), np.array(after)))
+        accuracies: dict[str, dict[str, float]] = {}
+        for m in metrics:
+            accuracies.setdefault(m.domain, {})[m.split] = m.accuracy
+        self.tracker.figure("accuracy", figures.accuracy_bars(accuracies, target=self.config.target))
+        shown = [m for m in metrics if m.domain == self.config.target] or [m for m in metrics if m.split == "test"]
+        for m in shown:
+            self.tracker.figure(f"confusion_{m.domain}", confusion_figure(m, self.identity["class_names"]))
+
+    def _due(self, every: int) -> bool:
+        return (self.step % every == 0 and self.step > 0) or self.step >= self.config.steps
+
+    def _advance(self) -> None:
+        """Steps to the next boundary, about half a second of them at a time."""
+        boundary = min(
+            self.config.steps, *(self.step + every - self.step % every
+                                 for every in (self.config.eval_every, self.config.checkpoint.every))
+        )  # fmt: skip
+        taken, spent = self.progress.seconds.get("steps", 0.0), self.progress.seconds.get("step", 0.0)
+        per_step = spent / taken if taken else CHUNK_S
+        records = self.engine.advance(max(1, min(boundary - self.step, int(CHUNK_S / max(per_step, 1e-4)))))
+        for record in records:
+            self.progress.add("steps", 1)
+            for part, seconds in record.seconds.items():
+                self.progress.add(part, seconds)
+            self.log.step(record)
+            self.tracker.metrics(record.step + 1, record_metrics(record))
+            if record.skipped:
+                self.display.notice(f"step {record.step} skipped: {record.skipped}")
+        if records:
+            self.step = records[-1].step + 1
+        self.display.steps(records)
+
+    def _evaluate(self) -> None:
+        began = time.perf_counter()
+        jobs = [(domain, "val") for domain in self.config.sources]
+        if self.selector.needs_target and self.config.target:
+            jobs.append((self.config.target, "all"))
+        metrics = self.engine.evaluate(jobs)
+        self.progress.add("evaluation", time.perf_counter() - began)
+        self.progress.evaluated = self.step
+        score = self.selector.score({(m.domain, m.split): m for m in metrics}, self.step)
+        held = self.progress.best_score
+        best = math.isfinite(score) and (held is None or score > held)
+        if best:
+            self.progress.best_score, self.progress.best_step = score, self.step
+        values = {f"{m.split}/accuracy/{m.domain}": m.accuracy for m in metrics}
+        values |= {f"{m.split}/macro_f1/{m.domain}": m.macro_f1 for m in metrics}
+        values |= {f"{m.split}/loss/{m.domain}": m.loss for m in metrics}
+        values["selection/score"] = score
+        self.tracker.metrics(self.step, values)
+        self.log.evaluation(self.step, values)
+        self.display.evaluation(self.step, metrics, score, best)
+        if best:
+            self._save(best=True)
+
+    def _save(self, *, best: bool = False) -> None:
+        """Writes a checkpoint; a full disk costs this checkpoint, not the run, as long as there is an older one."""
+        began = time.perf_counter()
+        self.progress.elapsed_s += time.monotonic() - self.started
+        self.started = time.monotonic()
+        self.log.flush()
+        snapshot = make_snapshot(self.config, self.engine.snapshot(), self.layout, self.progress, self.identity)
+        root = self.run_dir / "checkpoints"
+        try:
+            save(root, snapshot, keep=self.config.checkpoint.keep, best=best)
+            self.saved = self.step
+        except CheckpointError as error:
+            if self.saved < 0 or self.step >= self.config.steps or best:
+                raise
+            self.display.notice(f"{error} Training goes on; the checkpoint of step {self.saved} is intact.")
+        self.progress.add("checkpoint", time.perf_counter() - began)
+
+    def _summary(self, chosen: int, metrics: Sequence[SplitMetrics], path: Path) -> dict[str, Any]:
+        """What `summary.json` holds: see DESIGN, contracts."""
+        config, seconds = self.config, self.progress.seconds
+        accuracy: dict[str, dict[str, float]] = {}
+        for m in metrics:
+            accuracy.setdefault(m.domain, {})[m.split] = m.accuracy
+        worst = worst_domain([m for m in metrics if m.split == "val"])
+        taken = max(1.0, seconds.get("steps", 1.0))
+        parts = ("step", "compute", "transport", "coordinator", "evaluation", "checkpoint")
+        return {
+            "name": config.name,
+            "target": config.target,
+            "steps": self.step,
+            "selected_step": chosen,
+            "selection": config.selection,
+            "score": self.progress.best_score,
+            "accuracy": accuracy,
+            "macro_f1": {f"{m.domain}/{m.split}": m.macro_f1 for m in metrics},
+            "ece": {f"{m.domain}/{m.split}": m.ece for m in metrics},
+            "per_class": {f"{m.domain}/{m.split}": list(m.per_class) for m in metrics},
+            "worst_domain": {"domain": worst.domain, "split": worst.split, "accuracy": worst.accuracy},
+            "wall_s": self.progress.elapsed_s + time.monotonic() - self.started,
+            "step_ms": {part: 1e3 * seconds.get(part, 0.0) / taken for part in parts},
+            "skipped_steps": self.log.skipped,
+            "conflict_share": self.log.conflict_share,
+            "restarts": dict(self.engine.restarts),
+            "engine": dict(self.engine.facts),
+            "checkpoint": str(path),
+        }
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line per step and per evaluation; a resumed run drops the lines behind its checkpoint.
+
+    Args:
+        path: the file.
+        step: the step to continue from.
+        evaluated: the last step whose evaluation is already known.
+    """
+
+    def __init__(self, path: Path, step: int, evaluated: int) -> None:
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # the line in hand when the process was killed
+                if entry["step"] <= (step if entry["kind"] == "step" else evaluated):
+                    kept.append(entry)
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        self._entries = [entry for entry in kept if entry["kind"] == "step"]
+        self._file = path.open("a", encoding="utf-8")
+
+    def step(self, record: StepRecord) -> None:
+        """One step taken; `step` counts the steps after it."""
+        entry = {"kind": "step", **asdict(record), "step": record.step + 1}
+        self._entries.append(entry)
+        self._file.write(json.dumps(entry) + "\n")
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """One evaluation."""
+        self._file.write(json.dumps({"kind": "evaluation", "step": step, **values}) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Everything so far to the file."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps skipped as non-finite."""
+        return sum(1 for entry in self._entries if entry["skipped"])
+
+    @property
+    def conflict_share(self) -> float:
+        """Share of steps with two rows in conflict."""
+        taken = [entry for entry in self._entries if not entry["skipped"]]
+        return sum(min(entry["row_cosines"], default=0) < 0 for entry in taken) / max(1, len(taken))
+
+    def curves(self) -> tuple[list[int], dict[str, list[float]], list[float], list[float]]:
+        """Steps, losses by domain, and all row margins before and after harmonization."""
+        taken = [entry for entry in self._entries if not entry["skipped"]]
+        domains = list(taken[0]["losses"]) if taken else []
+        losses = {name: [entry["losses"][name] for entry in taken] for name in domains}
+        before = [value for entry in taken for value in entry["margins_before"]]
+        after = [value for entry in taken for value in entry["margins_after"]]
+        return [entry["step"] for entry in taken], losses, before, after
+
+
+def confusion_figure(metrics: SplitMetrics, class_names: Sequence[str]) -> Figure:
+    """The confusion matrix of one split as a figure."""
+    title = f"{metrics.domain} ({metrics.split}, n = {metrics.n})"
+    return figures.confusion_matrix(np.array(metrics.confusion), class_names, title)
+
+
+def final_jobs(config: Config) -> list[tuple[str, str]]:
+    """What is evaluated at the end: all splits of the sources, the whole target."""
+    jobs = [(domain, split) for domain in config.sources for split in ("train", "val", "test")]
+    return [*jobs, (config.target, "all")] if config.target else jobs
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def make_snapshot(
+    config: Config, state: TrainState, layout: ParameterLayout, progress: Progress, identity: Mapping[str, Any]
+) -> Snapshot:
+    """Training state and loop memory in the form that checkpoints hold."""
+    tensors = {f"optimizer.{name}": value for name, value in state.optimizer.items()}
+    tensors |= {f"harmonizer.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.harmonizer.items()}
+    weights = {**layout.named(state.theta_P), **{f"buffer.{name}": value for name, value in state.buffers.items()}}
+    meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
+    return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=to_yaml(config))
+
+
+def train_state(snapshot: Snapshot, layout: ParameterLayout) -> TrainState:
+    """The training state of a checkpoint, the inverse of :func:`make_snapshot`."""
+    return TrainState(
+        step=snapshot.meta["step"],
+        theta_P=layout.flatten(snapshot.named_weights),
+        buffers=_prefixed(snapshot.named_weights, "buffer."),
+        optimizer=_prefixed(snapshot.tensors, "optimizer."),
+        harmonizer={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "harmonizer.").items()},
+        skipped=list(snapshot.meta["skipped"]),
+    )
+
+
+def model_state(snapshot: Snapshot, layout: ParameterLayout) -> ModelState:
+    """What workers need of a checkpoint to evaluate it."""
+    return train_state(snapshot, layout).model_state()
+
+
+def _prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:
+    """The model of a checkpoint as a folder that others can load: `weights.safetensors` and `model.json`."""
+    directory.mkdir(exist_ok=True)
+    shutil.copyfile(checkpoint / "weights.safetensors", directory / "weights.safetensors")
+    family = family_of(config)
+    write_json(
+        directory / "model.json",
+        {
+            "name": config.model,
+            "options": dict(config.model_options),
+            "image_shape": list(family.image_shape),
+            "n_outputs": LOSSES.get(config.loss)().n_outputs(len(family.class_names)),
+            "loss": config.loss,
+            "class_names": list(identity["class_names"]),
+            "plugins": list(config.plugins),
+        },
+    )
+    return directory

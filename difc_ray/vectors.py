@@ -1,0 +1,148 @@
+"""Flat parameter vectors: the layout (name <-> slice), the Gram matrix of rows, and their combination.
+
+Shape suffixes: P parameters, N rows, B a block of parameters.
+
+A *row* is one flat contiguous float32 vector with P entries. Both :func:`gram` and :func:`combine` walk the
+rows in the order given, in blocks of one fixed size, so that the result has the same bits wherever the rows
+came from (another process, another engine), as long as the number of threads is the same.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = 1 << 15
+"""Parameters per block of the Gram matrix: N rows of it in float64 stay inside a core's cache."""
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Where each named parameter lies in the flat vector.
+
+    Args:
+        names: parameter names in the model's own order.
+        shapes: their shapes, in the same order.
+
+    >>> layout = ParameterLayout(("a", "b"), ((2, 3), (4,)))
+    >>> layout.size, layout.slices["b"]
+    (10, slice(6, 10, None))
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> ParameterLayout:
+        """The layout of a module's parameters."""
+        items = list(module.named_parameters())
+        return cls(tuple(name for name, _ in items), tuple(tuple(p.shape) for _, p in items))
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Name -> its range in the flat vector."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
+        return {name: slice(start, end) for name, start, end in zip(self.names, [0, *ends], ends, strict=False)}
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def named(self, theta_P: Tensor) -> dict[str, Tensor]:
+        """Views of the flat vector by name, in shape."""
+        return {n: theta_P[self.slices[n]].view(shape) for n, shape in zip(self.names, self.shapes, strict=True)}
+
+    def flatten(self, named: Mapping[str, Tensor]) -> Tensor:
+        """The flat float32 vector of named tensors (a copy)."""
+        return torch.cat([named[name].detach().reshape(-1).to(torch.float32) for name in self.names])
+
+    def owner(self, position: int) -> str:
+        """The parameter that holds an entry of the flat vector; names the place of a NaN."""
+        return next(name for name, span in self.slices.items() if span.start <= position < span.stop)
+
+    def mismatches(self, other: ParameterLayout) -> list[str]:
+        """Sentences on how another layout differs from this one (empty: equal)."""
+        mine, theirs = (
+            dict(zip(self.names, self.shapes, strict=True)),
+            dict(zip(other.names, other.shapes, strict=True)),
+        )
+        found = [f"`{n}` is {mine.get(n, 'absent')} here and {theirs.get(n, 'absent')} there"
+                 for n in [*mine, *(n for n in theirs if n not in mine)] if mine.get(n) != theirs.get(n)]  # fmt: skip
+        return found or ([] if self.names == other.names else ["the parameters come in another order"])
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor over an array's memory, also over read-only memory (views of an object store): do not write to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def write_theta(theta_P: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Copies the flat vector into a module's own parameter tensors.
+
+    Copies, not views: the parameters keep the alignment that their allocator gave them, so kernels take the
+    same path, and round the same way, on every engine.
+    """
+    start = 0
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(theta_P[start : start + parameter.numel()].view_as(parameter))
+            start += parameter.numel()
+
+
+def write_row(tensors: Sequence[Tensor], out_P: Tensor) -> None:
+    """Writes tensors one after the other into a flat vector (a row), without an intermediate copy."""
+    start = 0
+    for tensor in tensors:
+        out_P[start : start + tensor.numel()].view_as(tensor).copy_(tensor)
+        start += tensor.numel()
+
+
+def gram(rows: Sequence[Float[Tensor, " P"]]) -> Float[np.ndarray, "N N"]:
+    """The matrix of inner products ``rows[i] · rows[j]``, accumulated in float64 by blocks.
+
+    A non-finite entry anywhere in row i makes entry (i, i) non-finite, and nothing else can: the square of a
+    finite float32 is finite in float64. So the diagonal is also the finite check of every row.
+
+    Args:
+        rows: N float32 vectors of one length.
+
+    Returns:
+        (N, N) float64, exactly symmetric.
+    """
+    n, size = len(rows), rows[0].numel()
+    total_NN = torch.zeros(n, n, dtype=torch.float64)
+    block_NB = torch.empty(n, BLOCK, dtype=torch.float64)
+    for start in range(0, size, BLOCK):
+        length = min(BLOCK, size - start)
+        part_NB = block_NB[:, :length]
+        for i, row in enumerate(rows):
+            part_NB[i].copy_(row[start : start + length])
+        total_NN.addmm_(part_NB, part_NB.T)
+    return torch.triu(total_NN).add_(torch.triu(total_NN, 1).T).numpy()
+
+
+def combine(weights_N: Float[np.ndarray, " N"], rows: Sequence[Float[Tensor, " P"]]) -> Float[Tensor, " P"]:
+    """``sum_i weights[i] * rows[i]`` in float32, added one after the other in the order given.
+
+    Args:
+        weights_N: (N,) float64; each is rounded once to float32 where it meets its row.
+        rows: N float32 vectors.
+    """
+    out_P = torch.empty_like(rows[0])
+    for start in range(0, out_P.numel(), BLOCK):  # by blocks, so that the sum stays in cache; the bits are the same
+        block = slice(start, start + BLOCK)
+        part_B = torch.mul(rows[0][block], float(weights_N[0]), out=out_P[block])
+        for weight, row in zip(weights_N[1:], rows[1:], strict=True):
+            part_B.add_(row[block], alpha=float(weight))
+    return out_P

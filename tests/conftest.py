@@ -1,0 +1,54 @@
+"""Session fixtures, and police: a test that leaves threads, processes or environment variables behind fails."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ["RAY_AUTH_MODE"] = "token"  # every Ray of the suite wants a token, and only this process tree has it
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+import psutil
+import pytest
+
+ALLOWED_VARIABLES = ("RAY_", "PYTEST_", "CUDA_", "MPL", "KMP_", "TF_", "TORCH", "MLFLOW_", "COLUMNS", "LINES")
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Environment variables and child processes are as before (the session's Ray and MLflow aside)."""
+    environment = dict(os.environ)
+    shared = {name for name in ("ray_session", "mlflow_server") if name in request.fixturenames}
+    children = {child.pid for child in psutil.Process().children()}
+    yield
+    changed = {name for name in set(environment) ^ set(os.environ) if not name.startswith(ALLOWED_VARIABLES)}
+    changed |= {n for n in environment if n in os.environ and environment[n] != os.environ[n]
+                and not n.startswith(ALLOWED_VARIABLES)}  # fmt: skip
+    assert not changed, f"the test changed environment variables: {sorted(changed)}"
+    if not shared:
+        left = [child for child in psutil.Process().children() if child.pid not in children]
+        gone, alive = psutil.wait_procs(left, timeout=5)
+        names = [" ".join(child.cmdline()[:4]) for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+        assert not [name for name in names if "resource_tracker" not in name], f"the test left processes: {names}"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray cluster for the whole session, in a temporary folder of its own, with token authentication."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="difc", dir="/tmp" if Path("/tmp").is_dir() else None)
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        object_store_memory=400 * 2**20, _temp_dir=folder,
+    )  # fmt: skip
+    yield
+    ray.shutdown()

@@ -1,0 +1,236 @@
+"""A server that stops, freezes, fails or loses its answers costs no metric and no time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from difc_ray.errors import CheckpointError
+from difc_ray.tracking import MlflowTracker, UploadSettings, sync
+from tests.mlflow.servers import MlflowServer, Proxy, wait_until
+from tests.mlflow.test_round_trip import client, points
+
+pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
+
+EXPECTED = [(step, step / 7) for step in range(60)]
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield int(listener.getsockname()[1])
+
+
+def record(tracker: MlflowTracker, steps: range) -> None:
+    for step in steps:
+        tracker.metrics(step, {"loss": step / 7, "other": 1.0})
+
+
+def runs_named(mlflow_server: MlflowServer, experiment: str) -> list[str]:
+    found = client(mlflow_server.url).get_experiment_by_name(experiment)
+    return [run.info.run_id for run in client(mlflow_server.url).search_runs([found.experiment_id])]
+
+
+def sent(tracker: MlflowTracker) -> int:
+    cursor = tracker.folder.cursor
+    return max((entry["seq"] for entry in json.loads(cursor.read_text()).values()), default=0) if cursor.exists() else 0
+
+
+def test_a_server_that_stops_and_freezes_in_mid_run(
+    mlflow_server: MlflowServer, run_dir: Path, quick: UploadSettings, experiment: str
+) -> None:
+    tracker = MlflowTracker(run_dir, mlflow_server.url, experiment, settings=quick)
+    mlflow_server.freeze()  # the request that creates the run is sent, perhaps more than once, and answered too late
+    tracker.start(run_name="r", params={"a": 1}, tags={})
+    record(tracker, range(20))
+    wait_until(tracker.folder.status.exists, 20, "the uploader has noticed")
+    mlflow_server.thaw()
+    wait_until(lambda: sent(tracker) == 21, 20, "all has arrived")
+    mlflow_server.freeze()
+    record(tracker, range(20, 30))
+    time.sleep(1.5)  # at least one request is on its way and times out
+    mlflow_server.thaw()
+    wait_until(lambda: sent(tracker) == 31, 20, "all has arrived")
+    mlflow_server.stop()
+    began = time.perf_counter()
+    record(tracker, range(30, 50))
+    assert time.perf_counter() - began < 0.5
+    wait_until(lambda: "waiting" in tracker.folder.status.read_text(), 10, "the uploader has noticed")
+    mlflow_server.start()
+    record(tracker, range(50, 60))
+    summary = tracker.finish("FINISHED")
+
+    assert (summary.pending, summary.refused) == (0, 0)
+    assert runs_named(mlflow_server, experiment) == [summary.run_id]
+    assert points(mlflow_server.url, summary.run_id, "loss") == EXPECTED
+    assert len(points(mlflow_server.url, summary.run_id, "other")) == 60
+
+
+def test_a_server_that_never_answers(
+    mlflow_server: MlflowServer,
+    run_dir: Path,
+    quick: UploadSettings,
+    silent_port: int,
+    experiment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DIFC_RAY_TRACKING_REQUEST_TIMEOUT_S", "1")
+    tracker = MlflowTracker(run_dir, f"http://127.0.0.1:{silent_port}", experiment, settings=quick)
+    tracker.start(run_name="r", params={}, tags={})
+    began = time.perf_counter()
+    record(tracker, range(60))
+    assert time.perf_counter() - began < 0.5
+    wait_until(tracker.folder.status.exists, 20, "the first request has timed out")
+    assert tracker.uploader_pid is not None
+    with pytest.raises(CheckpointError, match="by one process at a time"):
+        sync(run_dir, mlflow_server.url)
+    began = time.perf_counter()
+    summary = tracker.finish("FINISHED", drain_s=0.5)
+    assert time.perf_counter() - began < 4.0
+    assert summary.pending == 62
+    assert "has not taken 62 records yet" in str(summary.message)
+
+    report = sync(run_dir, patience_s=0.0)
+    assert (report.sent, report.pending) == (0, 62)
+    assert "does not answer in time" in str(report.message)
+    report = sync(run_dir, mlflow_server.url)
+    assert (report.sent, report.pending, report.message) == (62, 0, None)
+    assert points(mlflow_server.url, report.run_id, "loss") == EXPECTED
+    assert client(mlflow_server.url).get_run(report.run_id).info.status == "FINISHED"
+
+
+def test_a_refused_record_is_set_aside_alone(
+    mlflow_server: MlflowServer, proxy: Proxy, run_dir: Path, quick: UploadSettings, experiment: str
+) -> None:
+    proxy.rule = lambda method, path, body: 400 if b"poison" in body else "forward"
+    tracker = MlflowTracker(run_dir, proxy.url, experiment, settings=quick)
+    tracker.start(run_name="r", params={"a": 1, "poison": 2, "c": 3}, tags={})
+    record(tracker, range(30))
+    tracker.metrics(30, {"poison": 1.0})
+    record(tracker, range(30, 60))
+    tracker.artifact(run_dir / "tracking" / "journal.jsonl")
+    gone = run_dir / "gone.txt"
+    gone.write_text("x")
+    tracker.artifact(gone)
+    gone.unlink()
+    summary = tracker.finish("FINISHED")
+
+    entries = [json.loads(line) for line in (run_dir / "tracking" / "refused.jsonl").read_text().splitlines()]
+    assert [entry["kind"] for entry in entries if "gone" not in entry["reason"]] == ["start", "metrics", "artifact"]
+    assert all("poisoned" in entry["reason"] or "400" in entry["reason"] for entry in entries[:3])
+    assert (summary.pending, summary.refused) == (0, len(entries))
+    assert "refused 4 records" in str(summary.message)
+    run = client(mlflow_server.url).get_run(summary.run_id)
+    assert run.data.params == {"a": "1", "c": "3"}
+    assert points(mlflow_server.url, summary.run_id, "loss") == EXPECTED
+    assert run.info.status == "FINISHED"
+
+
+DRIVER = """
+import sys, threading, time
+from pathlib import Path
+from difc_ray.tracking import MlflowTracker, UploadSettings
+tracker = MlflowTracker(Path(sys.argv[1]), sys.argv[2], sys.argv[3], settings=UploadSettings(flush_s=0.1))
+start = lambda: tracker.start(run_name="r", params={}, tags={})
+if sys.argv[4] == "main":
+    start()
+else:
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+for step in range(60):
+    tracker.metrics(step, {"loss": step / 7})
+print(tracker.uploader_pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_the_uploader_dies_with_the_driver_and_sync_sends_the_rest(
+    mlflow_server: MlflowServer, run_dir: Path, silent_port: int, experiment: str, thread: str
+) -> None:
+    command = [sys.executable, "-c", DRIVER, str(run_dir), f"http://127.0.0.1:{silent_port}", experiment, thread]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as driver:
+        try:
+            assert driver.stdout is not None
+            uploader = psutil.Process(int(driver.stdout.readline()))
+            assert ("--kernel-guard" in uploader.cmdline()) == (thread == "main")
+            wait_until((run_dir / "tracking" / "uploader.lock").exists, 10, "the uploader works")
+            time.sleep(0.7)
+            assert uploader.is_running()  # the end of the thread that started it is no reason to end
+        finally:
+            driver.kill()
+    wait_until(lambda: not psutil.pid_exists(uploader.pid), 5, "the uploader ends with the driver")
+
+    if thread == "other":
+        return
+    report = sync(run_dir, mlflow_server.url)
+    assert (report.sent, report.pending) == (61, 0)
+    assert points(mlflow_server.url, report.run_id, "loss") == EXPECTED
+    run = client(mlflow_server.url).get_run(report.run_id)
+    assert run.info.status == "KILLED"
+    assert "without a word" in run.data.tags["error"]
+    last = json.loads((run_dir / "tracking" / "journal.jsonl").read_text().splitlines()[-1])
+    assert run.info.end_time == last["ts"]
+
+
+def test_an_uploader_that_crashes_is_started_again(
+    mlflow_server: MlflowServer,
+    run_dir: Path,
+    quick: UploadSettings,
+    experiment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("difc_ray.tracking.driver._LOOK_S", 0.05)
+    notices: list[str] = []
+    tracker = MlflowTracker(run_dir, mlflow_server.url, experiment, settings=quick, notice=notices.append)
+    tracker.start(run_name="r", params={}, tags={})
+    record(tracker, range(30))
+    wait_until(lambda: sent(tracker) == 31, 20, "the first records have arrived")
+    first = tracker.uploader_pid
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: tracker.uploader_pid is None, 5, "it is dead")
+    tracker.folder.cursor.unlink()  # as if the power had failed as well: all is sent again
+    time.sleep(0.1)
+    record(tracker, range(30, 60))
+    assert tracker.uploader_pid not in (None, first)
+    summary = tracker.finish("FINISHED")
+    assert "ended with code -9" in notices[0]
+    assert summary.pending == 0
+    assert points(mlflow_server.url, summary.run_id, "loss") == EXPECTED
+    assert runs_named(mlflow_server, experiment) == [summary.run_id]
+
+
+def test_without_mlflow_training_goes_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / "mlflow"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(textwrap.dedent("raise SystemExit('no mlflow here')"))
+    monkeypatch.syspath_prepend(str(broken.parent))
+    settings = UploadSettings(flush_s=0.1, max_restarts=1)
+    tracker = MlflowTracker(run_dir, "http://127.0.0.1:9", "none", settings=settings, notice=lambda text: None)
+    tracker.start(run_name="r", params={}, tags={})
+    record(tracker, range(5))
+    began = time.perf_counter()
+    summary = tracker.finish("FINISHED")
+    assert time.perf_counter() - began < 10
+    assert summary.pending == 7
+    assert "no mlflow here" in tracker.folder.log.read_text()
+    assert len((run_dir / "tracking" / "journal.jsonl").read_text().splitlines()) == 7

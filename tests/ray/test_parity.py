@@ -1,0 +1,82 @@
+"""The distributed engine equals the single process bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from difc_ray.distributed.engine import RayEngine
+from difc_ray.preparation import prepare
+from tests.runs import PENALTIES, RULES, digest, run_inline, same_records, small_config
+
+pytestmark = pytest.mark.ray
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def engine(ray_session: None) -> Iterator[RayEngine]:
+    config = small_config(cluster={"cpus_per_worker": 0.5})
+    engine = RayEngine(config, "first", lambda: False, lambda text: None)
+    engine.connect()
+    engine.start(prepare(config, None).state)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize(("penalty", "rule"), [(p, r) for p in PENALTIES for r in RULES if p != "none" or r == "mean"])
+def test_every_penalty_with_every_rule(engine: RayEngine, penalty: str, rule: str) -> None:
+    config = small_config(alignment=PENALTIES[penalty], harmonize={"rule": rule})
+    expected, expected_records = run_inline(config, STEPS)
+    engine.begin(config, f"{penalty}-{rule}", prepare(config, None).state)
+    records = engine.advance(STEPS)
+    assert digest(engine.snapshot()) == digest(expected)
+    assert same_records(records, expected_records)
+    assert expected.step == STEPS
+    assert not any(record.skipped for record in records)
+
+
+@pytest.mark.parametrize("between", ["domains", "both"])
+def test_views_over_domains(engine: RayEngine, between: str) -> None:
+    config = small_config(
+        harmonize={"rule": "mean", "between": between, "weights": [0.2, 0.5, 0.3]},
+        optimizer={"name": "sgd", "lr": 0.05},
+    )
+    expected, _ = run_inline(config, STEPS)
+    engine.begin(config, between, prepare(config, None).state)
+    engine.advance(STEPS)
+    assert digest(engine.snapshot()) == digest(expected)
+
+
+def test_dropout_annealing_and_schedule(engine: RayEngine) -> None:
+    config = small_config(
+        model="lenet", model_options={"dropout": 0.5}, optimizer={"name": "adamw", "schedule": "cosine", "warmup_steps": 2},
+        alignment={"anneal": {"steps": 3, "weight_after": 50.0, "rescale_loss": True, "reset_optimizer": True}},
+    )  # fmt: skip
+    expected, _ = run_inline(config, STEPS)
+    engine.begin(config, "dropout", prepare(config, None).state)
+    engine.advance(STEPS)
+    assert digest(engine.snapshot()) == digest(expected)
+
+
+def test_evaluation_is_the_same(engine: RayEngine) -> None:
+    config = small_config(model="lenet", target="mnistm")
+    state = prepare(config, None).state
+    from difc_ray.reference import InlineEngine
+
+    inline = InlineEngine(config, "r", lambda: False, lambda text: None)
+    inline.connect()
+    inline.start(prepare(config, None).state)
+    engine.begin(config, "evaluation", state)
+    jobs = [("mnist", "val"), ("fonts", "test"), ("mnist", "test"), ("mnistm", "all")]
+    assert engine.evaluate(jobs) == inline.evaluate(jobs)
+
+
+def test_negative_control(engine: RayEngine) -> None:
+    config = small_config()
+    engine.begin(config, "control", prepare(config, None).state)
+    engine.advance(STEPS)
+    assert digest(engine.snapshot()) != digest(run_inline(config, STEPS - 1)[0])
+    other = small_config(seed=1)
+    assert digest(run_inline(other, STEPS)[0]) != digest(run_inline(config, STEPS)[0])

@@ -1,0 +1,92 @@
+"""Small runs for tests: configurations, engines, and what makes two states the same."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from difc_ray.config import Config, load_config, resolve
+from difc_ray.global_step import StepRecord, TrainState
+from difc_ray.preparation import prepare
+from difc_ray.reference import InlineEngine
+
+SMALL: dict[str, Any] = {
+    "name": "test",
+    "dataset": "digits",
+    "sources": ["mnist", "optdigits", "fonts"],
+    "target": None,
+    "model": "mlp",
+    "model_options": {"hidden": [32]},
+    "batch_size": 8,
+    "steps": 5,
+    "tracking": {"mode": "off"},
+}
+"""A run of a second."""
+
+PENALTIES: dict[str, dict[str, Any]] = {
+    "none": {"alpha": 0, "beta": 0},
+    "gradient": {"penalty": "gradient", "beta": 0.3},
+    "hutchinson-exact": {"penalty": "hutchinson", "alpha": 0.2, "beta": 0.1},
+    "hutchinson-hessian-only": {"penalty": "hutchinson", "alpha": 0.2, "beta": 0},
+    "hutchinson-shared": {"penalty": "hutchinson", "estimator": "hutchinson", "probes": 2},
+    "hutchinson-independent": {"penalty": "hutchinson", "estimator": "hutchinson", "probe_sets": "independent"},
+    "hutchinson-released": {"penalty": "hutchinson", "estimator": "hutchinson", "probe_sets": "released", "probes": 3},
+    "hgp-detached": {"penalty": "hgp", "detach_mean": True},
+    "hgp": {"penalty": "hgp", "detach_mean": False, "reduction": "sum"},
+}
+"""Every penalty and estimator of the spine."""
+
+RULES = ("mean", "gh", "ghpp", "ghpp_rotation", "ghpp_paper")
+
+
+def small_config(**changes: Any) -> Config:
+    """The small run with changes, merged section by section."""
+    merged = dict(SMALL)
+    if "model" in changes:
+        del merged["model_options"]
+    for key, value in changes.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    if merged.get("alignment", {}).get("alpha") == 0 and merged["alignment"].get("beta") == 0:
+        merged.setdefault("harmonize", {"rule": "mean"})
+    return resolve(load_config(None, base=merged))
+
+
+def run_inline(config: Config, steps: int, state: TrainState | None = None) -> tuple[TrainState, list[StepRecord]]:
+    """So many steps of the reference."""
+    engine = InlineEngine(config, "reference", lambda: False, lambda text: None)
+    engine.connect()
+    engine.start(state or prepare(config, None).state)
+    records = engine.advance(steps)
+    return engine.snapshot(), records
+
+
+def digest(state: TrainState) -> str:
+    """sha256 over all bits of a training state."""
+    found = hashlib.sha256(str(state.step).encode())
+    found.update(state.theta_P.numpy().tobytes())
+    for group in (state.buffers, state.optimizer):
+        for name in sorted(group):
+            found.update(name.encode() + group[name].numpy().tobytes())
+    for name in sorted(state.harmonizer):
+        found.update(name.encode() + state.harmonizer[name].tobytes())
+    found.update(str(state.skipped).encode())
+    return found.hexdigest()
+
+
+def same_records(one: list[StepRecord], other: list[StepRecord]) -> bool:
+    """Whether two runs decided the same, times aside."""
+    return [strip(record) for record in one] == [strip(record) for record in other]
+
+
+def strip(record: StepRecord) -> dict[str, Any]:
+    """A record without its times."""
+    return {name: value for name, value in vars(record).items() if name != "seconds"}
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> Path:
+    """A configuration file."""
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path

@@ -1,0 +1,132 @@
+"""One driver per run folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from difc_ray.checkpoint import (
+    RunLock,
+)
+from difc_ray.errors import CheckpointError
+from tests.checkpoints import (
+    ROOT,
+    environment,
+    names,
+)
+
+HOLD = """
+import sys
+from pathlib import Path
+from difc_ray.checkpoint import RunLock
+with RunLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """A process that has the lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def close(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(timeout=10)
+
+
+def test_second_driver_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    process = hold(tmp_path)
+    try:
+        began = time.monotonic()
+        with pytest.raises(
+            CheckpointError, match=f"in use by pid {process.pid} on host {socket.gethostname()}"
+        ) as caught:
+            RunLock(tmp_path).acquire()
+        assert time.monotonic() - began < 1.0
+        assert caught.value.exit_code == 6
+    finally:
+        close(process)
+    assert names(tmp_path) == []
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_lock_of_a_killed_driver_is_taken_over(tmp_path: Path) -> None:
+    process = hold(tmp_path)
+    process.kill()
+    close(process)
+    assert names(tmp_path) == [".lock"]
+    with RunLock(tmp_path) as lock:
+        assert lock.path.exists()
+        with pytest.raises(CheckpointError, match=f"pid {os.getpid()}"):
+            RunLock(tmp_path).acquire()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 1}', "[]"])
+def test_unreadable_lock_files_are_taken_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".lock").write_text(content)
+    with RunLock(tmp_path):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_release_is_harmless_when_not_held_or_already_gone(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.release()
+    lock.acquire()
+    lock.acquire()
+    shutil.rmtree(tmp_path)
+    lock.release()
+    tmp_path.mkdir()
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"must be writable\. Found No such file or directory"):
+        RunLock(tmp_path / "absent").acquire()
+
+
+def test_without_file_locks_the_named_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = hold(tmp_path)
+    held = (tmp_path / ".lock").read_text()
+
+    def unsupported(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    try:
+        with pytest.raises(CheckpointError, match=f"pid {process.pid} .*surely gone, delete"):
+            RunLock(tmp_path).acquire()
+        other_start = json.loads(held) | {"started": 5.0}
+        (tmp_path / ".lock").write_text(json.dumps(other_start))  # the number was given to another process since
+        with RunLock(tmp_path):
+            pass
+        (tmp_path / ".lock").write_text(json.dumps(json.loads(held) | {"host": "elsewhere"}))
+        with pytest.raises(CheckpointError, match="on host elsewhere"):
+            RunLock(tmp_path).acquire()
+    finally:
+        close(process)
+    (tmp_path / ".lock").write_text(held)
+    with RunLock(tmp_path):
+        pass
+    monkeypatch.undo()
