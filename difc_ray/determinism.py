@@ -27,7 +27,7 @@ def usable_cpus() -> int:
 def automatic_cpus(total: float, n_domains: int) -> float:
     """`cpus_per_worker: auto`: min(1, CPUs / (K + 1)), so that K workers and a coordinator fit on what there is.
 
-    >>> automatic_cpus(2, 3), automatic_cpus(16, 3)
+    >>> automatic_cpus(2.0, 3), automatic_cpus(16.0, 3)
     (0.5, 1.0)
     """
     return min(1.0, int(1000 * total / (n_domains + 1)) / 1000)

@@ -15,11 +15,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#4d4d4d")
 """Okabe and Ito's colours, distinguishable with every form of colour vision, without the pale yellow."""
-TARGET_COLOUR = "#4d4d4d"
 _BEFORE, _AFTER, _CONFLICT = "#d55e00", "#0072b2", "#d55e00"
 _DPI = 130
 _SPLITS = ("train", "val", "test")
 _MAX_CLASSES_WITH_NUMBERS = 20
+_ROUNDING = 1e-9
+"""A harmonized pair that is orthogonal up to rounding is no conflict."""
 
 
 def loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Figure:
@@ -31,10 +32,11 @@ def loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> 
     """
     figure, axes = _canvas(7.2, 4.2)
     x = np.asarray(steps)
-    for colour, (domain, values) in zip(_cycle(len(losses)), losses.items(), strict=True):
+    for index, (domain, values) in enumerate(losses.items()):
+        colour, line = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
         y = np.where(np.isfinite(values), np.asarray(values, dtype=np.float64), np.nan)
         axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(x, _running_mean(y, max(1, len(y) // 25)), color=colour, linewidth=1.8, label=domain)
+        axes.plot(x, _running_mean(y, max(1, len(y) // 25)), color=colour, linestyle=line, linewidth=1.8, label=domain)
     finite = np.concatenate([np.asarray(values, dtype=np.float64) for values in losses.values()] or [np.zeros(0)])
     finite = finite[np.isfinite(finite) & (finite > 0)]
     if finite.size and finite.max() > 30 * finite.min():
@@ -59,21 +61,21 @@ def cosine_histogram(before: Sequence[float] | np.ndarray, after: Sequence[float
     """
     panels = (("before harmonization", before, _BEFORE), ("after harmonization", after, _AFTER))
     figure = Figure(figsize=(7.2, 4.6), dpi=_DPI, layout="constrained")
-    pair = figure.subplots(2, 1, sharex=True, sharey=True)
+    pair = figure.subplots(2, 1, sharex=True)
     cosines = [np.clip(_finite(values), -1.0, 1.0) for _, values, _ in panels]
+    cosines = [np.where(np.abs(values) < _ROUNDING, 0.0, values) for values in cosines]
     bins = _bins(np.concatenate(cosines))
-    tallest = 1.0
     for axes, values, (label, _, colour) in zip(pair, cosines, panels, strict=True):
         _tidy(axes)
         counts, _, _ = axes.hist(values, bins=bins, color=colour, alpha=0.85, edgecolor="white", linewidth=0.4)
-        tallest = max(tallest, float(np.max(counts)))
-        share = float(np.mean(values < -1e-9)) if values.size else 0.0
+        axes.set_ylim(0, max(1.0, 1.1 * float(np.max(counts))))
+        share = float(np.mean(values < 0)) if values.size else 0.0
         axes.axvspan(-2.0, 0.0, color=_CONFLICT, alpha=0.07, linewidth=0, zorder=0)
         axes.axvline(0.0, color="#333333", linewidth=1.0)
         axes.set_title(f"{label}: {share:.1%} of {values.size:,} pairs in conflict", fontsize=10, loc="left")
         axes.set_ylabel("pairs")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    pair[0].set(xlim=(bins[0], bins[-1]), ylim=(0, 1.1 * tallest))
+    pair[0].set_xlim(bins[0], bins[-1])
     pair[1].set_xlabel("cosine between two rows (shaded: conflict)")
     return figure
 
@@ -97,7 +99,7 @@ def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[st
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
     long_names = max((len(name) for name in class_names), default=0) > 3
-    size = 9.0 if n <= 25 else max(3.0, 230.0 / n)
+    size = max(3.0, min(9.0, 460.0 / n))
     axes.set_xticks(range(n), class_names, fontsize=size, rotation=90 if long_names else 0)
     axes.set_yticks(range(n), class_names, fontsize=size)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
@@ -125,7 +127,7 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], target: str | N
     for domain in domains:
         shown = [split for split in splits if np.isfinite(accuracies[domain].get(split, np.nan))]
         position += 0.35 if domain == target and centres else 0.0
-        width = 0.8 / max(len(splits), 1)
+        width = 0.8 / max(len(splits), 2)
         for index, split in enumerate(shown):
             x = position + (index - (len(shown) - 1) / 2) * width
             value = accuracies[domain][split]
@@ -138,7 +140,7 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], target: str | N
     names = [f"{domain}\n(target)" if domain == target else domain for domain in domains]
     crowded = max((len(name) for domain in domains for name in domain.split()), default=0) > 11
     axes.set_xticks(centres, names, rotation=25 if crowded else 0, ha="right" if crowded else "center")
-    axes.set(ylim=(0, 1.08), ylabel="accuracy", title="Accuracy per domain")
+    axes.set(xlim=(-0.6, position - 0.4), ylim=(0, 1.08), ylabel="accuracy", title="Accuracy per domain")
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="x", visible=False)
@@ -159,10 +161,6 @@ def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def _cycle(n: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(n)]
 
 
 def _legend(axes: Axes, entries: int) -> None:

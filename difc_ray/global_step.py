@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -97,6 +97,7 @@ class StepRecord:
         return any(cosine < 0 for cosine in self.row_cosines)
 
 
+@runtime_checkable
 class Domains(Protocol):
     """Whoever answers for the source domains; answers come in the order of the configuration."""
 

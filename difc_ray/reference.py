@@ -76,7 +76,7 @@ class InlineEngine:
     def connect(self) -> None:
         """Pins this process to the threads that a worker of the Ray engine would have."""
         wanted = self.config.cluster.cpus_per_worker
-        cpus = automatic_cpus(usable_cpus(), len(self.config.sources)) if wanted == "auto" else float(wanted)
+        cpus = automatic_cpus(float(usable_cpus()), len(self.config.sources)) if wanted == "auto" else float(wanted)
         self.threads = threads_for(cpus)
         pin_threads(self.threads)
         self.facts["threads"] = str(self.threads)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ CHUNK_S = 0.5
 """Seconds of steps that the driver asks for at a time: the display and the signals live between two chunks."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What the loop needs of an engine."""
 
@@ -51,6 +52,7 @@ class Engine(Protocol):
         """Metrics of the current or a given state."""
 
 
+@runtime_checkable
 class Display(Protocol):
     """Where a person sees the run."""
 

@@ -106,10 +106,10 @@ def _start_local(config: Config) -> None:
             f"characters). Found {len(temporary)}: {temporary}. Set RAY_TMPDIR to a shorter path."
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if os.environ["RAY_AUTH_MODE"] == "token" and not named and not (Path.home() / ".ray" / "auth_token").exists():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # in memory only: Ray would write a file readable by all
+    if not named and not (Path.home() / ".ray" / "auth_token").exists():
+        # Ray turns authentication on for a local cluster; without a token it would write one that all users can read.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     size = config.cluster.object_store_mb
     try:
         ray.init(

@@ -44,6 +44,7 @@ MAX_SHIFT_PX: Final = 2.0
 """The random affine map of a drawn digit, each uniform in its range."""
 
 _GLYPH_PX: Final = 20  # height of a drawn digit, that of MNIST's box
+_MEASURING_PX: Final = 100.0  # font size at which glyphs are measured
 _OVERSAMPLING: Final = 2  # glyphs are mapped at twice the size and then averaged, so that edges are smooth
 
 Pixels = UInt8[np.ndarray, "M C 28 28"]
@@ -170,7 +171,7 @@ def digit_fonts(folder: Path) -> list[Path]:
 
 def _has_ordinary_digits(path: Path) -> bool:
     """All ten visible, different, and level with each other."""
-    inks = [_ink(_font(path, 100), digit) for digit in CLASS_NAMES]
+    inks = [_ink(_font(path, _MEASURING_PX), digit) for digit in CLASS_NAMES]
     tops, bottoms = (np.array([box[side] for _, box in inks]) for side in (1, 3))
     visible = bool((bottoms > tops).all())
     different = len({(image.size, image.tobytes()) for image, _ in inks}) == len(inks)
@@ -179,8 +180,8 @@ def _has_ordinary_digits(path: Path) -> bool:
 
 def _glyphs(path: Path) -> list[Image.Image]:
     """The ten digits of a font, in the middle of an oversampled image; the tallest is as tall as MNIST's box."""
-    tallest = max(box[3] - box[1] for _, box in (_ink(_font(path, 100), digit) for digit in CLASS_NAMES))
-    font = _font(path, 100 * _GLYPH_PX * _OVERSAMPLING / tallest)
+    tallest = max(box[3] - box[1] for _, box in (_ink(_font(path, _MEASURING_PX), digit) for digit in CLASS_NAMES))
+    font = _font(path, _MEASURING_PX * _GLYPH_PX * _OVERSAMPLING / tallest)
     glyphs = []
     for digit in CLASS_NAMES:
         ink, _ = _ink(font, digit)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, SupportsFloat, runtime_checkable
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -39,6 +39,7 @@ class TrackingSummary:
     """A sentence for the user when not everything arrived."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Records one run. No method waits for a server, none raises because of one."""
 
@@ -52,7 +53,7 @@ class Tracker(Protocol):
         """
         ...
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Record values of a step. Values that are not finite are counted, not sent; see :class:`MlflowTracker`."""
         ...
 

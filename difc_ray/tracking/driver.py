@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import psutil
 
@@ -109,9 +109,10 @@ class MlflowTracker:
         self._started = True
         self._child.start()
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Record values of a step; costs the writing of one line."""
-        known, kept = self._names, {}
+        known = self._names
+        kept: dict[str, float | str] = {}
         for key, value in values.items():
             name = known.get(key) or self._learn(key)
             if step <= self._last_recorded and step <= self._recorded.get(name, -1):
@@ -120,7 +121,7 @@ class MlflowTracker:
             if math.isfinite(number):
                 kept[name] = number
             else:
-                kept[name] = str(number)  # type: ignore[assignment]  # JSON has no word for it
+                kept[name] = str(number)  # JSON has no word for it
                 count, first = self._nonfinite.get(name, (0, step))
                 self._nonfinite[name] = (count + 1, first)
         if kept:

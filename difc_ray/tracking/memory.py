@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import SupportsFloat
 
 from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
 from difc_ray.tracking.names import figure_path, flat
@@ -42,7 +43,7 @@ class MemoryTracker:
         self.recorded_params.update(flat(params))
         self.recorded_tags.update(tags)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Append ``(step, value)`` to each key's list."""
         for key, value in values.items():
             self.recorded_metrics.setdefault(key, []).append((step, float(value)))

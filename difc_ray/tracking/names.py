@@ -26,7 +26,7 @@ def clean_key(name: str) -> str:
     keeps apart names that would otherwise become the same, without a table that a restart could lose.
 
     >>> clean_key("train/loss/mnist"), clean_key("loss@photo")
-    ('train/loss/mnist', 'loss_photo-03e163')
+    ('train/loss/mnist', 'loss_photo-74682a')
     """
     parts = name.split("/")
     if len(name) <= MAX_KEY and not _FOREIGN.search(name) and all(part not in ("", ".", "..") for part in parts):

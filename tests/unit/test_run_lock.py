@@ -130,3 +130,23 @@ def test_without_file_locks_the_named_process_decides(tmp_path: Path, monkeypatc
     with RunLock(tmp_path):
         pass
     monkeypatch.undo()
+
+
+def test_a_lock_file_removed_between_open_and_lock_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The previous holder releases in just that moment: our lock would be on a file without a name."""
+    real, calls = fcntl.flock, []
+
+    def flock(handle: int, operation: int) -> None:
+        calls.append(handle)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        with pytest.raises(CheckpointError, match="in use"):
+            RunLock(tmp_path).acquire()
+    assert len(calls) == 3

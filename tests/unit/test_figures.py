@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from difc_ray.figures import accuracy_bars, confusion_matrix, cosine_histogram, loss_curves
+
+
+def render(figure: Figure, tmp_path: Path) -> np.ndarray:
+    figure.savefig(tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in [*axes.texts, axes.title, axes._left_title]]
+
+
+def test_loss_curves_keep_the_data_and_smooth_without_inventing(tmp_path: Path) -> None:
+    steps = list(range(1, 101))
+    noisy = [1.0 + 0.1 * (-1) ** step for step in steps]
+    noisy[49] = float("nan")
+    figure = loss_curves(steps, {"mnist": noisy, "fonts": [2.0] * 100})
+    (axes,) = figure.axes
+    raw, smooth, _, constant = axes.lines
+    np.testing.assert_array_equal(raw.get_ydata(), noisy)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mnist", "fonts"]
+    np.testing.assert_allclose(constant.get_ydata(), 2.0)
+    y = np.asarray(smooth.get_ydata())
+    assert np.isnan(y[49])
+    np.testing.assert_allclose(y[20], np.mean(noisy[18:23]))  # window 5
+    np.testing.assert_allclose(y[0], np.mean(noisy[:3]))
+    np.testing.assert_allclose(y[48], np.nanmean(noisy[46:51]))
+    assert np.ptp(y[60:80]) < 0.5 * np.ptp(noisy[60:80])
+    assert axes.get_yscale() == "linear"
+    assert loss_curves([1, 2, 3], {"a": [3.0, 0.3, 0.03]}).axes[0].get_yscale() == "log"
+    assert render(figure, tmp_path).std() > 1
+
+
+def test_cosine_histogram_counts_each_pair_once_and_conflicts_left_of_zero() -> None:
+    before = np.concatenate([np.linspace(-0.9, -0.01, 30), np.linspace(0.01, 0.9, 70), [np.nan]])
+    after = np.maximum(before, -1e-12)  # orthogonal up to rounding
+    figure = cosine_histogram(before, after)
+    upper, lower = figure.axes
+    for axes, conflicts, total in ((upper, 30, 100), (lower, 0, 100)):
+        bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches if bar.get_x() > -1.5]
+        assert sum(height for _, height in bars) == total
+        assert sum(height for centre, height in bars if centre < 0) == conflicts
+    assert "30.0% of 100" in texts(figure)[1]
+    assert any("0.0% of 100 pairs" in text for text in texts(figure))
+
+
+def test_confusion_matrix_shows_counts_by_true_row() -> None:
+    confusion = np.array([[8, 2, 0], [1, 4, 5], [0, 0, 0]])
+    figure = confusion_matrix(confusion, ["cat", "dog", "horse"], "sketch (test)")
+    axes = figure.axes[0]
+    shares = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(shares, [[0.8, 0.2, 0], [0.1, 0.4, 0.5], [0, 0, 0]])
+    cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
+    assert cells == {(0, 0): "8", (0, 1): "2", (1, 0): "1", (1, 1): "4", (1, 2): "5"}
+    assert axes.get_title() == "sketch (test)\naccuracy 60.0%"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "horse"]
+
+
+def test_accuracy_bars_have_one_bar_per_domain_and_split_and_mark_the_target() -> None:
+    accuracies = {"mnistm": {"test": 0.65}, "mnist": {"val": 0.96, "train": 0.99}, "fonts": {"val": float("nan")}}
+    figure = accuracy_bars(accuracies, target="mnistm")
+    (axes,) = figure.axes
+    bars = [bar for bar in axes.patches if np.isfinite(bar.get_height())]
+    assert sorted(bar.get_height() for bar in bars) == [0.65, 0.96, 0.99]
+    assert [bar.get_height() for bar in bars if bar.get_hatch()] == [0.65]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["mnist", "fonts", "mnistm\n(target)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "val", "test"]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
+    assert all(right <= left for (_, right), (left, _) in pairwise(edges))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        loss_curves([], {}),
+        loss_curves([1], {"a": [float("nan")]}),
+        cosine_histogram([], []),
+        cosine_histogram([float("nan")], [1.0]),
+        confusion_matrix(np.zeros((3, 3), dtype=np.int64), ["a", "b", "c"], "nothing"),
+        confusion_matrix(np.ones((65, 65), dtype=np.int64), [f"class {i}" for i in range(65)], "many"),
+        accuracy_bars({}),
+        accuracy_bars({"a": {}}, target="a"),
+        accuracy_bars({f"a_long_domain_name_{i}": {"val": 0.5} for i in range(12)}),
+    ],
+)
+def test_extreme_input_is_drawn_without_warnings(figure: Figure, tmp_path: Path) -> None:
+    pixels = render(figure, tmp_path)
+    assert pixels.shape[0] > 300
+
+
+def test_pyplot_is_never_imported() -> None:
+    script = "import sys, difc_ray.figures as f; f.loss_curves([], {}); print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
