@@ -24,22 +24,8 @@ from difc_ray.config import Config, load_config, resolve
 from difc_ray.distributed.engine import RayEngine
 from difc_ray.domains import DATASETS
 from difc_ray.global_step import StepRecord
-from difc_ray.models import MODELS, Model
 from difc_ray.preparation import prepare
 from difc_ray.reference import InlineEngine
-
-BIG = 11_000_000
-
-
-def wide_mlp(image_shape: tuple[int, int, int], n_outputs: int, options: object) -> Model:
-    """About 11 M parameters whose compute is small: what is measured is the exchange."""
-    inputs = image_shape[0] * image_shape[1] * image_shape[2]
-    hidden = BIG // (inputs + n_outputs + 1)
-    featurizer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs, hidden), torch.nn.ReLU())
-    return Model(featurizer, torch.nn.Linear(hidden, n_outputs))
-
-
-MODELS.register("wide_mlp")(wide_mlp)
 
 
 def configuration(*, rows: int, engine: str, sources: str, model: str, batch: int) -> Config:
@@ -53,7 +39,7 @@ def configuration(*, rows: int, engine: str, sources: str, model: str, batch: in
         "steps=100000",
     ]
     if model == "wide_mlp":
-        changes.append("plugins=benchmarks.step")
+        changes.append("plugins=wide_mlp")
     if rows == 1:
         changes += ["alignment.alpha=0", "alignment.beta=0", "harmonize.rule=mean"]
     return resolve(load_config(None, changes))
@@ -128,9 +114,8 @@ def big(steps: int) -> None:
     """11 M parameters, four domains: exchange and memory."""
     print("\n11 M parameters, K = 4 (ms per step)")
     for rows in (1, 2):
-        config = configuration(
-            rows=rows, engine="ray", sources="mnist,optdigits,fonts,mnistm", model="wide_mlp", batch=8
-        )
+        domains = "mnist,optdigits,fonts,mnistm"
+        config = configuration(rows=rows, engine="ray", sources=domains, model="wide_mlp", batch=8)
         engine = RayEngine(config, "benchmark", lambda: False, lambda text: print("note:", text))
         engine.connect()
         start = prepare(config, None)

@@ -1,7 +1,7 @@
 """Train on several source domains at once: Hessian alignment and gradient harmonization on Ray.
 
-``from difc_ray import harmonize`` is the mathematics alone (a function of a Gram matrix); ``from difc_ray import train``
-runs a configuration as the command line does.
+``from difc_ray import harmonize`` is the mathematics alone (a function of a Gram matrix); ``from difc_ray import
+train`` runs a configuration as the command line does.
 """
 
 from __future__ import annotations

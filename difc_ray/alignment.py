@@ -3,9 +3,9 @@
 Shape suffixes: K domains, S entries of the scope.
 
 For statistics s_e with weights w_e (sum 1) the spread is ``sum_e w_e ‖s_e − s̄‖²`` with ``s̄ = sum_e w_e s_e``. Its
-derivative with respect to s_e is ``2 w_e (s_e − s̄)``, although s̄ depends on s_e too: the deviations sum to zero, which
-cancels the path through the mean. So worker e pulls ``⟨2 w_e (s_e − s̄), s_e(θ)⟩`` back with the bracket constant, and the
-sum over workers is the gradient of the joint penalty, exactly.
+derivative with respect to s_e is ``2 w_e (s_e − s̄)``, although s̄ depends on s_e too: the deviations sum to zero,
+which cancels the path through the mean. So worker e pulls ``⟨2 w_e (s_e − s̄), s_e(θ)⟩`` back with the bracket
+constant, and the sum over workers is the gradient of the joint penalty, exactly.
 
 Everything here is NumPy in float64 with sums in the order of the domains; results return to the statistics' own type.
 """

@@ -156,8 +156,8 @@ def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
     return bound, ResumePoint(run_dir=run_dir, snapshot=snapshot, rejected=messages)
 
 
-def open_run(config: Config, yaml_text: str, *, resumed: bool) -> Path:
-    """Creates the run's folder with its configuration, or opens that of the run which is continued.
+def open_run(config: Config, *, resumed: bool) -> Path:
+    """Creates the run's folder, or opens that of the run which is continued; its lock is not taken yet.
 
     Raises:
         CheckpointError: the folder holds another run.
@@ -169,7 +169,6 @@ def open_run(config: Config, yaml_text: str, *, resumed: bool) -> Path:
             f"with `resume={run_dir}`."
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml_text, encoding="utf-8")
     return run_dir
 
 

@@ -103,8 +103,9 @@ def train(config: Config, display: Display | None = None) -> Result:
         display.phase("starting Ray" if config.engine == "ray" else "starting")
         engine.connect()
         signals.install()  # Ray puts its own handler for SIGTERM in place of ours
-        run_dir = open_run(config, to_yaml(config), resumed=point is not None)
+        run_dir = open_run(config, resumed=point is not None)
         stack.enter_context(RunLock(run_dir))
+        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         stack.enter_context(run_log(run_dir))
         for message in [*(point.rejected if point else []), *version_warnings(start)]:
             notice(message)

@@ -1,8 +1,8 @@
 """The loop that every engine shares: steps, evaluation, selection, checkpoints, records.
 
 What the loop carries besides the training state (when it last evaluated, the best step so far, time spent) is
-:class:`Progress`; both are in every checkpoint, so that a resumed run goes through the same states as one that was never
-interrupted.
+:class:`Progress`; both are in every checkpoint, so that a resumed run goes through the same states as one that was
+never interrupted.
 """
 
 from __future__ import annotations
@@ -354,12 +354,13 @@ class MetricsLog:
         return sum(min(entry["row_cosines"], default=0) < 0 for entry in taken) / max(1, len(taken))
 
     def curves(self) -> tuple[list[int], dict[str, list[float]], list[float], list[float]]:
-        """Steps, losses by domain, and all row margins before and after harmonization."""
+        """Steps, losses by domain, and the smallest cosine between two rows before and after harmonization."""
         taken = [entry for entry in self._entries if not entry["skipped"]]
         domains = list(taken[0]["losses"]) if taken else []
         losses = {name: [entry["losses"][name] for entry in taken] for name in domains}
-        before = [value for entry in taken for value in entry["margins_before"]]
-        after = [value for entry in taken for value in entry["margins_after"]]
+        before = [min(entry["row_cosines"]) for entry in taken if entry["row_cosines"]]
+        after = [entry["values"].get("min_cosine_after", min(entry["row_cosines"])) for entry in taken
+                 if entry["row_cosines"]]  # fmt: skip
         return [entry["step"] for entry in taken], losses, before, after
 
 

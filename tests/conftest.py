@@ -35,7 +35,7 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not changed, f"the test changed environment variables: {sorted(changed)}"
     if not shared:
         left = [child for child in psutil.Process().children() if child.pid not in children]
-        gone, alive = psutil.wait_procs(left, timeout=5)
+        _, alive = psutil.wait_procs(left, timeout=5)
         names = [" ".join(child.cmdline()[:4]) for child in alive if child.status() != psutil.STATUS_ZOMBIE]
         assert not [name for name in names if "resource_tracker" not in name], f"the test left processes: {names}"
 

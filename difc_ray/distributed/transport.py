@@ -1,8 +1,9 @@
 """Asks domain workers through Ray's object store, and replaces those that die or hang.
 
-One broadcast is one object; answers are flat NumPy arrays that arrive as views of the store. A worker that is lost in the
-middle of a step is replaced, repeats its answers to that step, which must equal the lost ones bit for bit, and is then
-asked the question that stayed open. If they differ (other hardware), :class:`StepRedo` makes everybody repeat the step.
+One broadcast is one object; answers are flat NumPy arrays that arrive as views of the store. A worker that is lost in
+the middle of a step is replaced, repeats its answers to that step, which must equal the lost ones bit for bit, and is
+then asked the question that stayed open. If they differ (other hardware), :class:`StepRedo` makes everybody repeat the
+step.
 """
 
 from __future__ import annotations
@@ -342,9 +343,7 @@ class ObjectStoreDomains:
                 )
 
     def _end(self, index: int) -> None:
-        """Ends a worker for good: by its handle, and by its pid where that is on this machine (a stopped process
-        does not hear its handle).
-        """  # noqa: D205, D209
+        """Ends a worker by its handle, and by its pid on this machine: a stopped process does not hear its handle."""
         ray.kill(self.workers[index], no_restart=True)
         if index < len(self.infos) and self.infos[index].host == socket.gethostname():
             end_process(self.infos[index].pid)

@@ -24,11 +24,11 @@ from difc_ray.objectives.base import (
 class Hgp(Objective):
     """``α Σ_e w_e ‖h_e − H̄ ḡ‖² + β Σ_e w_e ‖g_e − ḡ‖²`` with ``h_e = H_e g_e`` on the head.
 
-    The mean term is a product of means, ``H̄ ḡ = Σ_e w_e H_e ḡ``, not the mean of the h_e, so the deviations do not sum to
-    zero and the path through it carries a gradient:
+    The mean term is a product of means, ``H̄ ḡ = Σ_e w_e H_e ḡ``, not the mean of the h_e, so the deviations do not sum
+    to zero and the path through it carries a gradient:
 
-    * `detach_mean: true` (default): H̄ ḡ is a constant. Exact for that detached objective (the released DomainBed class);
-      one more exchange (ḡ down, H_e ḡ up).
+    * `detach_mean: true` (default): H̄ ḡ is a constant. Exact for that detached objective (the released DomainBed
+      class); one more exchange (ḡ down, H_e ḡ up).
     * `detach_mean: false`: the gradient of the formula as printed (the released Colored MNIST scripts); two more
       exchanges. With ``r_e = 2 α w_e (h_e − H̄ḡ)`` and ``s = Σ_e r_e``, worker e pulls back
       ``⟨r_e, h_e⟩ − w_e (⟨s, H_e ḡ⟩ + ⟨H̄ s, g_e⟩)``.

@@ -176,6 +176,8 @@ def test_the_uploader_dies_with_the_driver_and_sync_sends_the_rest(
             wait_until((run_dir / "tracking" / "uploader.lock").exists, 10, "the uploader works")
             time.sleep(0.7)
             assert uploader.is_running()  # the end of the thread that started it is no reason to end
+            if thread == "main":
+                uploader.suspend()  # now only the kernel can end it
         finally:
             driver.kill()
     wait_until(lambda: not psutil.pid_exists(uploader.pid), 5, "the uploader ends with the driver")

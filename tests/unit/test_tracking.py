@@ -302,6 +302,8 @@ class TestVerdicts:
             (_Answer(429), UnavailableError, "text"),
             (_Answer(500, "a\nb"), UnavailableError, "a"),
             (_Answer(503), UnavailableError, "text"),
+            (_Answer(500, "request to http://u:SECRET@host:5000/x failed"), UnavailableError, "http://***@host"),
+            (_Answer(400, "no http://u:SECRET@host:5000/x"), RefusedError, "http://***@host"),
             (_Answer(400, "(sqlite3.OperationalError) database is locked"), UnavailableError, "Another process"),
             (ConnectionRefusedError("Connection refused"), UnavailableError, "is the server running?"),
             (UnicodeEncodeError("utf-8", "x", 0, 1, "no"), None, ""),
@@ -483,6 +485,22 @@ class TestRunStore:
         second.end("run0", "FINISHED", 9, None)
         assert client.deleted == ["run1"]
         assert client.runs["run0"]["status"] == ("FINISHED", 9)
+
+    def test_a_database_is_set_up_by_one_process_at_a_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """MLflow's migrations fail ("duplicate column", "table exists") when two processes create one database."""
+        order: list[str] = []
+        monkeypatch.setattr("mlflow.tracking.MlflowClient", lambda *a, **k: order.append("connected"))
+        store = RunStore(TrackingFolder(tmp_path), f"sqlite:///{tmp_path}/new/m.db")
+        (tmp_path / "new").mkdir()
+        thread = threading.Thread(target=lambda: store.client)
+        with exclusive(tmp_path / "new" / "m.db.lock", 5.0):
+            thread.start()
+            time.sleep(0.3)
+            order.append("free")
+        thread.join()
+        assert order == ["free", "connected"]
 
     def test_a_deleted_experiment_is_explained(self, tmp_path: Path) -> None:
         with pytest.raises(UnavailableError, match="mlflow experiments restore"):
