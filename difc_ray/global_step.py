@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from difc_ray.config import Config, rule_options
-from difc_ray.domains import derive_seed
+from difc_ray.determinism import generator
 from difc_ray.errors import NumericError
 from difc_ray.harmonizers import GramStatistics, Harmonization, make_harmonizer
 from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
@@ -235,7 +235,7 @@ class GlobalStep:
         return Coefficients(alpha=factor * alignment.alpha, beta=factor * alignment.beta)
 
     def rescale(self, step: int) -> float:
-        """1, or with `anneal.rescale_loss` 1 / the annealing weight where that exceeds 1 (the whole loss is divided)."""
+        """1, or with `anneal.rescale_loss` 1 / the annealing weight where that exceeds 1: the whole loss is divided."""
         weight = self._annealed(step)
         return 1.0 / weight if self.config.alignment.anneal.rescale_loss and weight > 1 else 1.0
 
@@ -245,7 +245,7 @@ class GlobalStep:
 
     def _harmonize(self, gram_VV: np.ndarray, answers: Sequence[Statistics]) -> Harmonization:
         """The rule's decision, with randomness from the step's own generator."""
-        rng = np.random.Generator(np.random.PCG64(derive_seed(self.config.seed, "harmonizer", "", self.state.step)))
+        rng = generator(self.config.seed, "harmonizer", step=self.state.step)
         losses = np.array([answer.loss for answer in answers]) if len(answers) == len(self.view.base_V) else None
         statistics = GramStatistics(gram_NN=gram_VV, weights_N=self.view.base_V, losses_N=losses)
         return self.harmonizer.update(statistics, self.state.harmonizer, rng)
@@ -262,15 +262,17 @@ class GlobalStep:
         """Leaves weights and optimizer as they are and moves on: batches and schedule go by the step's index."""
         step = self.state.step
         if self.config.on_nonfinite == "abort":
-            raise NumericError(f"Step {step}: {reason}. `on_nonfinite: abort` ends the run here; the last checkpoint "
-                               "holds finite weights. Lower `optimizer.lr`, or set `on_nonfinite=skip_step`.")  # fmt: skip
+            raise NumericError(
+                f"Step {step}: {reason}. `on_nonfinite: abort` ends the run here; the last checkpoint holds finite "
+                "weights. Lower `optimizer.lr`, or set `on_nonfinite=skip_step`."
+            )
         self.state.skipped = [s for s in self.state.skipped if s > step - SKIP_WINDOW] + [step]
         self.state.step += 1
         in_a_row = set(range(step - SKIPS_IN_A_ROW + 1, step + 1))
         if in_a_row <= set(self.state.skipped) or len(self.state.skipped) > SKIPS_IN_WINDOW:
             raise NumericError(
-                f"Step {step}: {reason}. {len(self.state.skipped)} of the last {SKIP_WINDOW} steps were not finite, and "
-                f"{SKIPS_IN_A_ROW} in a row or more than {SKIPS_IN_WINDOW} end the run. Lower `optimizer.lr` or "
+                f"Step {step}: {reason}. {len(self.state.skipped)} of the last {SKIP_WINDOW} steps were not finite, "
+                f"and {SKIPS_IN_A_ROW} in a row or more than {SKIPS_IN_WINDOW} end the run. Lower `optimizer.lr` or "
                 "`alignment.alpha` / `alignment.beta`, and look at the data of that domain."
             )
         losses = {answer.token.domain: answer.loss for answer in answers}

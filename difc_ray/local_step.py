@@ -19,7 +19,8 @@ from torch import Tensor
 
 from difc_ray.config import Config
 from difc_ray.curvature import HeadCurvature, rademacher
-from difc_ray.domains import DATASETS, DatasetFamily, Domain, derive_seed
+from difc_ray.determinism import derive_seed
+from difc_ray.domains import DATASETS, DatasetFamily, Domain
 from difc_ray.losses import LOSSES, Loss
 from difc_ray.models import Model, build_model
 from difc_ray.objectives import OBJECTIVES, Measurement, Objective, ObjectiveOptions, Vectors

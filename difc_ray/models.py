@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difc_ray.domains.base import check_option_names, derive_seed
+from difc_ray.determinism import derive_seed
 from difc_ray.errors import ConfigError
-from difc_ray.registry import Registry
+from difc_ray.registry import Registry, check_option_names
 
 
 class Model(nn.Module):

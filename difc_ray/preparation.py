@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -40,7 +41,7 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     model, _ = model_of(config)
     layout = ParameterLayout.of(model)
     class_names = list(domains[config.sources[0]].class_names)
-    identity = {"data": data_fingerprint(domains), "class_names": class_names, "versions": versions()}
+    identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": versions()}
     if point is None:
         state = TrainState(
             step=0,
@@ -165,8 +166,8 @@ def open_run(config: Config, *, resumed: bool) -> Path:
     run_dir = run_folder(config)
     if not resumed and run_dir.exists() and any(run_dir.iterdir()):
         raise CheckpointError(
-            f"The run folder must be new. Found {run_dir} with another run. Choose another `name`, or continue that run "
-            f"with `resume={run_dir}`."
+            f"The run folder must be new. Found {run_dir} with another run. Choose another `name`, or continue that "
+            f"run with `resume={run_dir}`."
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir

@@ -351,7 +351,8 @@ class MetricsLog:
     def conflict_share(self) -> float:
         """Share of steps with two rows in conflict."""
         taken = [entry for entry in self._entries if not entry["skipped"]]
-        return sum(min(entry["row_cosines"], default=0) < 0 for entry in taken) / max(1, len(taken))
+        conflicts = sum(1 for entry in taken if min(entry["row_cosines"], default=0.0) < 0)
+        return conflicts / max(1, len(taken))
 
     def curves(self) -> tuple[list[int], dict[str, list[float]], list[float], list[float]]:
         """Steps, losses by domain, and the smallest cosine between two rows before and after harmonization."""

@@ -44,7 +44,7 @@ class Problem:
         return f"{self.what}, got {self.got} ({self.where}). {self.remedy}"
 
 
-class ConfigProblems(ConfigError):  # noqa: N818
+class ConfigProblems(ConfigError):
     """Everything that is wrong with a configuration.
 
     Args:
@@ -59,7 +59,7 @@ class ConfigProblems(ConfigError):  # noqa: N818
         return type(self), (self.problems,)
 
 
-class DataProblems(DataError):  # noqa: N818
+class DataProblems(DataError):
     """Everything about the data that does not fit the configuration.
 
     Args:

@@ -169,8 +169,8 @@ def reserve(config: Config, plan: Plan, interrupted: Callable[[], bool]) -> tupl
             free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
             remove_placement_group(group)
             raise ClusterError(
-                f"The cluster did not grant {list(plan.bundles)} (state {state}; free now: {free}). Wait for other runs "
-                "to end, lower `cluster.cpus_per_worker` or `cluster.gpus_per_worker`, or raise "
+                f"The cluster did not grant {list(plan.bundles)} (state {state}; free now: {free}). Wait for other "
+                "runs to end, lower `cluster.cpus_per_worker` or `cluster.gpus_per_worker`, or raise "
                 "`cluster.start_timeout_s`."
             )
     return group, True

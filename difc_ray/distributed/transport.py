@@ -338,8 +338,8 @@ class ObjectStoreDomains:
                 reference = worker.exchange.remote(token, *question.arguments)
             if not ray.get(reference, timeout=limit).same_as(lost):
                 raise StepRedo(
-                    f"domain `{self.names[index]}`: the replacement on {self.infos[index].host} answers step {self._step} "
-                    "with other bits than the worker it replaces; all domains repeat the step"
+                    f"domain `{self.names[index]}`: the replacement on {self.infos[index].host} answers step "
+                    f"{self._step} with other bits than the worker it replaces; all domains repeat the step"
                 )
 
     def _end(self, index: int) -> None:
@@ -369,8 +369,8 @@ class ObjectStoreDomains:
                 raise WaitInterrupted("stopped before the first step")
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"Domain worker(s) {', '.join(self.waiting)} did not start within {timeout_s:g} s. Look at the logs of "
-                    "the Ray session, or raise `cluster.start_timeout_s`."
+                    f"Domain worker(s) {', '.join(self.waiting)} did not start within {timeout_s:g} s. Look at the "
+                    "logs of the Ray session, or raise `cluster.start_timeout_s`."
                 )
         self.waiting = {}
         answers = []

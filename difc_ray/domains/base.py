@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from difc_ray.determinism import generator
 from difc_ray.errors import ConfigError
 from difc_ray.registry import Registry, did_you_mean
 
@@ -33,36 +34,6 @@ FRACTIONS: Final = (0.8, 0.1, 0.1)
 
 _KEPT_EPOCHS: Final = 4
 _HASH_CHUNK: Final = 512
-
-
-def derive_seed(seed: int, purpose: str, domain: str = "", step: int = 0) -> int:
-    """The seed of one draw: 63 bits of the SHA-256 of the four values.
-
-    A new domain, step or purpose changes no other draw, and no draw depends on the order in which draws are made.
-
-    Args:
-        seed: seed of the run (or a constant, for what must not depend on the run).
-        purpose: what is drawn, e.g. ``"epoch"``.
-        domain: name of the domain, empty where the draw belongs to none.
-        step: step or epoch, >= 0.
-
-    Returns:
-        An integer in [0, 2**63).
-
-    Source: the idea of hash-derived seeds is DomainBed's ``misc.seed_hash``.
-
-    >>> derive_seed(0, "init") == derive_seed(0, "init")
-    True
-    >>> derive_seed(0, "epoch", "a", 1) == derive_seed(0, "epoch", "a", 2)
-    False
-    """
-    text = "\0".join((str(seed), purpose, domain, str(step)))  # NUL: no name can contain the separator
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def generator(seed: int, purpose: str, domain: str = "", step: int = 0) -> np.random.Generator:
-    """A NumPy generator on :func:`derive_seed`; the bit generator is named, so NumPy's default may change."""
-    return np.random.Generator(np.random.PCG64(derive_seed(seed, purpose, domain, step)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,20 +232,3 @@ class DatasetFamily(ABC):
 
 DATASETS: Registry[type[DatasetFamily]] = Registry("dataset")
 """Dataset families by name; ``DATASETS.get(name)(options, root, seed)``."""
-
-
-def check_option_names(owner: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuses options that their owner does not know, all at once.
-
-    Args:
-        owner: whose options, as the user calls it, e.g. "model `lenet`".
-        options: what the user gave.
-        known: names of the options that exist.
-
-    Raises:
-        ConfigError: one sentence per unknown name.
-    """
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        hint = {name: did_you_mean(name, known) if known else "It takes no options." for name in unknown}
-        raise ConfigError(" ".join(f"Unknown option `{name}` of {owner}. {hint[name]}" for name in unknown))

@@ -28,8 +28,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from difc_ray.domains.base import DATASETS, DatasetFamily, Domain, check_option_names, generator, stratified_splits
+from difc_ray.determinism import generator
+from difc_ray.domains.base import DATASETS, DatasetFamily, Domain, stratified_splits
 from difc_ray.errors import DataError
+from difc_ray.registry import check_option_names
 
 SIDE: Final = 28
 CLASS_NAMES: Final = tuple("0123456789")

@@ -161,6 +161,13 @@ def test_drawn_digits_are_whole_and_legible() -> None:
     assert scores.mean() > 0.9  # 0.93; with the fonts whose glyphs are merely visible and different it is 0.87
 
 
+@pytest.mark.parametrize(("name", "floor"), [("fonts", 0.5), ("optdigits", 0.4)])
+def test_labels_mean_the_same_digits_as_in_mnist(name: str, floor: float) -> None:
+    """Neighbours among MNIST's digits agree far more often than the tenth that wrong labels would give."""
+    neighbours = KNeighborsClassifier(3).fit(everything("mnist")[:, 0].reshape(-1, 784), load("mnist").labels)
+    assert neighbours.score(everything(name)[::4, 0].reshape(-1, 784), load(name).labels[::4]) > floor
+
+
 def test_content_is_the_same_for_every_seed_and_splits_are_not() -> None:
     for name in ("mnistm", "fonts"):
         other = DATASETS.get("digits")({}, None, 12345).load(name)

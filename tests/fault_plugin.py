@@ -1,0 +1,218 @@
+"""A plug-in whose dataset, model and objectives go wrong where they are told to.
+
+``dataset: faulty`` takes the options ``folder`` (where it leaves a mark for every fault that fired) and ``faults``, a list
+of mappings: ``kind``, ``domain``, ``step`` (-1: every step), ``where`` (`batch`, `respond`, `surrogate`, `evaluation`;
+default `batch`), ``times`` (default 1; 0: always) and what the kind needs besides. Without faults it is an ordinary
+dataset: its content depends on neither option.
+
+kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (one pixel of the batch), `infinite` (one entry of
+the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process), `wait` (``seconds``),
+`differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`, `exit`, `kill_coordinator`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from difc_ray.curvature import HeadCurvature
+from difc_ray.domains import DATASETS, DatasetFamily, Domain
+from difc_ray.domains.base import Batch, generator
+from difc_ray.errors import DataError
+from difc_ray.models import MODELS, Model
+from difc_ray.objectives import OBJECTIVES, Measurement
+from difc_ray.objectives.hgp import Hgp
+from difc_ray.objectives.hutchinson import Hutchinson
+
+EXAMPLES, SHAPE, CLASSES = 160, (1, 8, 8), ("w", "x", "y", "z")
+CHANGED = "content-changed"
+"""A file of this name in the folder makes it another dataset, as when somebody exchanges the files."""
+
+
+class Faults:
+    """The faults of a run, as its configuration lists them."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.folder = Path(options.get("folder", ""))
+        self.plan: list[dict[str, Any]] = [dict(fault) for fault in options.get("faults", ())]
+
+    def due(self, where: str, domain: str, step: int) -> Iterator[dict[str, Any]]:
+        """The faults that fire here and now; each leaves its mark before it does."""
+        for fault in self.plan:
+            at = fault.get("where", "batch"), fault["domain"], fault["step"] if fault["step"] >= 0 else step
+            after = fault.get("after")
+            if at == (where, domain, step) and (after is None or (self.folder / after).exists()) and self.mark(fault, step):
+                yield fault
+
+    def mark(self, fault: Mapping[str, Any], step: int) -> bool:
+        """Leaves a mark; False if the fault has fired as often as it should."""
+        times = fault.get("times", 1)
+        name = f"{fault.get('where', 'batch')}-{fault['kind']}-{fault['domain']}-{step}"
+        number = 0
+        while (self.folder / f"{name}-{number}").exists():
+            number += 1
+        if times and number >= times:
+            return False
+        (self.folder / f"{name}-{number}").write_text(str(os.getpid()))
+        return True
+
+
+def marks(folder: Path) -> list[str]:
+    """What fired: ``<where>-<kind>-<domain>-<step>-<how many times before>``."""
+    return sorted(path.name for path in folder.iterdir() if path.name[-1].isdigit())
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where this process is: set by the batch, read by what follows it in the step."""
+
+    faults: Faults
+    domain: str = ""
+    step: int = -1
+
+
+_now = Moment(Faults({}))
+
+
+def go_wrong(fault: Mapping[str, Any]) -> None:
+    """Does what needs nothing but the process."""
+    kind = fault["kind"]
+    if kind in ("kill", "stop", "exit", "kill_coordinator"):
+        assert in_ray_worker(), f"`{kind}` is for workers; this process is the driver"
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "exit":
+        os._exit(3)
+    elif kind == "kill_coordinator":
+        for sibling in psutil.Process(os.getppid()).children():
+            if sibling.cmdline()[:1] and sibling.cmdline()[0].startswith("ray::Coordinator"):
+                sibling.kill()
+        time.sleep(30)
+    elif kind == "raise":
+        raise RuntimeError("a bug of the user's")
+    elif kind == "data":
+        raise DataError("Image 7 must be readable. Found a truncated file. Replace it.")
+    elif kind == "signal":
+        os.kill(os.getpid(), fault["number"])
+    elif kind == "wait":
+        time.sleep(fault["seconds"])
+
+
+def in_ray_worker() -> bool:
+    """Whether this process is one of Ray's, and not the driver."""
+    ray = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized() and ray.get_runtime_context().get_actor_id())
+
+
+class FaultyDomain(Domain):
+    """Four classes of noisy prototypes, in another light in each domain."""
+
+    def __init__(self, name: str, seed: int, faults: Faults) -> None:
+        rng = generator(0, "faulty", name)
+        labels = np.arange(EXAMPLES, dtype=np.int64) % len(CLASSES)
+        prototypes = generator(0, "prototypes").normal(size=(len(CLASSES), *SHAPE))
+        noise = rng.normal(size=(EXAMPLES, *SHAPE))
+        light = rng.normal() + (faults.folder / CHANGED).exists()
+        self._images = (prototypes[labels] + noise + light).astype(np.float32)
+        self._faults = faults
+        super().__init__(name, CLASSES, SHAPE, labels, seed)
+
+    def images_at(self, indices: np.ndarray) -> np.ndarray:
+        return self._images[indices]
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        global _now
+        _now = Moment(self._faults, self.name, step)
+        batch = super().batch(seed, step, batch_size)
+        for fault in self._faults.due("batch", self.name, step):
+            go_wrong(fault)
+            if fault["kind"] == "nan":
+                batch.images[0, 0, 3, 4] = float("nan")
+            if fault["kind"] == "differ":
+                batch = replace(batch, images=-batch.images)
+        return batch
+
+    def evaluation_batches(self, split: Any, batch_size: int = 256) -> Iterator[Batch]:
+        for fault in self._faults.due("evaluation", self.name, _now.step):
+            go_wrong(fault)
+        return super().evaluation_batches(split, batch_size)
+
+
+@DATASETS.register("faulty")
+class FaultyFamily(DatasetFamily):
+    description = "noise with faults, for tests"
+    class_names = CLASSES
+    image_shape = SHAPE
+
+    def domain_names(self) -> tuple[str, ...]:
+        return ("a", "b", "c", "d")
+
+    def load(self, domain_name: str) -> Domain:
+        self.check_domain(domain_name)
+        return FaultyDomain(domain_name, self.seed, Faults(self.options))
+
+
+@MODELS.register("faulty_mlp")
+def faulty_mlp(image_shape: tuple[int, int, int], n_outputs: int, options: Mapping[str, Any]) -> Model:
+    """An `mlp` whose gradient of ``head.weight`` can have an infinite entry."""
+    model = MODELS.get("mlp")(image_shape, n_outputs, options)
+    seen = {"now": _now}
+
+    def remember(module: nn.Module, inputs: Any) -> None:
+        seen["now"] = _now
+
+    def spoil(gradient: Tensor) -> Tensor:
+        now = seen["now"]
+        if any(fault["kind"] == "infinite" for fault in now.faults.due("gradient", now.domain, now.step)):
+            gradient = gradient.clone()
+            gradient[1, 2] = -torch.inf
+        return gradient
+
+    model.featurizer.register_forward_pre_hook(remember)
+    model.head.weight.register_hook(spoil)
+    return model
+
+
+class _Watched:
+    """An objective that can go wrong in each of its answers."""
+
+    _seen = _now
+
+    def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._seen = _now
+        return super().measure(head, probes)  # type: ignore[misc]
+
+    def respond(self, measurement: Measurement, exchange: int, broadcast: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._go_wrong("respond")
+        return super().respond(measurement, exchange, broadcast)  # type: ignore[misc]
+
+    def surrogate(self, measurement: Measurement, cotangent: Mapping[str, Tensor]) -> Tensor:
+        self._go_wrong("surrogate")
+        return super().surrogate(measurement, cotangent)  # type: ignore[misc]
+
+    def _go_wrong(self, where: str) -> None:
+        for fault in self._seen.faults.due(where, self._seen.domain, self._seen.step):
+            go_wrong(fault)
+
+
+@OBJECTIVES.register("faulty_hutchinson")
+class FaultyHutchinson(_Watched, Hutchinson):
+    pass
+
+
+@OBJECTIVES.register("faulty_hgp")
+class FaultyHgp(_Watched, Hgp):
+    pass
