@@ -9,7 +9,7 @@ cluster) is behind the small :class:`Domains` interface, so every engine runs th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -328,17 +328,3 @@ def upper(matrix_VV: np.ndarray) -> np.ndarray:
 
 def _count_bad(array: np.ndarray) -> int:
     return int((~np.isfinite(array)).sum())
-
-
-def record_metrics(record: StepRecord) -> Mapping[str, float]:
-    """One step as flat metric names for the tracker."""
-    metrics = {f"train/loss/{domain}": loss for domain, loss in record.losses.items()}
-    metrics |= {f"train/accuracy/{domain}": value for domain, value in record.accuracies.items()}
-    metrics |= {f"align/{name}": value for name, value in record.penalty.items()}
-    metrics |= {f"harmonize/{name}": value for name, value in record.values.items()}
-    if record.row_cosines:
-        metrics["harmonize/min_row_cosine"] = min(record.row_cosines)
-        metrics["harmonize/min_margin_after"] = min(record.margins_after)
-    metrics["harmonize/conflict"] = float(record.conflict)
-    metrics["train/skipped"] = float(bool(record.skipped))
-    return metrics | {f"time/{part}_ms": 1e3 * seconds for part, seconds in record.seconds.items()}

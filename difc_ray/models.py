@@ -106,7 +106,7 @@ def lenet(image_shape: tuple[int, int, int], n_outputs: int, options: Mapping[st
     Raises:
         ConfigError: the images are smaller than 16×16.
 
-    Source: Long et al. 2018 (CDAN), their digits network; reference/domain-adaptation.md 4.1.
+    Source: Long et al. 2018 (CDAN), their digits network.
     Differs from the source: dropout is 0 unless asked for (there 0.5), and the channels follow the images.
     """
     check_option_names("model `lenet`", options, ("dropout",))

@@ -17,7 +17,8 @@ from difc_ray.errors import CheckpointError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import family_of, model_of
-from difc_ray.training import Progress, Start, train_state
+from difc_ray.snapshots import Progress, train_state
+from difc_ray.training import Start
 from difc_ray.vectors import ParameterLayout
 
 

@@ -33,8 +33,9 @@ from difc_ray.preparation import (
 )
 from difc_ray.reference import InlineEngine
 from difc_ray.signals import Signals
+from difc_ray.snapshots import export_model, model_state
 from difc_ray.tracking import MemoryTracker, MlflowTracker, Tracker, TrackingSummary, probe, resolve_uri
-from difc_ray.training import Display, Outcome, Training, confusion_figure, export_model, final_jobs, model_state
+from difc_ray.training import Display, Outcome, Training, confusion_figure, final_jobs
 from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")

@@ -7,27 +7,25 @@ never interrupted.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from difc_ray import figures
-from difc_ray.checkpoint import Snapshot, load, save
-from difc_ray.config import Config, to_yaml
+from difc_ray.checkpoint import load, save
+from difc_ray.config import Config
 from difc_ray.errors import CheckpointError
 from difc_ray.evaluation import SELECTORS, SplitMetrics, worst_domain
-from difc_ray.global_step import StepRecord, TrainState, record_metrics
-from difc_ray.local_step import ModelState, family_of
-from difc_ray.losses import LOSSES
+from difc_ray.global_step import StepRecord, TrainState
+from difc_ray.local_step import ModelState
+from difc_ray.records import MetricsLog, record_metrics
+from difc_ray.snapshots import Progress, checkpoint_path, make_snapshot, model_state, write_json
 from difc_ray.tracking import Tracker
 from difc_ray.vectors import ParameterLayout
 
@@ -67,29 +65,6 @@ class Display(Protocol):
 
     def notice(self, message: str) -> None:
         """Something worth a line happened."""
-
-
-@dataclass
-class Progress:
-    """The loop's own memory; part of every checkpoint.
-
-    Args:
-        evaluated: the last step after which the run was evaluated (-1: never).
-        best_step: the step that selection prefers so far (-1: none).
-        best_score: its score (None: no score was finite yet).
-        elapsed_s: wall time of all sessions before this one.
-        seconds: wall time by part over all steps of all sessions.
-    """
-
-    evaluated: int = -1
-    best_step: int = -1
-    best_score: float | None = None
-    elapsed_s: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, part: str, seconds: float) -> None:
-        """Counts time of a part."""
-        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +245,7 @@ class Training:
         self.progress.add("checkpoint", time.perf_counter() - began)
 
     def _summary(self, chosen: int, metrics: Sequence[SplitMetrics], path: Path) -> dict[str, Any]:
-        """What `summary.json` holds: see DESIGN, contracts."""
+        """What `summary.json` holds."""
         config, seconds = self.config, self.progress.seconds
         accuracy: dict[str, dict[str, float]] = {}
         for m in metrics:
@@ -300,71 +275,6 @@ class Training:
         }
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one line per step and per evaluation; a resumed run drops the lines behind its checkpoint.
-
-    Args:
-        path: the file.
-        step: the step to continue from.
-        evaluated: the last step whose evaluation is already known.
-    """
-
-    def __init__(self, path: Path, step: int, evaluated: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the line in hand when the process was killed
-                if entry["step"] <= (step if entry["kind"] == "step" else evaluated):
-                    kept.append(entry)
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        self._entries = [entry for entry in kept if entry["kind"] == "step"]
-        self._file = path.open("a", encoding="utf-8")
-
-    def step(self, record: StepRecord) -> None:
-        """One step taken; `step` counts the steps after it."""
-        entry = {"kind": "step", **asdict(record), "step": record.step + 1}
-        self._entries.append(entry)
-        self._file.write(json.dumps(entry) + "\n")
-
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """One evaluation."""
-        self._file.write(json.dumps({"kind": "evaluation", "step": step, **values}) + "\n")
-        self._file.flush()
-
-    def flush(self) -> None:
-        """Everything so far to the file."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    @property
-    def skipped(self) -> int:
-        """Number of steps skipped as non-finite."""
-        return sum(1 for entry in self._entries if entry["skipped"])
-
-    @property
-    def conflict_share(self) -> float:
-        """Share of steps with two rows in conflict."""
-        taken = [entry for entry in self._entries if not entry["skipped"]]
-        conflicts = sum(1 for entry in taken if min(entry["row_cosines"], default=0.0) < 0)
-        return conflicts / max(1, len(taken))
-
-    def curves(self) -> tuple[list[int], dict[str, list[float]], list[float], list[float]]:
-        """Steps, losses by domain, and the smallest cosine between two rows before and after harmonization."""
-        taken = [entry for entry in self._entries if not entry["skipped"]]
-        domains = list(taken[0]["losses"]) if taken else []
-        losses = {name: [entry["losses"][name] for entry in taken] for name in domains}
-        before = [min(entry["row_cosines"]) for entry in taken if entry["row_cosines"]]
-        after = [entry["values"].get("min_cosine_after", min(entry["row_cosines"])) for entry in taken
-                 if entry["row_cosines"]]  # fmt: skip
-        return [entry["step"] for entry in taken], losses, before, after
-
-
 def confusion_figure(metrics: SplitMetrics, class_names: Sequence[str]) -> Figure:
     """The confusion matrix of one split as a figure."""
     title = f"{metrics.domain} ({metrics.split}, n = {metrics.n})"
@@ -375,67 +285,3 @@ def final_jobs(config: Config) -> list[tuple[str, str]]:
     """What is evaluated at the end: all splits of the sources, the whole target."""
     jobs = [(domain, split) for domain in config.sources for split in ("train", "val", "test")]
     return [*jobs, (config.target, "all")] if config.target else jobs
-
-
-def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """The folder of a step's checkpoint."""
-    return run_dir / "checkpoints" / f"step-{step:08d}"
-
-
-def make_snapshot(
-    config: Config, state: TrainState, layout: ParameterLayout, progress: Progress, identity: Mapping[str, Any]
-) -> Snapshot:
-    """Training state and loop memory in the form that checkpoints hold."""
-    tensors = {f"optimizer.{name}": value for name, value in state.optimizer.items()}
-    tensors |= {f"harmonizer.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.harmonizer.items()}
-    weights = {**layout.named(state.theta_P), **{f"buffer.{name}": value for name, value in state.buffers.items()}}
-    meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
-    return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=to_yaml(config))
-
-
-def train_state(snapshot: Snapshot, layout: ParameterLayout) -> TrainState:
-    """The training state of a checkpoint, the inverse of :func:`make_snapshot`."""
-    return TrainState(
-        step=snapshot.meta["step"],
-        theta_P=layout.flatten(snapshot.named_weights),
-        buffers=_prefixed(snapshot.named_weights, "buffer."),
-        optimizer=_prefixed(snapshot.tensors, "optimizer."),
-        harmonizer={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "harmonizer.").items()},
-        skipped=list(snapshot.meta["skipped"]),
-    )
-
-
-def model_state(snapshot: Snapshot, layout: ParameterLayout) -> ModelState:
-    """What workers need of a checkpoint to evaluate it."""
-    return train_state(snapshot, layout).model_state()
-
-
-def _prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:
-    """The model of a checkpoint as a folder that others can load: `weights.safetensors` and `model.json`."""
-    directory.mkdir(exist_ok=True)
-    shutil.copyfile(checkpoint / "weights.safetensors", directory / "weights.safetensors")
-    family = family_of(config)
-    write_json(
-        directory / "model.json",
-        {
-            "name": config.model,
-            "options": dict(config.model_options),
-            "image_shape": list(family.image_shape),
-            "n_outputs": LOSSES.get(config.loss)().n_outputs(len(family.class_names)),
-            "loss": config.loss,
-            "class_names": list(identity["class_names"]),
-            "plugins": list(config.plugins),
-        },
-    )
-    return directory

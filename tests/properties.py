@@ -23,7 +23,7 @@ def assert_non_conflicting(rows: Rows, weights: np.ndarray, atol: float = 1e-9, 
     """The direction, made of the rows themselves, opposes none of them.
 
     ``atol`` is relative to the length of the row times the sum of the lengths that went into the direction. Rows
-    shorter than ``negligible`` times the longest are zero rows by definition (METHODS 3) and not looked at.
+    shorter than ``negligible`` times the longest are zero rows by definition and not looked at.
     """
     lengths = np.linalg.norm(rows, axis=1)
     margins = rows @ (weights @ rows)

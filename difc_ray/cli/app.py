@@ -1,44 +1,88 @@
-"""Commands, and how errors become one sentence and an exit code."""
+"""Commands, and how errors become one sentence and an exit code.
+
+Nothing heavier than typer is imported before a command runs: ``difc-ray --help`` answers at once.
+"""
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
-import click
 import typer
 
-from difc_ray.errors import DifcError, Interrupted
+from difc_ray import __version__
+from difc_ray.errors import ConfigError, DifcError, Interrupted
 from difc_ray.registry import did_you_mean
+
+HELP = {"help_option_names": ["-h", "--help"]}
+LOOSE = {"ignore_unknown_options": True}
+"""Unknown options become arguments, so that ``--steps 100`` is answered with ``steps=100``."""
+
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+"""What every wrong option or command raises; it belongs to click in some versions of typer, to typer in others."""
 
 app = typer.Typer(
     name="difc-ray",
-    help="Train on several source domains at once: Hessian alignment and gradient harmonization on Ray.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=HELP,
 )
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Changes, such as `steps=100 harmonize.rule=gh`.")
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", hidden=True),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, such as runs/NAME.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]
 
 
-@app.command()
-def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """Train one run; `resume=RUN_DIR` or `resume=auto` continues one."""
+def tell_version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        print(f"difc-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train on several source domains at once: Hessian alignment and gradient harmonization on Ray.
+
+    \b
+    difc-ray train                                  the default run, on real digits
+    difc-ray train steps=100 harmonize.rule=gh      settings are written key=value
+    difc-ray train -c run.yaml optimizer.lr=3e-4    from a file, with a change
+    difc-ray config                                 all settings
+    """  # noqa: D301
+
+
+@app.command(context_settings=LOOSE)
+def train(settings: Settings = None, config: ConfigFile = None) -> None:
+    """Train one run, or continue one.
+
+    \b
+    difc-ray train sources=mnist,fonts target=mnistm steps=100
+    difc-ray train engine=inline                    without Ray, in this process
+    difc-ray train resume=runs/NAME steps=600       continue a run
+    difc-ray train resume=auto                      continue the newest one
+    """  # noqa: D301
     from difc_ray.cli.tables import print_banner, print_result
     from difc_ray.cli.view import open_view
     from difc_ray.config import cautions, resolve
     from difc_ray.preparation import requested_config
     from difc_ray.run import train as run
 
-    resolved = resolve(requested_config(config, overrides or []))
+    resolved = resolve(requested_config(config, checked(settings)))
     print_banner(resolved)
     with open_view(resolved) as view:
         for caution in cautions(resolved):
@@ -47,66 +91,94 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     print_result(result, resolved)
 
 
-@app.command()
-def evaluate(run_dir: RunFolder, overrides: Overrides = None) -> None:
-    """Reload the selected checkpoint of a run, print its table again and draw the confusion matrices."""
-    from difc_ray.cli.tables import console, print_result
+@app.command(context_settings=LOOSE)
+def evaluate(run_dir: RunFolder, settings: Settings = None) -> None:
+    """Evaluate the checkpoint of a run again.
+
+    Prints the table of the run's end and draws the confusion matrices into RUN_DIR/figures.
+
+    \b
+    difc-ray evaluate runs/NAME
+    difc-ray evaluate runs/NAME target=fonts        on another target
+    """  # noqa: D301
+    from difc_ray.cli.tables import print_facts, print_note, print_result
     from difc_ray.run import draw_confusions
     from difc_ray.run import evaluate as run
 
-    config, result = run(run_dir, overrides or [], notice=lambda text: console.print(f"[yellow]note[/] {text}"))
-    print_result(result, config)
-    for path in draw_confusions(result):
-        console.print(f"confusion matrix  {path}", soft_wrap=True)
+    resolved, result = run(run_dir, checked(settings), notice=print_note)
+    print_result(result, resolved)
+    print_facts({"confusion": [str(path) for path in draw_confusions(result)]})
 
 
-@app.command("config")
+@app.command("config", context_settings=LOOSE)
 def show_config(
-    overrides: Overrides = None,
+    settings: Settings = None,
     config: ConfigFile = None,
     show: Annotated[bool, typer.Option("--print", help="Print the resolved configuration as YAML.")] = False,
 ) -> None:
-    """Check a configuration; list every key with its default, or print the resolved tree."""
+    """Check a configuration; list all settings.
+
+    \b
+    difc-ray config                                 every key with its default and meaning
+    difc-ray config --print steps=100 > run.yaml    a file for `--config`
+    """  # noqa: D301
     from difc_ray.cli.tables import print_keys
     from difc_ray.config import resolve, to_yaml
     from difc_ray.preparation import requested_config
 
-    checked = requested_config(config, overrides or [], paths=False)
+    requested = requested_config(config, checked(settings), paths=False)
     if show:
-        sys.stdout.write(to_yaml(resolve(checked), secrets=False))
+        sys.stdout.write(to_yaml(resolve(requested), secrets=False))
     else:
-        print_keys(checked)
+        print_keys(requested)
 
 
-@app.command()
-def domains(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """List the datasets, their domains, sizes and class counts."""
+@app.command(context_settings=LOOSE)
+def domains(settings: Settings = None, config: ConfigFile = None) -> None:
+    """List datasets and their domains.
+
+    Shows the size of every split and the examples per class.
+    """
     from difc_ray.cli.tables import print_domains
     from difc_ray.preparation import requested_config
 
-    print_domains(requested_config(config, overrides or [], paths=False))
+    print_domains(requested_config(config, checked(settings), paths=False))
 
 
-@app.command()
-def doctor(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """Check versions, Ray, GPUs, MLflow, shared memory and the output folder; each line is ok or names the remedy."""
+@app.command(context_settings=LOOSE)
+def doctor(settings: Settings = None, config: ConfigFile = None) -> None:
+    """Check this machine and this configuration.
+
+    Looks at versions, GPUs, shared memory, the output folder, MLflow and the start of Ray. Each line says ok, or names
+    the remedy; the exit code is 4 if something is missing.
+    """
     from difc_ray.cli.doctor import examine
     from difc_ray.preparation import requested_config
 
-    raise typer.Exit(examine(requested_config(config, overrides or [], paths=False)))
+    raise typer.Exit(examine(requested_config(config, checked(settings), paths=False)))
 
 
 @app.command()
-def sync(run_dir: RunFolder, uri: Annotated[str | None, typer.Option(help="Another tracking URI.")] = None) -> None:
-    """Send what a run recorded and MLflow has not yet received."""
-    from difc_ray.cli.tables import console
+def sync(
+    run_dir: RunFolder,
+    uri: Annotated[str | None, typer.Option(metavar="URI", help="Another MLflow store than before.")] = None,
+) -> None:
+    """Send MLflow what it has not received.
+
+    \b
+    difc-ray sync runs/NAME
+    difc-ray sync runs/NAME --uri http://127.0.0.1:5000
+    """  # noqa: D301
+    from difc_ray.cli.tables import print_sync
     from difc_ray.tracking import sync as run
 
-    console.print(run(run_dir, uri), soft_wrap=True)
+    report = run(run_dir, uri)
+    print_sync(report)
+    raise typer.Exit(4 if report.pending else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the exit code of DESIGN, contracts."""
+    """Entry point; ends the process with the exit code of the error's kind (:mod:`difc_ray.errors`)."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # plug-ins lie beside the user, also for the installed script
     sys.exit(execute(list(sys.argv[1:] if arguments is None else arguments)))
@@ -114,26 +186,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def execute(arguments: list[str]) -> int:
     """Runs a command line and returns its exit code."""
+    command = typer.main.get_command(app)
     try:
-        code: Any = app(args=arguments, prog_name="difc-ray", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except Interrupted as interruption:
-        complain([str(interruption)])
-        return interruption.code
-    except DifcError as error:
-        complain(getattr(error, "problems", [str(error)]))
-        return error.exit_code
-    except click.UsageError as error:
-        complain([usage_sentence(error)])
-        return 2
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        complain(["Stopped by a second signal; the newest checkpoint can be resumed with `resume=auto`."])
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as with `| head`
+        with command.make_context("difc-ray", arguments or ["--help"]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
         return 0
+    except typer.Exit as leave:
+        return leave.exit_code
+    except BrokenPipeError:
+        let_go_of_stdout()
+        return 0
+    except Interrupted as interruption:
+        print(f"difc-ray: {interruption}", file=sys.stderr)
+        return interruption.code
+    except KeyboardInterrupt:
+        print("difc-ray: Stopped. What has a checkpoint can be continued: `resume=auto`.", file=sys.stderr)
+        return 130
+    except DifcError as error:
+        complain(str(error).splitlines())
+        return error.exit_code
+    except UsageError as error:
+        complain([usage_sentence(error, list(getattr(command, "commands", ())))])
+        return 2
+    except Exception as error:
+        complain([unexpected(error)])
+        return 1
 
 
 def complain(problems: Sequence[str]) -> None:
@@ -142,14 +220,59 @@ def complain(problems: Sequence[str]) -> None:
         print(f"difc-ray: error: {problem}", file=sys.stderr)
 
 
-def usage_sentence(error: click.UsageError) -> str:
+def checked(settings: Sequence[str] | None) -> list[str]:
+    """The settings, if none of them is a misspelt option.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for argument in settings or ():
+        name = argument.partition("=")[0]
+        if near := difflib.get_close_matches(name, ("--config", "--help", "--print", "--version"), n=1, cutoff=0.7):
+            wrong = "unknown option" if near[0] != name else "this option is in the wrong place"
+            remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."
+            raise ConfigError(f"{wrong}, got `{name}` (command line). {remedy}")
+    return list(settings or ())
+
+
+def usage_sentence(error: typer.BadParameter, commands: Sequence[str]) -> str:
     """A wrong command or option in our form."""
-    commands = [
-        str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback
-    ]
-    text = error.format_message()
-    if "No such command" in text:
-        name = text.split("'")[1]
-        return f"unknown command, got `{name}` (command line). {did_you_mean(name, commands)}"
+    text = " ".join(error.format_message().split())
+    quoted = re.search(r"'([^']*)'", text)
+    named = quoted[1] if quoted else text
     where = error.ctx.command_path if error.ctx else "difc-ray"
-    return f"{text.rstrip('.')} (command line). See `{where} --help`; settings are written `key=value`."
+    remedy = f"See `{where} --help`; settings are written `key=value`."
+    if "No such command" in text:
+        if "=" in named:
+            return f"a command must come first, got `{named}` (command line). Write `difc-ray train {named}`."
+        return f"unknown command, got `{named}` (command line). {did_you_mean(named, commands)}"
+    if "Missing argument" in text:
+        return f"`{where}` needs an argument, got none (command line). Write `{where} {named}`, such as `runs/NAME`."
+    if match := re.search(r"No such option:? '?(-[^\s'.]+)", text):
+        return f"unknown option, got `{match[1]}` (command line). {remedy}"
+    if match := re.search(r"Option '([^']+)' requires an argument", text):
+        return f"option `{match[1]}` needs a value, got none (command line). {remedy}"
+    return f"the command line must be understood, got this: {text.rstrip('.')} (command line). {remedy}"
+
+
+def unexpected(error: Exception) -> str:
+    """The sentence on an error that nobody foresaw; its traceback goes to the run's log, or to standard error."""
+    cause = getattr(error, "cause", None) or error  # Ray carries the error of a process in one of its own
+    words = " ".join(str(cause).split()) or "no message"
+    log = next((note for note in getattr(error, "__notes__", ()) if note.endswith("run.log")), None)
+    if log is None:
+        traceback.print_exception(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}, line {frame.lineno}"
+    shown = words if len(words) <= 300 else words[:297] + "..."
+    return (
+        f"unexpected error, got {type(cause).__name__}: {shown} ({where}). "
+        f"The traceback is {f'in `{log}`' if log else 'above'}; if no plug-in of yours is in it, please report it."
+    )
+
+
+def let_go_of_stdout() -> None:
+    """Lets everything that is still printed go nowhere: the reader has gone, as with ``| head``."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -14,7 +14,8 @@ from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
 from difc_ray.distributed.placement import connect, plan_for, release, reserve
-from difc_ray.distributed.transport import LOST, POLL_S, describe, search_path
+from difc_ray.distributed.processes import LOST, describe, search_path
+from difc_ray.distributed.transport import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState

@@ -8,25 +8,15 @@ step.
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import (
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
     RayTaskError,
-    WorkerCrashedError,
 )
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -34,13 +24,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
 from difc_ray.distributed.placement import Plan
+from difc_ray.distributed.processes import LOST, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.local_step import ModelState, Rows, Statistics, Token
 from difc_ray.objectives import Vectors
-
-LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError, LocalRayletDiedError)
-"""What tells that a process is gone. OutOfMemoryError is no RayActorError."""
 
 POLL_S = 0.25
 """How often a wait looks at deadlines and at whether it is interrupted."""
@@ -386,26 +374,3 @@ class ObjectStoreDomains:
             except LOST as error:
                 raise WorkerError(f"Domain `{name}` died while starting: {describe(error)}.") from error
         return answers
-
-
-def describe(error: BaseException) -> str:
-    """Ray's account of a death in one line."""
-    if isinstance(error, OutOfMemoryError):
-        return "killed because the node ran out of memory"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "exit" in line.lower() or "connection error" in line.lower()]
-    return f"worker died ({(told or lines or [type(error).__name__])[0][:200]})"
-
-
-def end_process(pid: int) -> None:
-    """SIGKILL to one of Ray's own worker processes on this machine; any other process is left alone."""
-    try:
-        if any("ray" in part for part in psutil.Process(pid).cmdline()[:2]):
-            os.kill(pid, signal.SIGKILL)
-    except (psutil.Error, ProcessLookupError, PermissionError):
-        return
-
-
-def search_path() -> list[str]:
-    """The driver's working folder, from which plug-ins are imported."""
-    return [folder for folder in (os.getcwd(), *sys.path[:1]) if folder and os.path.isdir(folder)]

@@ -1,4 +1,4 @@
-r"""Gradient harmonization of two rows: GH and GH++ (seed 003), published and corrected.
+r"""Gradient harmonization of two rows: GH and GH++ (Huang et al. 2024), published and corrected.
 
 Notation of all rules here, for the (scaled) rows g1 (alignment) and g2 (classification):
 ``a = |g1|``, ``b = |g2|``, ``c = g1 · g2``, θ the angle between them, and, where they conflict (c < 0),
@@ -39,7 +39,7 @@ from difc_ray.harmonizers.base import (
 NEGLIGIBLE_RATIO = 1e-12
 """A row shorter than this part of the other is treated as a zero row: its angle is rounding."""
 
-_SOURCE = "GH/GH++ (seed 003)"
+_SOURCE = "Huang et al. 2024, Gradient Harmonization in Unsupervised Domain Adaptation (arXiv 2408.00288)"
 
 
 class Conflict(NamedTuple):
@@ -86,7 +86,7 @@ def projection(pair: Conflict) -> Float64[np.ndarray, "2 2"]:
 def rotation(pair: Conflict, beta: float) -> Float64[np.ndarray, "2 2"]:
     """Mixing that turns row 1 by ``beta`` and row 2 by ``φ - beta`` towards each other, keeping both lengths.
 
-    The harmonized rows are orthogonal for every ``beta`` in [0, φ] (DA 5.3).
+    The harmonized rows are orthogonal for every ``beta`` in [0, φ].
     """
     rest = pair.phi - beta
     return (
@@ -241,7 +241,7 @@ class PlainRotation(RotatingHarmonizer):
         Seed 003, section 3.5, Eq. 33 and 36-38.
 
     Differs from the source:
-        The vector AE of Eq. 34 is not along g1; the rotation is done exactly (DA 5.3).
+        The vector AE of Eq. 34 is not along g1; the rotation is done exactly.
     """
 
     name: ClassVar[str] = "ghpp_rotation"

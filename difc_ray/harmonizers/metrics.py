@@ -134,7 +134,7 @@ def conflict_metrics(
     weights_N: Float64[np.ndarray, " N"],
     base_N: Float64[np.ndarray, " N"],
 ) -> dict[str, float]:
-    """The numbers that every rule reports about one step (METHODS section 6).
+    """The numbers that every rule reports about one step.
 
     Args:
         gram_NN: (N, N) inner products of the rows.

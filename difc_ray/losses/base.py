@@ -3,7 +3,7 @@
 Shape suffixes: N samples, C outputs of the head, K classes (K = C but for the one-logit loss).
 
 The derivatives are those of the loss of one sample (no 1/N): the closed forms of the head's gradient and Hessian are
-made of them (METHODS 2.3). All of them are differentiable by ordinary autograd through the logits.
+made of them. All of them are differentiable by ordinary autograd through the logits.
 """
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ class BinaryCrossEntropy(Loss):
     """``−log σ(z)`` for class 1 and ``−log σ(−z)`` for class 0, z the only logit.
 
     With s = σ(z): first derivative s − y, second derivative s(1 − s).
-
-    Source: METHODS 2.3.
     """
 
     def n_outputs(self, n_classes: int) -> int:

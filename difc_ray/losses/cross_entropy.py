@@ -16,8 +16,6 @@ class CrossEntropy(Loss):
     """``−log p_y`` with p = softmax(logits).
 
     With y the one-hot label: first derivative p − y, second derivative diag(p) − p pᵀ.
-
-    Source: METHODS 2.3.
     """
 
     def n_outputs(self, n_classes: int) -> int:

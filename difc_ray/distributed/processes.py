@@ -1,0 +1,43 @@
+"""Ray's processes: which errors tell that one is gone, why it went, and how to end one for good."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import psutil
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError, LocalRayletDiedError)
+"""What tells that a process is gone. OutOfMemoryError is no RayActorError."""
+
+
+def describe(error: BaseException) -> str:
+    """Ray's account of a death in one line."""
+    if isinstance(error, OutOfMemoryError):
+        return "killed because the node ran out of memory"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "exit" in line.lower() or "connection error" in line.lower()]
+    return f"worker died ({(told or lines or [type(error).__name__])[0][:200]})"
+
+
+def end_process(pid: int) -> None:
+    """SIGKILL to one of Ray's own worker processes on this machine; any other process is left alone."""
+    try:
+        if any("ray" in part for part in psutil.Process(pid).cmdline()[:2]):
+            os.kill(pid, signal.SIGKILL)
+    except (psutil.Error, ProcessLookupError, PermissionError):
+        return
+
+
+def search_path() -> list[str]:
+    """The driver's working folder, from which plug-ins are imported."""
+    return [folder for folder in (os.getcwd(), *sys.path[:1]) if folder and os.path.isdir(folder)]

@@ -1,0 +1,107 @@
+"""Between a run in memory and its checkpoints: training state, the loop's own memory, the exported model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from difc_ray.checkpoint import Snapshot
+from difc_ray.config import Config, to_yaml
+from difc_ray.global_step import TrainState
+from difc_ray.local_step import ModelState, family_of
+from difc_ray.losses import LOSSES
+from difc_ray.vectors import ParameterLayout
+
+
+@dataclass
+class Progress:
+    """The loop's own memory; part of every checkpoint.
+
+    Args:
+        evaluated: the last step after which the run was evaluated (-1: never).
+        best_step: the step that selection prefers so far (-1: none).
+        best_score: its score (None: no score was finite yet).
+        elapsed_s: wall time of all sessions before this one.
+        seconds: wall time by part over all steps of all sessions.
+    """
+
+    evaluated: int = -1
+    best_step: int = -1
+    best_score: float | None = None
+    elapsed_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Counts time of a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def make_snapshot(
+    config: Config, state: TrainState, layout: ParameterLayout, progress: Progress, identity: Mapping[str, Any]
+) -> Snapshot:
+    """Training state and loop memory in the form that checkpoints hold."""
+    tensors = {f"optimizer.{name}": value for name, value in state.optimizer.items()}
+    tensors |= {f"harmonizer.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.harmonizer.items()}
+    weights = {**layout.named(state.theta_P), **{f"buffer.{name}": value for name, value in state.buffers.items()}}
+    meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
+    return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=to_yaml(config))
+
+
+def train_state(snapshot: Snapshot, layout: ParameterLayout) -> TrainState:
+    """The training state of a checkpoint, the inverse of :func:`make_snapshot`."""
+    return TrainState(
+        step=snapshot.meta["step"],
+        theta_P=layout.flatten(snapshot.named_weights),
+        buffers=_prefixed(snapshot.named_weights, "buffer."),
+        optimizer=_prefixed(snapshot.tensors, "optimizer."),
+        harmonizer={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "harmonizer.").items()},
+        skipped=list(snapshot.meta["skipped"]),
+    )
+
+
+def model_state(snapshot: Snapshot, layout: ParameterLayout) -> ModelState:
+    """What workers need of a checkpoint to evaluate it."""
+    return train_state(snapshot, layout).model_state()
+
+
+def _prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:
+    """The model of a checkpoint as a folder that others can load: `weights.safetensors` and `model.json`."""
+    directory.mkdir(exist_ok=True)
+    shutil.copyfile(checkpoint / "weights.safetensors", directory / "weights.safetensors")
+    family = family_of(config)
+    write_json(
+        directory / "model.json",
+        {
+            "name": config.model,
+            "options": dict(config.model_options),
+            "image_shape": list(family.image_shape),
+            "n_outputs": LOSSES.get(config.loss)().n_outputs(len(family.class_names)),
+            "loss": config.loss,
+            "class_names": list(identity["class_names"]),
+            "plugins": list(config.plugins),
+        },
+    )
+    return directory
