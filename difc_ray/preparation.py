@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ import yaml
 
 from difc_ray.checkpoint import Snapshot, compare_layout, find_newest_run, load, newest_valid
 from difc_ray.config import Config, check_data, differences, load_config, resolve, run_folder
-from difc_ray.errors import CheckpointError
+from difc_ray.errors import CheckpointError, DifcError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import family_of, model_of
 from difc_ray.snapshots import Progress, train_state
+from difc_ray.tracking import UploadSettings, resolve_uri
 from difc_ray.training import Start
 from difc_ray.vectors import ParameterLayout
 
@@ -54,8 +56,8 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     held = point.snapshot.meta["identity"]
     if held["data"] != identity["data"]:
         raise CheckpointError(
-            f"The data must be that of the run which is continued. Found fingerprint {identity['data'][:12]} for "
-            f"{', '.join(domains)}, and {held['data'][:12]} in {point.run_dir}. Restore the data, or start a new run."
+            f"the data must be that of the run which is continued, got fingerprint {identity['data'][:12]} for "
+            f"{', '.join(domains)} ({held['data'][:12]} in `{point.run_dir}`). Restore the data, or start a new run."
         )
     state, progress = train_state(point.snapshot, layout), Progress(**point.snapshot.meta["progress"])
     return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, resumed=held)
@@ -103,12 +105,27 @@ def run_to_resume(resume: str, output: Path) -> Path | None:
     if resume == "auto":
         return find_newest_run(output)
     run_dir = Path(resume).expanduser().resolve()
-    if not (run_dir / "config.yaml").is_file():
-        raise CheckpointError(
-            f"`resume` must be a run folder (with config.yaml and checkpoints/) or `auto`. Found `{resume}`. "
-            "Run folders lie under `output`, by name."
-        )
+    check_run_folder(run_dir, "`resume` must be `auto` or a run folder", "resume")
     return run_dir
+
+
+def check_run_folder(run_dir: Path, rule: str, where: str) -> None:
+    """Refuses what is no run's folder.
+
+    Args:
+        run_dir: the folder.
+        rule: the beginning of the error sentence.
+        where: where the folder was named.
+
+    Raises:
+        CheckpointError: it does not exist, or has no config.yaml.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        kind = "a folder without config.yaml" if run_dir.is_dir() else "which is a file"
+        kind = kind if run_dir.exists() else "which does not exist"
+        raise CheckpointError(
+            f"{rule}, got `{run_dir}`, {kind} ({where}). Run folders lie under `output` (`runs` by default), by name."
+        )
 
 
 def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool = True) -> Config:
@@ -121,18 +138,38 @@ def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool
 
     Raises:
         ConfigProblems: with all problems; nothing has been written.
+        ConfigError: nothing can be recorded at the tracking URI.
         CheckpointError: `resume` names no run.
     """
-    told = dict(argument.split("=", 1) for argument in overrides if "=" in argument)
-    if file is not None and file.is_file() and "resume" not in told:
-        return load_config(file, overrides, paths=paths)
-    if told.get("resume") in (None, "", "null"):
-        return load_config(file, overrides, paths=paths)
-    run_dir = run_to_resume(told["resume"], Path(told.get("output", "runs")).expanduser().absolute())
-    if run_dir is None:
-        return load_config(file, overrides, paths=paths)
-    _, snapshot, _ = newest_valid(run_dir / "checkpoints")
-    return load_config(file, overrides, base=yaml.safe_load(snapshot.config_yaml), paths=paths)
+    resume, output = _resume_and_output(file, overrides)
+    run_dir = None if resume is None else run_to_resume(resume, output)
+    base = None if run_dir is None else yaml.safe_load(newest_valid(run_dir / "checkpoints")[1].config_yaml)
+    config = load_config(file, overrides, base=base, paths=paths)
+    tracking_uri(resolve(config))
+    return config
+
+
+def _resume_and_output(file: Path | None, overrides: Sequence[str]) -> tuple[str | None, Path]:
+    """What to resume, and where runs lie, as far as it can be told without the run that is resumed."""
+    try:
+        config = resolve(load_config(file, overrides))
+    except DifcError:  # said again, or not, when the values of the run are below these
+        told = dict(argument.split("=", 1) for argument in overrides if "=" in argument)
+        resume = told.get("resume", "null")
+        return None if resume in ("", "null") else resume, Path(told.get("output", "runs")).expanduser().absolute()
+    return config.resume, config.output
+
+
+def tracking_uri(config: Config) -> str | None:
+    """Where a run of a resolved configuration is recorded; None: nowhere.
+
+    Raises:
+        ConfigError: MLflow cannot record there, or a variable of the uploader is wrong.
+    """
+    if config.tracking.mode == "off":
+        return None
+    UploadSettings.from_environ()
+    return resolve_uri(config.tracking.uri, config.output, os.environ)
 
 
 def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
@@ -149,10 +186,7 @@ def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
     _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
     held = resolve(load_config(None, base=yaml.safe_load(snapshot.config_yaml)))
     if changed := differences(held, config):
-        raise CheckpointError(
-            f"A run continues with the configuration it began with. Found {len(changed)} difference(s) to {run_dir}: "
-            f"{'; '.join(changed)}. Leave these out, or start a new run."
-        )
+        raise CheckpointError("\n".join(changed))
     bound = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent, "resume": str(run_dir)})
     messages = [f"checkpoint {r.path.name} rejected ({r.reason}); using {snapshot.meta['step']}" for r in rejected]
     return bound, ResumePoint(run_dir=run_dir, snapshot=snapshot, rejected=messages)
@@ -187,6 +221,6 @@ def selected_checkpoint(run_dir: Path) -> tuple[Snapshot, list[str]]:
         try:
             return load(chosen), messages
         except CheckpointError as error:
-            messages.append(f"{error} Using the newest valid checkpoint instead.")
+            messages.append(f"{error} Here the newest valid checkpoint is used.")
     _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
     return snapshot, messages + [f"checkpoint {r.path.name} rejected ({r.reason})" for r in rejected]

@@ -7,7 +7,6 @@ configuration, the data or the cluster comes before the first byte is written.
 from __future__ import annotations
 
 import logging
-import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,18 +22,26 @@ from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.global_step import StepRecord
 from difc_ray.local_step import LocalStep, family_of, model_of
 from difc_ray.preparation import (
+    check_run_folder,
     expected_shapes,
     open_run,
     prepare,
     resume_point,
     run_tags,
     selected_checkpoint,
+    tracking_uri,
     version_warnings,
 )
 from difc_ray.reference import InlineEngine
 from difc_ray.signals import Signals
-from difc_ray.snapshots import export_model, model_state
-from difc_ray.tracking import MemoryTracker, MlflowTracker, Tracker, TrackingSummary, probe, resolve_uri
+from difc_ray.snapshots import checkpoint_path, export_model, model_state
+from difc_ray.tracking import (
+    MemoryTracker,
+    MlflowTracker,
+    Tracker,
+    TrackingSummary,
+    probe,
+)
 from difc_ray.training import Display, Outcome, Training, confusion_figure, final_jobs
 from difc_ray.vectors import ParameterLayout
 
@@ -95,38 +102,47 @@ def train(config: Config, display: Display | None = None) -> Result:
         display.notice(message)
 
     with Signals() as signals, ExitStack() as stack:
-        config, point = resume_point(resolve(config))
-        display.phase("loading data")
-        start = prepare(config, point)
-        make = RayEngine if config.engine == "ray" else InlineEngine
-        engine = make(config, str(config.name), signals.interrupted, notice)
-        stack.callback(engine.close)
-        display.phase("starting Ray" if config.engine == "ray" else "starting")
-        engine.connect()
-        signals.install()  # Ray puts its own handler for SIGTERM in place of ours
+        with signals.before_the_run():
+            wanted = resolve(config)
+            config, point = resume_point(wanted)
+            uri = tracking_uri(config)
+            if point is not None:
+                stack.enter_context(RunLock(point.run_dir))
+            elif wanted.resume == "auto":
+                notice(f"there is no run with a checkpoint in `{config.output}`: a new one begins")
+            display.phase("loading data")
+            start = prepare(config, point)
+            make = RayEngine if config.engine == "ray" else InlineEngine
+            engine = make(config, str(config.name), signals.interrupted, notice)
+            stack.callback(engine.close)
+            display.phase("starting Ray" if config.engine == "ray" else "starting")
+            engine.connect()
         run_dir = open_run(config, resumed=point is not None)
-        stack.enter_context(RunLock(run_dir))
+        if point is None:
+            stack.enter_context(RunLock(run_dir))
         (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         stack.enter_context(run_log(run_dir))
         for message in [*(point.rejected if point else []), *version_warnings(start)]:
             notice(message)
-        tracker = make_tracker(config, run_dir, resumed=point is not None, notice=notice)
+        if point is None:
+            save_start(start, run_dir)
+        tracker = make_tracker(config, run_dir, uri, resumed=point is not None, notice=notice)
         tracker.start(run_name=str(config.name), params=flat(config), tags=run_tags(start, engine.facts))
-        with final_status(tracker, signals) as ending:
+        with final_status(tracker, signals, run_dir) as ending:
             display.phase("starting domain workers" if config.engine == "ray" else "starting")
             engine.start(start.state)
             tracker.tags({f"engine.{name}": value for name, value in engine.facts.items()})  # devices, nodes
             training = Training(start, engine, run_dir, tracker, display, signals.interrupted)
+            stack.callback(training.log.close)
             if not training.run():
-                raise Interrupted(
-                    f"Stopped by {signals.name} after step {training.step}; the checkpoint is written. "
-                    f"Continue with `difc-ray train resume={run_dir}`.",
-                    signals.number,
-                )
+                raise stopped(signals, run_dir, f"after step {training.step}; the checkpoint is written.")
             display.phase("evaluating")
             outcome = training.conclude()
+            if outcome is None:
+                raise stopped(signals, run_dir, "in the final evaluation; the checkpoint is written.")
             hand_over(training, outcome)
-            display.phase("sending records to MLflow")
+            if uri is not None:
+                display.phase("sending records to MLflow")
         return Result(
             run_dir=run_dir,
             summary=outcome.summary,
@@ -136,8 +152,21 @@ def train(config: Config, display: Display | None = None) -> Result:
         )
 
 
+def save_start(start: Start, run_dir: Path) -> None:
+    """The checkpoint of step 0: from here on, whatever ends the run, it can be resumed under its name."""
+    snapshot = make_snapshot(start.config, start.state, start.layout, start.progress, start.identity)
+    save(run_dir / "checkpoints", snapshot, keep=start.config.checkpoint.keep, best=False)
+
+
+def stopped(signals: Signals, run_dir: Path, when: str) -> Interrupted:
+    """What a run that was told to stop ends with."""
+    return Interrupted(
+        f"Stopped by {signals.name} {when} Continue with `difc-ray train resume={run_dir}`.", signals.number
+    )
+
+
 @contextmanager
-def final_status(tracker: Tracker, signals: Signals) -> Iterator[list[TrackingSummary]]:
+def final_status(tracker: Tracker, signals: Signals, run_dir: Path) -> Iterator[list[TrackingSummary]]:
     """Gives the MLflow run its final status whatever happens inside; yields a list that will hold its summary."""
     ending: list[TrackingSummary] = []
     try:
@@ -146,27 +175,24 @@ def final_status(tracker: Tracker, signals: Signals) -> Iterator[list[TrackingSu
         tracker.finish("KILLED", str(interruption))
         raise
     except DifcError as error:
-        log.error("%s\n%s", error, traceback.format_exc())
         if signals.interrupted():
             tracker.finish("KILLED", str(error))
-            raise Interrupted(f"Stopped by {signals.name}. {error}", signals.number) from error
+            raise stopped(signals, run_dir, f"before the step in hand was taken ({error})") from error
         tracker.finish("FAILED", str(error))
         raise
     except KeyboardInterrupt:
         tracker.finish("KILLED", "stopped by a second signal", drain_s=0)
         raise
     except BaseException:
-        log.error("%s", traceback.format_exc())
         tracker.finish("FAILED", "unexpected error, see run.log")
         raise
     ending.append(tracker.finish("FINISHED"))
 
 
-def make_tracker(config: Config, run_dir: Path, *, resumed: bool, notice: Notice) -> Tracker:
+def make_tracker(config: Config, run_dir: Path, uri: str | None, *, resumed: bool, notice: Notice) -> Tracker:
     """The tracker that the configuration asks for; a server out of reach is a warning, not an end."""
-    if config.tracking.mode == "off":
+    if uri is None:
         return MemoryTracker(run_dir)
-    uri = resolve_uri(config.tracking.uri, Path(config.output), os.environ)
     if trouble := probe(uri, timeout_s=2.0):
         notice(f"{trouble} Training goes on; records are kept in {run_dir} and sent when the server is back.")
     return MlflowTracker(run_dir, uri, config.tracking.experiment, resume=resumed, notice=notice)
@@ -187,13 +213,18 @@ def hand_over(training: Training, outcome: Outcome) -> None:
 
 @contextmanager
 def run_log(run_dir: Path) -> Iterator[None]:
-    """Everything that the package logs, to the run's own file as well."""
+    """Everything that the package logs, to the run's own file as well; an error with its traceback and a note on it."""
     handler = logging.FileHandler(run_dir / "run.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("difc_ray")
     root.addHandler(handler)
     try:
         yield
+    except BaseException as error:
+        if not isinstance(error, Interrupted | KeyboardInterrupt) or error.__cause__ is not None:
+            log.error("%s\n%s", error, traceback.format_exc())
+            error.add_note(str(run_dir / "run.log"))
+        raise
     finally:
         root.removeHandler(handler)
         handler.close()
@@ -210,6 +241,7 @@ def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.
     Raises:
         CheckpointError: the folder holds no valid checkpoint, or one of another model.
     """
+    check_run_folder(run_dir, "RUN_DIR must be a run folder", "command line")
     snapshot, messages = selected_checkpoint(run_dir)
     config = resolve(load_config(run_dir / "config.yaml", [*overrides, f"resume={run_dir}"]))
     for message in messages:
@@ -224,7 +256,15 @@ def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.
     accuracy: dict[str, dict[str, float]] = {}
     for m in metrics:
         accuracy.setdefault(m.domain, {})[m.split] = m.accuracy
-    summary = {"name": config.name, "target": config.target, "steps": snapshot.meta["step"], "accuracy": accuracy}
+    summary = {
+        "name": config.name,
+        "target": config.target,
+        "steps": snapshot.step,
+        "selected_step": snapshot.step,
+        "selection": config.selection,
+        "accuracy": accuracy,
+        "checkpoint": str(checkpoint_path(run_dir, snapshot.step)),
+    }
     class_names = domains[config.sources[0]].class_names
     return config, Result(run_dir=run_dir, summary=summary, metrics=metrics, class_names=class_names)
 

@@ -1,11 +1,18 @@
-"""SIGINT and SIGTERM as a flag that the training loop looks at; a second signal ends the process at once."""
+"""SIGINT and SIGTERM: an exception before the run begins, then a flag that the training loop looks at.
+
+A second signal ends the process at once.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from difc_ray.errors import Interrupted
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,6 +25,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.number = 0
+        self._at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -31,8 +39,27 @@ class Signals:
             signal.signal(number, handler)
         self._before = {}
 
+    @contextmanager
+    def before_the_run(self) -> Iterator[None]:
+        """Around what may take long before anything is written: the first signal ends it there and then.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        self._at_once = True
+        try:
+            yield
+        except SystemExit as leave:  # `ray.init` puts such a handler of SIGTERM in place of ours
+            self.number = signal.SIGTERM
+            raise self._nothing_written() from leave
+        finally:
+            self._at_once = False
+            self.install()
+        if self.number:  # somebody swallowed the exception
+            raise self._nothing_written()
+
     def install(self) -> None:
-        """Takes the signals (again: `ray.init` replaces the handler of SIGTERM)."""
+        """Takes the signals."""
         if self._before:
             for number in HEARD:
                 signal.signal(number, self._hear)
@@ -50,3 +77,8 @@ class Signals:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
+        if self._at_once:
+            raise self._nothing_written()
+
+    def _nothing_written(self) -> Interrupted:
+        return Interrupted(f"Stopped by {self.name} before the run began; nothing was written.", self.number)

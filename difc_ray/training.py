@@ -47,7 +47,7 @@ class Engine(Protocol):
         """A copy of the training state."""
 
     def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
-        """Metrics of the current or a given state."""
+        """Metrics of the current or a given state; fewer than asked for when the run is to stop."""
 
 
 @runtime_checkable
@@ -129,7 +129,7 @@ class Training:
         self.interrupted = interrupted
         self.step, self.progress = start.state.step, start.progress
         self.started = time.monotonic()
-        self.saved = -1
+        self.saved = self.step if start.resumed is None else -1  # a new run has its checkpoint of step 0
         self.selector = SELECTORS.get(self.config.selection)()
         self.log = MetricsLog(run_dir / "metrics.jsonl", self.step, self.progress.evaluated)
 
@@ -151,8 +151,12 @@ class Training:
             self._save()
         return self.step >= self.config.steps and self.progress.evaluated == self.step
 
-    def conclude(self) -> Outcome:
-        """Evaluates the selected state on every split of the sources and on the whole target; writes the summary."""
+    def conclude(self) -> Outcome | None:
+        """Evaluates the selected state on every split of the sources and on the whole target; writes the summary.
+
+        Returns:
+            The outcome; None if the run was interrupted meanwhile.
+        """
         undecided = self.config.selection == "last" or self.progress.best_step < 0
         chosen = self.step if undecided else self.progress.best_step
         path = checkpoint_path(self.run_dir, chosen)
@@ -160,6 +164,8 @@ class Training:
         snapshot = load(path)
         jobs = final_jobs(self.config)
         metrics = self.engine.evaluate(jobs, model_state(snapshot, self.layout))
+        if len(metrics) < len(jobs):
+            return None
         self.progress.add("evaluation", time.perf_counter() - began)
         summary = self._summary(chosen, metrics, path)
         write_json(self.run_dir / "summary.json", summary)
@@ -193,7 +199,7 @@ class Training:
         per_step = spent / taken if taken else CHUNK_S
         records = self.engine.advance(max(1, min(boundary - self.step, int(CHUNK_S / max(per_step, 1e-4)))))
         for record in records:
-            self.progress.add("steps", 1)
+            self.progress.add("steps", 1.0)
             for part, seconds in record.seconds.items():
                 self.progress.add(part, seconds)
             self.log.step(record)
@@ -211,6 +217,8 @@ class Training:
             jobs.append((self.config.target, "all"))
         metrics = self.engine.evaluate(jobs)
         self.progress.add("evaluation", time.perf_counter() - began)
+        if len(metrics) < len(jobs):
+            return  # interrupted: the evaluation is made when the run is resumed
         self.progress.evaluated = self.step
         score = self.selector.score({(m.domain, m.split): m for m in metrics}, self.step)
         held = self.progress.best_score

@@ -1,13 +1,14 @@
 """A plug-in whose dataset, model and objectives go wrong where they are told to.
 
-``dataset: faulty`` takes the options ``folder`` (where it leaves a mark for every fault that fired) and ``faults``, a list
-of mappings: ``kind``, ``domain``, ``step`` (-1: every step), ``where`` (`batch`, `respond`, `surrogate`, `evaluation`;
-default `batch`), ``times`` (default 1; 0: always) and what the kind needs besides. Without faults it is an ordinary
-dataset: its content depends on neither option.
+``dataset: faulty`` takes the options ``folder`` (where it leaves a mark for every fault that fired) and ``faults``, a
+list of mappings: ``kind``, ``domain``, ``step`` (-1: every step), ``where`` (`batch`, `respond`, `surrogate`,
+`evaluation`, `gradient`; default `batch`), ``times`` (default 1; 0: always) and what the kind needs besides. Without
+faults it is an ordinary dataset: its content depends on neither option.
 
-kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (one pixel of the batch), `infinite` (one entry of
-the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process), `wait` (``seconds``),
-`differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`, `exit`, `kill_coordinator`.
+kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (one pixel of the batch), `infinite` (one entry
+of the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process), `wait`
+(``seconds``), `differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`, `exit`,
+`kill_coordinator`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ class Faults:
         for fault in self.plan:
             at = fault.get("where", "batch"), fault["domain"], fault["step"] if fault["step"] >= 0 else step
             after = fault.get("after")
-            if at == (where, domain, step) and (after is None or (self.folder / after).exists()) and self.mark(fault, step):
+            if (
+                at == (where, domain, step)
+                and (after is None or (self.folder / after).exists())
+                and self.mark(fault, step)
+            ):
                 yield fault
 
     def mark(self, fault: Mapping[str, Any], step: int) -> bool:

@@ -43,7 +43,7 @@ class DamagedCheckpointError(CheckpointError):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
-            f"Checkpoint `{path}` cannot be used: {reason}. "
+            f"a checkpoint must be whole, got this damage: {reason} (`{path}`). "
             "Use another checkpoint of the run; `resume=auto` skips damaged ones."
         )
         self.reason = reason

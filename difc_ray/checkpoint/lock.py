@@ -52,7 +52,7 @@ class RunLock:
                     self._handle = handle
             except OSError as error:
                 raise CheckpointError(
-                    f"A run folder must be writable. Found {error.strerror} for `{self.path}`. Choose another `output`."
+                    f"a run folder must be writable, got {error.strerror} (`{self.path}`). Choose another `output`."
                 ) from error
 
     def _claim(self, handle: int) -> bool:
@@ -86,7 +86,7 @@ class RunLock:
         who = f"pid {holder['pid']} on host {holder['host']} since {holder['since']}" if holder else "another process"
         remedy = "" if certain else f" If it is surely gone, delete `{self.path}`."
         return CheckpointError(
-            f"One process at a time may train in a run folder. Found run folder `{self.path.parent}` in use by {who}. "
+            f"one process at a time may train in a run folder, got one in use by {who} (`{self.path.parent}`). "
             f"Stop that one or choose another `name`.{remedy}"
         )
 

@@ -69,6 +69,6 @@ def compare_layout(snapshot: Snapshot, expected: Mapping[str, tuple[int, ...]]) 
         )
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise CheckpointError(
-            f"A checkpoint must be of the same model. Found {shown}{more}. "
+            f"a checkpoint must be of the same model, got {shown}{more} (checkpoint of step {snapshot.step}). "
             "Set `model` and its options as in the checkpoint's config.yaml, or start a new run."
         )

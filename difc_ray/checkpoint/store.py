@@ -61,8 +61,8 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: bool) -> Path:
     assert keep >= 1, keep
     if name := nonfinite_weight(snapshot.named_weights):
         raise CheckpointError(
-            f"A checkpoint must have finite weights. Found non-finite values in `{name}` at step {snapshot.step}. "
-            "Nothing was written; continue from an earlier checkpoint with a smaller learning rate."
+            f"a checkpoint must have finite weights, got non-finite values in `{name}` at step {snapshot.step} "
+            f"(`{root}`). Nothing was written; continue from an earlier checkpoint with a smaller learning rate."
         )
     target = root / f"step-{snapshot.step:08d}"
     temporary = root / _private(_UNFINISHED, target.name)
@@ -119,10 +119,12 @@ def newest_valid(root: Path) -> tuple[Path, Snapshot, list[Rejected]]:
         except DamagedCheckpointError as error:
             rejected.append(Rejected(path, error.reason))
     if not rejected:
-        raise CheckpointError(f"There must be a checkpoint to continue from. Found none in `{root}`. Start a new run.")
+        raise CheckpointError(
+            f"a run must have a checkpoint, got none (`{root}`). Name another run folder, or start a new run."
+        )
     reasons = "; ".join(f"{each.path.name}: {each.reason}" for each in rejected)
     raise CheckpointError(
-        f"At least one checkpoint must be valid. Found none in `{root}`: {reasons}. "
+        f"at least one checkpoint must be valid, got none (`{root}`: {reasons}). "
         "Restore one from a backup, or start a new run under another `name`."
     )
 
@@ -245,7 +247,7 @@ def _not_written(root: Path, snapshot: Snapshot, error: Exception) -> Checkpoint
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     needed, free = size_on_disk(snapshot), shutil.disk_usage(existing).free
     return CheckpointError(
-        f"A checkpoint must fit on the disk. Found {cause} for step {snapshot.step} in `{root}`: "
-        f"it needs {needed / 1e6:.1f} MB ({needed} bytes), {free / 1e6:.1f} MB ({free} bytes) are free. "
+        f"a checkpoint must fit on the disk, got {cause} for step {snapshot.step} (`{root}`: "
+        f"it needs {needed / 1e6:.1f} MB ({needed} bytes), {free / 1e6:.1f} MB ({free} bytes) are free). "
         "Make room or choose another `output`; earlier checkpoints are intact."
     )

@@ -6,6 +6,7 @@ Nothing heavier than typer is imported before a command runs: ``difc-ray --help`
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import Annotated, cast
 import typer
 
 from difc_ray import __version__
+from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.errors import ConfigError, DifcError, Interrupted
 from difc_ray.registry import did_you_mean
 
@@ -105,7 +107,7 @@ def evaluate(run_dir: RunFolder, settings: Settings = None) -> None:
     from difc_ray.run import draw_confusions
     from difc_ray.run import evaluate as run
 
-    resolved, result = run(run_dir, checked(settings), notice=print_note)
+    resolved, result = run(run_dir.absolute(), checked(settings), notice=print_note)
     print_result(result, resolved)
     print_facts({"confusion": [str(path) for path in draw_confusions(result)]})
 
@@ -187,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def execute(arguments: list[str]) -> int:
     """Runs a command line and returns its exit code."""
     command = typer.main.get_command(app)
+    if not (logger := logging.getLogger("difc_ray")).handlers:
+        logger.addHandler(logging.NullHandler())  # warnings are shown as notes, once
     try:
         with command.make_context("difc-ray", arguments or ["--help"]) as context:
             command.invoke(context)
@@ -269,10 +273,3 @@ def unexpected(error: Exception) -> str:
         f"unexpected error, got {type(cause).__name__}: {shown} ({where}). "
         f"The traceback is {f'in `{log}`' if log else 'above'}; if no plug-in of yours is in it, please report it."
     )
-
-
-def let_go_of_stdout() -> None:
-    """Lets everything that is still printed go nowhere: the reader has gone, as with ``| head``."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -1,90 +1,225 @@
-"""Tables that commands print."""
+"""Tables and lines that commands print.
+
+What a person copies (paths, commands, identifiers) is never broken into lines; what is read is. Where there is no
+terminal nothing is wrapped, so that ``grep`` finds whole lines.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.config import Config, documentation
-from difc_ray.domains import DATASETS
-from difc_ray.run import Result
+from difc_ray.config import Config, documentation, flat
+from difc_ray.domains import DATASETS, DatasetFamily, Domain
+from difc_ray.errors import DataError
+from difc_ray.harmonizers import HARMONIZERS
+from difc_ray.losses import LOSSES
+from difc_ray.models import MODELS
+from difc_ray.objectives import OBJECTIVES
+from difc_ray.registry import Registry
 
-console = Console(highlight=False)
+if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list keys
+    from difc_ray.evaluation import SplitMetrics
+    from difc_ray.run import Result
+    from difc_ray.tracking import SyncReport, TrackingSummary
+
+UNWRAPPED = 1000
+"""Columns where there is no terminal."""
+
+MANY_CLASSES = 20
+"""From so many classes on, their counts are shown as a range."""
+
+LABEL = 14
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "dataset": DATASETS,
+    "model": MODELS,
+    "loss": LOSSES,
+    "objective": OBJECTIVES,
+    "harmonize.rule": HARMONIZERS,
+}
+"""Keys whose values are registered names."""
+
+console = Console(
+    highlight=False, width=None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else UNWRAPPED
+)
+
+
+def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:
+    """Labelled lines; a list is one label and many lines, an empty value is left out."""
+    for label, value in facts.items():
+        lines = [value] if isinstance(value, str) else list(value)
+        for i, line in enumerate(line for line in lines if line):
+            console.print(f"{'' if i else label:<{LABEL}}{escape(line)}", soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """One sentence that deserves attention."""
+    console.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
 def print_banner(config: Config) -> None:
     """Two lines on what is about to run."""
-    alignment = config.alignment
-    penalty = (
-        "no alignment" if config.objective == "erm"
-        else f"{config.objective} (α {alignment.alpha:g}, β {alignment.beta:g}, {alignment.estimator})"
-    )  # fmt: skip
-    rule = config.harmonize.rule + (
-        f" (λ {config.harmonize.lam:g})" if config.harmonize.rule.startswith("ghpp") else ""
+    alignment, harmonize = config.alignment, config.harmonize
+    names = f"{' + '.join(config.sources)} → {config.target or 'no target'}"
+    penalty = "no alignment"
+    if config.objective != "erm":
+        measured = f", {alignment.estimator}" if config.objective == "hutchinson" else ""
+        alpha = "" if config.objective == "gradient" else f"α {alignment.alpha:g}, "
+        penalty = f"{config.objective} ({alpha}β {alignment.beta:g}{measured})"
+    rule = harmonize.rule + (f" (λ {harmonize.lam:g})" if harmonize.rule.startswith("ghpp") else "")
+    console.print(f"[bold]{config.name}[/]  {escape(f'{config.dataset}: {names}')}", soft_wrap=True)
+    console.print(
+        escape(
+            f"{config.model}, {config.steps} steps of {config.batch_size} per domain, {penalty}, {rule} between "
+            f"{harmonize.between}, engine {config.engine}"
+        ),
+        soft_wrap=True,
     )
-    console.print(f"[bold]{config.name}[/]  {config.dataset}: {' + '.join(config.sources)} → {config.target or 'no target'}",
-                  soft_wrap=True)  # fmt: skip
-    console.print(f"{config.model}, {config.steps} steps of {config.batch_size} per domain, {penalty}, {rule} between "
-                  f"{config.harmonize.between}, engine {config.engine}", soft_wrap=True)  # fmt: skip
 
 
 def print_result(result: Result, config: Config) -> None:
     """Accuracy by domain and split, the worst domain, and where everything lies."""
-    by_place = {(m.domain, m.split): m for m in result.metrics}
+    console.print(accuracy_table(result.metrics, config))
+    print_facts(summary_facts(result.summary))
+    print_facts({"run": str(result.run_dir), "checkpoint": checkpoint_fact(result.summary)})
+    if config.tracking.mode == "off" and result.tracking is not None:
+        print_facts({"MLflow": f"off; the records are in {result.run_dir / 'metrics.jsonl'}"})
+    elif result.tracking is not None:
+        print_tracking(result.tracking)
+
+
+def accuracy_table(metrics: Sequence[SplitMetrics], config: Config) -> Table:
+    """One line per domain; the target has only one number, over all of its examples."""
+    by_place = {(m.domain, m.split): m for m in metrics}
     table = Table(title="accuracy", title_justify="left")
     for heading in ("domain", "role", "train", "val", "test", "all"):
         table.add_column(heading, justify="left" if heading in ("domain", "role") else "right")
     for domain in (*config.sources, *([config.target] if config.target else [])):
-        role = "target (held out)" if domain == config.target else "source"
+        held_out = domain == config.target
         cells = [by_place.get((domain, split)) for split in ("train", "val", "test", "all")]
         shown = ["" if m is None else f"{m.accuracy:.1%}" for m in cells]
-        table.add_row(domain, role, *shown, style="bold" if domain == config.target else None)
-    console.print(table)
-    summary = result.summary
+        role = "held out" if held_out else "source"
+        table.add_row(escape(domain), role, *shown, style="bold" if held_out else None)
+    return table
+
+
+def summary_facts(summary: Mapping[str, Any]) -> dict[str, str | Sequence[str]]:
+    """Worst domain, time, conflicts, and what went wrong and was mended; as far as the summary has it."""
+    facts: dict[str, str | Sequence[str]] = {}
     if "worst_domain" in summary:
         worst = summary["worst_domain"]
-        console.print(f"worst source domain  {worst['domain']} ({worst['accuracy']:.1%} on {worst['split']})")
+        facts["worst source"] = f"{worst['domain']}, {worst['accuracy']:.1%} on {worst['split']}"
     if "step_ms" in summary:
-        ms = summary["step_ms"]
-        console.print(
-            f"time                 {summary['wall_s']:.0f} s; {ms['step']:.0f} ms/step = compute {ms['compute']:.0f} + "
-            f"transport {ms['transport']:.0f} + coordinator {ms['coordinator']:.0f} (besides, evaluation "
-            f"{ms['evaluation']:.0f}, checkpoints {ms['checkpoint']:.0f})"
-        )
-        console.print(f"conflicts            {summary['conflict_share']:.0%} of the steps")
-    console.print(f"run                  {result.run_dir}", soft_wrap=True)
-    if "checkpoint" in summary:
-        console.print(f"checkpoint           {summary['checkpoint']} (step {summary['selected_step']}, "
-                      f"{summary['selection']})", soft_wrap=True)  # fmt: skip
-    tracking = result.tracking
-    if tracking is not None:
-        console.print(f"MLflow run           {tracking.run_id or 'not created yet'} in {tracking.uri}", soft_wrap=True)
-        if tracking.message:
-            console.print(f"[yellow]note[/] {tracking.message}", soft_wrap=True)
-        console.print(f"open MLflow          {tracking.ui_command}", soft_wrap=True)
+        ms = {part: f"{value:.0f}" for part, value in summary["step_ms"].items()}
+        facts["time"] = f"{summary['wall_s']:.0f} s"
+        parts = " + ".join(f"{part} {ms[part]}" for part in ("compute", "transport", "coordinator"))
+        facts["step"] = [
+            f"{ms['step']} ms = {parts}",
+            f"besides, per step: evaluation {ms['evaluation']} ms, checkpoints {ms['checkpoint']} ms",
+        ]
+    if "conflict_share" in summary:
+        facts["conflicts"] = f"in {summary['conflict_share']:.0%} of the steps"
+    if summary.get("skipped_steps"):
+        facts["skipped"] = f"{summary['skipped_steps']} step(s), not finite"
+    if restarts := {name: n for name, n in summary.get("restarts", {}).items() if n}:
+        facts["restarts"] = ", ".join(f"{name} {n}" for name, n in restarts.items())
+    return facts
+
+
+def checkpoint_fact(summary: Mapping[str, Any]) -> str:
+    """Where the evaluated checkpoint is, and why it is that one."""
+    return f"{summary['checkpoint']} (step {summary['selected_step']}, {summary['selection']})"
+
+
+def print_tracking(tracking: TrackingSummary) -> None:
+    """Where the MLflow run is, how to open it, and what it still lacks."""
+    print_facts(
+        {
+            "MLflow run": f"{tracking.run_id or 'not created yet'} in {tracking.uri}",
+            "open MLflow": tracking.ui_command,
+        }
+    )
+    if tracking.message:
+        print_note(tracking.message)
+
+
+def print_sync(report: SyncReport) -> None:
+    """What was sent, and what still waits."""
+    counts = f"{report.sent} record(s); {report.pending} waiting, {report.refused} refused"
+    where = f"{report.run_id or 'not created yet'} in {report.uri}"
+    print_facts({"sent": counts, "MLflow run": where, "open MLflow": report.ui_command})
+    if report.message:
+        print_note(report.message)
 
 
 def print_keys(config: Config) -> None:
-    """Every configuration key with type, default and meaning."""
-    table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
-    for key, kind, default, meaning in documentation():
-        table.add_row(key, kind, str(default), meaning)
+    """Every key as it is written on a command line with its value, its meaning, and what it must be."""
+    given, default = flat(config), flat(type(config)())
+    table = Table("key=value", "meaning", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    section = ""
+    for key, rule, _, meaning in documentation():
+        if (above := key.rpartition(".")[0]) != section:
+            section = above
+            table.add_row("", "")
+        if key in REGISTRIES:
+            rule = f"one of {', '.join([*REGISTRIES[key], *(['auto'] if key == 'objective' else [])])}"
+        value = given.get(key, "{…}")
+        changed = value != default.get(key)
+        shown = f"[bold]{escape(f'{key}={value}')}[/]" if changed else escape(f"{key}={value}")
+        note = f" [bold](default: {escape(default.get(key, '{}'))})[/]" if changed else ""
+        table.add_row(shown, f"{escape(meaning)} [dim]({escape(rule)})[/]{note}")
     console.print(table)
 
 
 def print_domains(config: Config) -> None:
-    """Datasets, their domains with sizes by split, and examples per class."""
+    """Datasets, their domains with sizes by split, and examples per class.
+
+    Raises:
+        DataError: the files of the configured dataset cannot be used; other datasets may lack theirs.
+    """
     for name in DATASETS:
-        options = config.dataset_options if name == config.dataset else {}
-        family = DATASETS.get(name)(options, config.root if name == config.dataset else None, config.seed)
-        console.print(f"[bold]{name}[/]  {family.description}", soft_wrap=True)
-        table = Table("domain", "train", "val", "test", "all", "per class")
-        for domain_name in family.domain_names():
-            domain = family.load(domain_name)
-            sizes = [domain.size(split) for split in ("train", "val", "test")]
-            counts = np.sum([domain.class_counts(split) for split in ("train", "val", "test")], axis=0)
-            lo, hi = int(counts.min()), int(counts.max())
-            table.add_row(domain_name, *map(str, sizes), str(sum(sizes)), f"{lo}" if lo == hi else f"{lo}-{hi}")
+        chosen = name == config.dataset
+        try:
+            options, root = (config.dataset_options, config.root) if chosen else ({}, None)
+            family = DATASETS.get(name)(options, root, config.seed)
+            table = domain_table(family)
+        except DataError as error:
+            if chosen:
+                raise
+            console.print(f"[bold]{escape(name)}[/]  {escape(str(error))}", soft_wrap=True)
+            continue
+        console.print(f"[bold]{escape(name)}[/]  {escape(family.description)}", soft_wrap=True)
         console.print(table)
-        console.print(f"classes: {', '.join(family.class_names)}; images {'×'.join(map(str, family.image_shape))}")
+        images = "×".join(map(str, family.image_shape))
+        print_facts({"classes": ", ".join(family.class_names), "images": f"{images} (channels × height × width)"})
+
+
+def domain_table(family: DatasetFamily) -> Table:
+    """One line per domain."""
+    table = Table()
+    for heading in ("domain", "train", "val", "test", "all", "examples per class"):
+        table.add_column(heading, justify="left" if heading in ("domain", "examples per class") else "right")
+    for name in family.domain_names():
+        domain = family.load(name)
+        sizes = [domain.size(split) for split in ("train", "val", "test")]
+        table.add_row(escape(name), *map(str, sizes), str(sum(sizes)), escape(class_counts(domain)))
+    return table
+
+
+def class_counts(domain: Domain) -> str:
+    """Examples of every class: one number if all are equal, a range if there are many classes."""
+    counts = np.sum([domain.class_counts(split) for split in ("train", "val", "test")], axis=0)
+    lowest, highest = int(counts.min()), int(counts.max())
+    if lowest == highest:
+        return f"{lowest} each"
+    if len(counts) >= MANY_CLASSES:
+        return f"{lowest} to {highest}"
+    return ", ".join(f"{name}: {count}" for name, count in zip(domain.class_names, counts, strict=True))

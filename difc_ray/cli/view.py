@@ -1,8 +1,7 @@
-"""What a person sees while a run trains: one live table on a terminal, plain lines elsewhere."""
+"""What a person sees while a run trains: a small table that stays in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -10,9 +9,12 @@ from contextlib import contextmanager
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.cli.tables import console
 from difc_ray.config import Config
 from difc_ray.evaluation import SplitMetrics
@@ -33,7 +35,7 @@ class View:
         self.recent: deque[StepRecord] = deque(maxlen=WINDOW)
         self.step = 0
         self.accuracy: dict[str, float] = {}
-        self.doing = "starting"
+        self.doing = ""
 
     def phase(self, text: str) -> None:
         """What the run is busy with besides steps."""
@@ -66,6 +68,14 @@ class View:
         """Mean milliseconds of a part over the window."""
         return 1e3 * sum(r.seconds.get(part, 0.0) for r in self.recent) / max(1, len(self.recent))
 
+    def pace(self) -> str:
+        """Conflicts and times over the window."""
+        return (
+            f"conflicts {self.conflict_share():.0%}  {self.step_ms('step'):.0f} ms/step = compute "
+            f"{self.step_ms('compute'):.0f} + transport {self.step_ms('transport'):.0f} + coordinator "
+            f"{self.step_ms('coordinator'):.0f}"
+        )
+
 
 class PlainView(View):
     """A line every few seconds, for logs and pipes."""
@@ -77,7 +87,7 @@ class PlainView(View):
     def phase(self, text: str) -> None:
         """One line."""
         if text != self.doing:
-            print(f"{text} ...", flush=True)
+            self.say(f"{text} ...")
         super().phase(text)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
@@ -86,22 +96,24 @@ class PlainView(View):
         if self.recent and (time.monotonic() - self.told > PLAIN_EVERY_S or self.step >= self.config.steps):
             self.told = time.monotonic()
             losses = " ".join(f"{name} {loss:.3f}" for name, loss in self.losses().items())
-            print(
-                f"step {self.step}/{self.config.steps}  loss {losses}  conflicts {self.conflict_share():.0%}  "
-                f"{self.step_ms('step'):.0f} ms/step (compute {self.step_ms('compute'):.0f}, transport "
-                f"{self.step_ms('transport'):.0f}, coordinator {self.step_ms('coordinator'):.0f})",
-                flush=True,
-            )
+            self.say(f"step {self.step}/{self.config.steps}  loss {losses}  {self.pace()}")
 
     def evaluation(self, step: int, metrics: Sequence[SplitMetrics], score: float, best: bool) -> None:
         """One line."""
         super().evaluation(step, metrics, score, best)
         shown = " ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
-        print(f"step {step}/{self.config.steps}  validation {shown}{'  (best so far)' if best else ''}", flush=True)
+        self.say(f"step {step}/{self.config.steps}  validation {shown}{'  (best so far)' if best else ''}")
 
     def notice(self, message: str) -> None:
         """One line."""
-        print(f"note: {message}", flush=True)
+        self.say(f"note: {message}")
+
+    def say(self, text: str) -> None:
+        """A line at once; a reader that has gone, as with ``| head``, does not end the run."""
+        try:
+            print(text, flush=True)
+        except OSError:
+            let_go_of_stdout()
 
 
 class LiveView(View):
@@ -111,10 +123,10 @@ class LiveView(View):
         super().__init__(config)
         self.live = live
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console,
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeRemainingColumn(), console=console,
         )  # fmt: skip
-        self.task = self.bar.add_task(self.doing, total=config.steps)
+        self.task = self.bar.add_task("", total=config.steps)
 
     def phase(self, text: str) -> None:
         """Renames the bar."""
@@ -132,36 +144,30 @@ class LiveView(View):
         self.refresh()
 
     def notice(self, message: str) -> None:
-        """A line above the table."""
-        self.live.console.print(f"[yellow]note[/] {message}")
+        """A line above the table, which stays."""
+        self.live.console.print(f"[yellow]note[/] {escape(message)}")
 
     def refresh(self) -> None:
         """Draws everything anew."""
         self.bar.update(self.task, completed=self.step, description=self.doing)
-        self.live.update(Group(self.bar, self.table()) if self.recent else self.bar)
+        shown = (self.bar, self.table(), Text(f"  {self.pace()}")) if self.recent else (self.bar,)
+        self.live.update(Group(*shown))
 
     def table(self) -> Table:
-        """Losses and accuracies by domain; conflicts and times below."""
-        table = Table(box=None, padding=(0, 2), show_edge=False)
-        table.add_column("")
-        for name in self.config.sources:
-            table.add_column(name, justify="right")
-        table.add_row("loss", *(f"{loss:.3f}" for loss in self.losses().values()))
-        if self.accuracy:
-            table.add_row("val accuracy", *(f"{self.accuracy[name]:.1%}" for name in self.config.sources))
-        table.caption = (
-            f"conflicts {self.conflict_share():.0%}   {self.step_ms('step'):.0f} ms/step = compute "
-            f"{self.step_ms('compute'):.0f} + transport {self.step_ms('transport'):.0f} + coordinator "
-            f"{self.step_ms('coordinator'):.0f}"
-        )
-        table.caption_justify = "left"
+        """Loss and validation accuracy, a line per source domain."""
+        table = Table(box=None, padding=(0, 2), pad_edge=True, show_edge=False)
+        table.add_column("domain")
+        table.add_column("loss", justify="right")
+        table.add_column("validation", justify="right")
+        for name, loss in self.losses().items():
+            table.add_row(escape(name), f"{loss:.3f}", f"{self.accuracy[name]:.1%}" if name in self.accuracy else "")
         return table
 
 
 @contextmanager
 def open_view(config: Config) -> Iterator[View]:
     """The view that fits standard output."""
-    if not sys.stdout.isatty():
+    if not console.is_terminal or console.is_dumb_terminal:
         yield PlainView(config)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:

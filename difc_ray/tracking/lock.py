@@ -75,8 +75,8 @@ class FolderLock:
                     return
             if time.monotonic() >= deadline:
                 raise CheckpointError(
-                    f"The records of `{self.path.parent.parent}` must be sent by one process at a time. Found process "
-                    f"{holder['pid']} on `{holder['host']}` at work on them. Wait for it to end, or stop that run "
+                    f"the records of a run must be sent by one process at a time, got process {holder['pid']} on "
+                    f"`{holder['host']}` at work (`{self.path.parent.parent}`). Wait for it to end, or stop that run "
                     f"first (if it is surely gone, delete `{self.path}`)."
                 )
             time.sleep(0.1)

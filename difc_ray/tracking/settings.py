@@ -36,7 +36,10 @@ class UploadSettings:
             may_be_zero = field.name in ("drain_s", "max_restarts")
             if not value >= 0 or (value == 0 and not may_be_zero):
                 rule = "not be negative" if may_be_zero else "be positive"
-                raise ConfigError(f"`{field.name}` of the uploader must {rule}. Found `{field.name} = {value}`.")
+                raise ConfigError(
+                    f"`{field.name}` of the MLflow uploader must {rule}, got {value} (settings of the uploader). "
+                    f"Correct {_PREFIX}{field.name.upper()}, or leave it unset."
+                )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> UploadSettings:
@@ -59,7 +62,9 @@ class UploadSettings:
                 try:
                     found[field.name] = kind(variables[name])
                 except ValueError:
-                    raise ConfigError(f"`{name}` must be a number. Found `{variables[name]}`.") from None
+                    raise ConfigError(
+                        f"{name} must be a number, got `{variables[name]}` (environment). Correct it, or unset it."
+                    ) from None
         return cls(**found)  # type: ignore[arg-type]  # max_restarts alone is an int, and it was read as one
 
     def to_environ(self) -> dict[str, str]:

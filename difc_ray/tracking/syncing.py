@@ -55,7 +55,8 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
     known = survey(folder.journal)
     if not known.start:
         raise CheckpointError(
-            f"A run folder must have a journal. Found none at `{folder.journal}`. Give the folder of a tracked run."
+            f"a run folder must have a journal, got none (`{folder.journal}`). Give the folder of a run with "
+            "`tracking.mode: on`."
         )
     target = resolve_uri(uri, run_dir.parent, {}) if uri else _former_uri(known, os.environ)
     store = without_credentials(target)
@@ -100,7 +101,7 @@ def _run_uploader(folder: TrackingFolder, uri: str, patience_s: float) -> int:
                 env=uploader_environ(uri, UploadSettings.from_environ()),
             )  # fmt: skip
     except OSError as error:
-        raise DifcError(f"The uploader must start. Found: {error}. Check `{sys.executable}`.") from error
+        raise DifcError(f"the uploader must start, got {error} (sync). Check `{sys.executable}`.") from error
     try:
         return process.wait()
     finally:

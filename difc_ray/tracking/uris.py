@@ -56,11 +56,12 @@ def resolve_uri(config_uri: str | None, output: Path, environ: Mapping[str, str]
         return uri
     if scheme in ("", "file"):
         raise ConfigError(
-            f"`{source}` must be a database or a server. Found `{masked(uri)}`: MLflow 3.17 refuses the file store. "
+            f"`{source}` must be a database or a server, got `{masked(uri)}` (MLflow 3.17 refuses the file store). "
             f"Use `sqlite:///{Path('mlflow.db').absolute()}` or `http(s)://host:port`."
         )
     raise ConfigError(
-        f"`{source}` has a scheme that MLflow cannot track to. Found `{masked(uri)}`. {did_you_mean(scheme, _KNOWN)}"
+        f"a tracking URI must have a scheme that MLflow knows, got `{masked(uri)}` ({source}). "
+        f"{did_you_mean(scheme, _KNOWN)}"
     )
 
 
@@ -140,8 +141,8 @@ def _absolute_sqlite(uri: str, source: str) -> str:
     scheme, separator, path = uri.partition(":///")
     if not separator or not path or path.startswith(":memory:"):
         raise ConfigError(
-            f"`{source}` must name a SQLite file. Found `{uri}`. Write `sqlite:///relative/path.db` or, with four "
-            "slashes, `sqlite:////absolute/path.db`."
+            f"a SQLite tracking URI must name a file, got `{uri}` ({source}). Write `sqlite:///relative/path.db` or, "
+            "with four slashes, `sqlite:////absolute/path.db`."
         )
     file, question, options = path.partition("?")
     return f"{scheme}:///{Path(file).absolute()}{question}{options}"
@@ -155,9 +156,9 @@ def _checked_server(uri: str, source: str) -> str:
         usable = False
     if not usable:
         raise ConfigError(
-            f"`{source}` must be http(s)://host:port. Found `{masked(uri) if '@' in uri else parts.scheme + '://…'}`. "
-            "Percent-encode special characters of a password, or set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD instead."
+            "a tracking server must be http(s)://host:port, got "
+            f"`{masked(uri) if '@' in uri else parts.scheme + '://…'}` ({source}). Percent-encode "
+            "special characters of a password, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     return uri.rstrip("/")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -180,7 +181,11 @@ def test_the_uploader_dies_with_the_driver_and_sync_sends_the_rest(
                 uploader.suspend()  # now only the kernel can end it
         finally:
             driver.kill()
-    wait_until(lambda: not psutil.pid_exists(uploader.pid), 5, "the uploader ends with the driver")
+    try:
+        wait_until(lambda: not psutil.pid_exists(uploader.pid), 5, "the uploader ends with the driver")
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            uploader.kill()
 
     if thread == "other":
         return

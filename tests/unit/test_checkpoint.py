@@ -307,7 +307,7 @@ def test_all_damaged_is_refused_with_every_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_no_checkpoint_is_said(tmp_path: Path, exists: bool) -> None:
-    with pytest.raises(CheckpointError, match="Found none in"):
+    with pytest.raises(CheckpointError, match="got none"):
         newest_valid(tmp_path if exists else tmp_path / "absent")
 
 

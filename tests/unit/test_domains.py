@@ -10,16 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difc_ray.domains.base import (
-    SPLITS,
-    DatasetFamily,
-    Domain,
-    check_option_names,
-    derive_seed,
-    generator,
-    stratified_splits,
-)
+from difc_ray.determinism import derive_seed, generator
+from difc_ray.domains.base import SPLITS, DatasetFamily, Domain, stratified_splits
 from difc_ray.errors import ConfigError
+from difc_ray.registry import check_option_names
 
 
 class Counting(Domain):

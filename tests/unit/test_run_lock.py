@@ -102,7 +102,7 @@ def test_release_is_harmless_when_not_held_or_already_gone(tmp_path: Path) -> No
 
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"must be writable\. Found No such file or directory"):
+    with pytest.raises(CheckpointError, match=r"must be writable, got No such file or directory"):
         RunLock(tmp_path / "absent").acquire()
 
 

@@ -190,10 +190,10 @@ class TestAddresses:
         [
             ("./mlruns", "refuses the file store"),
             ("file:///tmp/mlruns", "refuses the file store"),
-            ("htpp://host", r"cannot track to. Found `htpp://host`. Did you mean `http`\?"),
-            ("sqlite://", "must name a SQLite file"),
-            ("sqlite:///:memory:", "must name a SQLite file"),
-            ("http://", r"must be http\(s\)://host:port"),
+            ("htpp://host", r"scheme that MLflow knows, got `htpp://host` .tracking.uri.. Did you mean `http`\?"),
+            ("sqlite://", "must name a file, got `sqlite"),
+            ("sqlite:///:memory:", "must name a file, got `sqlite"),
+            ("http://", r"must be http\(s\)://host:port, got"),
             ("http://u:SECRET/w@host:5000", "Percent-encode"),
         ],
     )
@@ -428,7 +428,7 @@ class TestPace:
         for name, value in (("FLUSH_S", "0"), ("DRAIN_S", "-1"), ("FLUSH_S", "nan")):
             with pytest.raises(ConfigError, match="must"):
                 UploadSettings.from_environ({f"DIFC_RAY_TRACKING_{name}": value})
-        with pytest.raises(ConfigError, match=r"must be a number. Found `soon`"):
+        with pytest.raises(ConfigError, match=r"must be a number, got `soon`"):
             UploadSettings.from_environ({"DIFC_RAY_TRACKING_DRAIN_S": "soon"})
 
 

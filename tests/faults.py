@@ -1,0 +1,107 @@
+"""What the tests with faults share: their configuration, and what is left of a run on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from difc_ray import run
+from difc_ray.config import Config
+from difc_ray.run import Result, Silent
+from tests.runs import small_config, write_yaml
+
+FAULTY: dict[str, Any] = {
+    "plugins": ["tests.fault_plugin"],
+    "dataset": "faulty",
+    "sources": ["a", "b", "c"],
+    "model": "faulty_mlp",
+    "model_options": {"hidden": [512]},  # rows of 142 kB: too long for Ray's messages, so they go through the store
+    "objective": "faulty_hutchinson",
+    "cluster": {"cpus_per_worker": 0.5},
+}
+
+ALONE: dict[str, Any] = {"sources": ["a"], "objective": "erm", "harmonize": {"rule": "mean"}}
+"""One domain: two actors, which start faster than four."""
+
+
+def fault(kind: str, domain: str, step: int, where: str = "batch", **more: Any) -> dict[str, Any]:
+    """One entry of the plug-in's list."""
+    return {"kind": kind, "domain": domain, "step": step, "where": where, **more}
+
+
+def faulty_config(folder: Path, *faults: dict[str, Any], **changes: Any) -> Config:
+    """The small run on the plug-in's data, with faults that leave their marks in a folder."""
+    changes["cluster"] = {**FAULTY["cluster"], **changes.get("cluster", {})}
+    return small_config(**{**FAULTY, "dataset_options": {"folder": str(folder), "faults": list(faults)}, **changes})
+
+
+def without_faults(config: Config) -> Config:
+    """The same run undisturbed: the data do not depend on the options."""
+    return config.model_copy(update={"dataset_options": {**config.dataset_options, "faults": []}})
+
+
+def written(config: Config, folder: Path, **changes: Any) -> Path:
+    """The configuration as a file, for a run with its output in ``<folder>/runs``."""
+    values = {**config.model_dump(mode="json"), "output": str(folder / "runs"), **changes}
+    return write_yaml(folder / "config.yaml", values)
+
+
+class Notices(Silent):
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def notice(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def train(config: Config, folder: Path, notices: Notices | None = None) -> Result:
+    """The run as the command line makes it, in this process, with its output in ``<folder>/runs``."""
+    return run.train(config.model_copy(update={"output": folder / "runs"}), notices)
+
+
+def marked_pid(folder: Path, ending: str) -> int:
+    """The process that left the mark."""
+    (found,) = folder.glob(f"*-{ending}")
+    return int(found.read_text())
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> float:
+    """Waits until it holds; how long that took. Fails when it does not come to hold in time."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"did not come to hold within {seconds:g} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (or is stopped); one that nobody has waited for yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def our_actors() -> set[int]:
+    """Processes of coordinators and domain workers on the session's Ray."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = process.cmdline()[:1]
+        except psutil.Error:
+            continue
+        if title and title[0].startswith(("ray::Coordinator", "ray::DomainWorker")):
+            found.add(process.pid)
+    return found
+
+
+def our_groups() -> set[str]:
+    """Placement groups on the session's Ray that have not been given back."""
+    return {name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
