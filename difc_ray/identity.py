@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from difc_ray import __version__
 from difc_ray.domains import Domain
 
-LIBRARIES = ("torch", "torchvision", "ray", "numpy", "mlflow")
+LIBRARIES = ("difc-ray", "torch", "torchvision", "ray", "numpy", "mlflow")
 
 
 def data_fingerprint(domains: Mapping[str, Domain]) -> str:
@@ -25,7 +24,7 @@ def data_fingerprint(domains: Mapping[str, Domain]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide the bits."""
-    found = {"python": platform.python_version(), "difc-ray": __version__}
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)

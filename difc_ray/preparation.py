@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from difc_ray.checkpoint import Snapshot, compare_layout, find_newest_run, load, newest_valid
-from difc_ray.config import Config, check_data, differences, load_config, resolve, run_folder
+from difc_ray.config import CheckpointProblems, Config, check_data, differences, load_config, resolve, run_folder
 from difc_ray.errors import CheckpointError, DifcError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
@@ -186,7 +186,7 @@ def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
     _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
     held = resolve(load_config(None, base=yaml.safe_load(snapshot.config_yaml)))
     if changed := differences(held, config):
-        raise CheckpointError("\n".join(changed))
+        raise CheckpointProblems(changed)
     bound = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent, "resume": str(run_dir)})
     messages = [f"checkpoint {r.path.name} rejected ({r.reason}); using {snapshot.meta['step']}" for r in rejected]
     return bound, ResumePoint(run_dir=run_dir, snapshot=snapshot, rejected=messages)

@@ -124,15 +124,17 @@ class InlineEngine:
         )
 
     def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
-        """Metrics of the current or a given state for (domain, split) pairs, in their order."""
+        """Metrics of the current or a given state for (domain, split) pairs, in their order; fewer when interrupted."""
         state = state or self.step.state.model_state()
         held = {local.domain.name: local for local in self.domains.steps}
-        first = self.domains.steps[0]
-        return [
-            evaluate_state(held[name], state, held[name].domain, split) if name in held
-            else evaluate_state(first, state, load_domain(self.config, name), split)
-            for name, split in jobs
-        ]  # fmt: skip
+        found: list[SplitMetrics] = []
+        for name, split in jobs:
+            if self.interrupted():
+                break
+            local = held.get(name, self.domains.steps[0])
+            domain = local.domain if name in held else load_domain(self.config, name)
+            found.append(evaluate_state(local, state, domain, split))
+        return found
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difc_ray.checkpoint import RunLock, compare_layout
+from difc_ray.checkpoint import RunLock, compare_layout, save
 from difc_ray.config import Config, check_data, flat, load_config, resolve, to_yaml
 from difc_ray.distributed.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted
@@ -34,7 +34,7 @@ from difc_ray.preparation import (
 )
 from difc_ray.reference import InlineEngine
 from difc_ray.signals import Signals
-from difc_ray.snapshots import checkpoint_path, export_model, model_state
+from difc_ray.snapshots import checkpoint_path, export_model, make_snapshot, model_state
 from difc_ray.tracking import (
     MemoryTracker,
     MlflowTracker,
@@ -42,7 +42,7 @@ from difc_ray.tracking import (
     TrackingSummary,
     probe,
 )
-from difc_ray.training import Display, Outcome, Training, confusion_figure, final_jobs
+from difc_ray.training import Display, Outcome, Start, Training, confusion_figure, final_jobs
 from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")

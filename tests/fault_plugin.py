@@ -5,10 +5,10 @@ list of mappings: ``kind``, ``domain``, ``step`` (-1: every step), ``where`` (`b
 `evaluation`, `gradient`; default `batch`), ``times`` (default 1; 0: always) and what the kind needs besides. Without
 faults it is an ordinary dataset: its content depends on neither option.
 
-kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (one pixel of the batch), `infinite` (one entry
-of the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process), `wait`
-(``seconds``), `differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`, `exit`,
-`kill_coordinator`.
+kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (a pixel of the batch), `infinite` (an entry
+of the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process),
+`wait` (``seconds``), `differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`,
+`exit`, `kill_coordinator`, `stop_coordinator`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _now = Moment(Faults({}))
 def go_wrong(fault: Mapping[str, Any]) -> None:
     """Does what needs nothing but the process."""
     kind = fault["kind"]
-    if kind in ("kill", "stop", "exit", "kill_coordinator"):
+    if kind in ("kill", "stop", "exit", "kill_coordinator", "stop_coordinator"):
         assert in_ray_worker(), f"`{kind}` is for workers; this process is the driver"
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -101,11 +101,12 @@ def go_wrong(fault: Mapping[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif kind == "exit":
         os._exit(3)
-    elif kind == "kill_coordinator":
-        for sibling in psutil.Process(os.getppid()).children():
-            if sibling.cmdline()[:1] and sibling.cmdline()[0].startswith("ray::Coordinator"):
-                sibling.kill()
-        time.sleep(30)
+    elif kind in ("kill_coordinator", "stop_coordinator"):
+        siblings = psutil.Process(os.getppid()).children()
+        coordinators = [s for s in siblings if "".join(s.cmdline()).startswith("ray::Coordinator")]
+        ours = max(coordinators, key=psutil.Process.create_time)  # others may serve other tests
+        ours.send_signal(signal.SIGKILL if kind == "kill_coordinator" else signal.SIGSTOP)
+        time.sleep(30)  # we end with it
     elif kind == "raise":
         raise RuntimeError("a bug of the user's")
     elif kind == "data":

@@ -11,7 +11,8 @@ import psutil
 import ray
 
 from difc_ray import run
-from difc_ray.config import Config
+from difc_ray.config import Config, resolve
+from difc_ray.preparation import requested_config
 from difc_ray.run import Result, Silent
 from tests.runs import small_config, write_yaml
 
@@ -105,3 +106,8 @@ def our_actors() -> set[int]:
 def our_groups() -> set[str]:
     """Placement groups on the session's Ray that have not been given back."""
     return {name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+def resume(run_dir: Path | str, *overrides: str, notices: Notices | None = None) -> Result:
+    """The run as the command line continues it, in this process."""
+    return run.train(resolve(requested_config(None, [f"resume={run_dir}", *overrides])), notices)

@@ -208,7 +208,7 @@ def execute(arguments: list[str]) -> int:
         print("difc-ray: Stopped. What has a checkpoint can be continued: `resume=auto`.", file=sys.stderr)
         return 130
     except DifcError as error:
-        complain(str(error).splitlines())
+        complain(getattr(error, "problems", [str(error)]))
         return error.exit_code
     except UsageError as error:
         complain([usage_sentence(error, list(getattr(command, "commands", ())))])
@@ -221,7 +221,7 @@ def execute(arguments: list[str]) -> int:
 def complain(problems: Sequence[str]) -> None:
     """One line per problem on standard error."""
     for problem in problems:
-        print(f"difc-ray: error: {problem}", file=sys.stderr)
+        print(f"difc-ray: error: {' '.join(problem.split())}", file=sys.stderr)
 
 
 def checked(settings: Sequence[str] | None) -> list[str]:

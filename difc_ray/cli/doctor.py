@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.markup import escape
 
+from difc_ray import __version__
 from difc_ray.cli.tables import console
 from difc_ray.config import Config, check_paths, resolve
 from difc_ray.determinism import usable_cpus
@@ -60,7 +61,7 @@ def _found(check: Callable[[Config], Finding], config: Config) -> Finding:
 
 
 def _versions(config: Config) -> Finding:
-    found = versions()
+    found = versions() | {"difc-ray": __version__}  # which may run from its sources
     missing = [name for name, version in found.items() if version == "not installed"]
     if missing:
         return False, f"{', '.join(missing)} not installed. Install with `pip install -c constraints.txt .`"

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.config import Config, documentation, flat
 from difc_ray.domains import DATASETS, DatasetFamily, Domain
 from difc_ray.errors import DataError
@@ -47,9 +48,28 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 """Keys whose values are registered names."""
 
-console = Console(
+
+class Output(Console):
+    """Standard output; that nobody reads it any more ends nothing."""
+
+    def on_broken_pipe(self) -> None:
+        """Goes on without a reader."""
+        let_go_of_stdout()
+
+
+console = Output(
     highlight=False, width=None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else UNWRAPPED
 )
+
+
+def print_table(table: Table) -> None:
+    """A table; without spaces at the end of lines where there is no terminal."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:
@@ -87,7 +107,7 @@ def print_banner(config: Config) -> None:
 
 def print_result(result: Result, config: Config) -> None:
     """Accuracy by domain and split, the worst domain, and where everything lies."""
-    console.print(accuracy_table(result.metrics, config))
+    print_table(accuracy_table(result.metrics, config))
     print_facts(summary_facts(result.summary))
     print_facts({"run": str(result.run_dir), "checkpoint": checkpoint_fact(result.summary)})
     if config.tracking.mode == "off" and result.tracking is not None:
@@ -176,7 +196,7 @@ def print_keys(config: Config) -> None:
         shown = f"[bold]{escape(f'{key}={value}')}[/]" if changed else escape(f"{key}={value}")
         note = f" [bold](default: {escape(default.get(key, '{}'))})[/]" if changed else ""
         table.add_row(shown, f"{escape(meaning)} [dim]({escape(rule)})[/]{note}")
-    console.print(table)
+    print_table(table)
 
 
 def print_domains(config: Config) -> None:
@@ -197,7 +217,7 @@ def print_domains(config: Config) -> None:
             console.print(f"[bold]{escape(name)}[/]  {escape(str(error))}", soft_wrap=True)
             continue
         console.print(f"[bold]{escape(name)}[/]  {escape(family.description)}", soft_wrap=True)
-        console.print(table)
+        print_table(table)
         images = "×".join(map(str, family.image_shape))
         print_facts({"classes": ", ".join(family.class_names), "images": f"{images} (channels × height × width)"})
 

@@ -106,7 +106,7 @@ class PlainView(View):
 
     def notice(self, message: str) -> None:
         """One line."""
-        self.say(f"note: {message}")
+        self.say(f"note: {' '.join(message.split())}")
 
     def say(self, text: str) -> None:
         """A line at once; a reader that has gone, as with ``| head``, does not end the run."""
@@ -145,7 +145,7 @@ class LiveView(View):
 
     def notice(self, message: str) -> None:
         """A line above the table, which stays."""
-        self.live.console.print(f"[yellow]note[/] {escape(message)}")
+        self.live.console.print(f"[yellow]note[/] {escape(' '.join(message.split()))}")
 
     def refresh(self) -> None:
         """Draws everything anew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difc_ray.config.checks import cautions, check
 from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
-from difc_ray.config.problems import ConfigProblems, DataProblems, Problem, masked
+from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem, masked
 from difc_ray.config.render import RESUMABLE, differences, digest, flat, to_yaml
 from difc_ray.config.resolve import has_penalty, objective_name, resolve, rule_options, run_folder
 from difc_ray.config.schema import documentation
@@ -25,6 +25,7 @@ __all__ = [
     "AlignmentConfig",
     "AnnealConfig",
     "CheckpointConfig",
+    "CheckpointProblems",
     "ClusterConfig",
     "Config",
     "ConfigProblems",

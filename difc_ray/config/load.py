@@ -115,11 +115,11 @@ class _Draft:
     bad: set[str] = field(default_factory=set)
 
     def where(self, key: str) -> str:
-        """Where a key's value was given."""
+        """Where a key's value was given; of a free mapping, where its entries were, the latest first."""
         path: KeyPath = tuple(key.split("."))
         inside = [origin for given, origin in self.origins.items() if given[: len(path)] == path]
         above = [self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins]
-        return next(iter([*above, *inside]), "default")
+        return "; ".join(dict.fromkeys([*reversed(inside), *above])) or "default"
 
     def refuse(self, problems: Sequence[Problem]) -> None:
         """Takes over problems; nothing else is said about their keys."""

@@ -31,9 +31,8 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[dict[str, Any], list[Prob
     texts: dict[str, str] = {}
     problems: list[Problem] = []
     for argument in _joined(arguments):
-        key, equals, text = argument.partition("=")
-        key = key.strip()
-        if not equals or not key or key.startswith("-"):
+        key, equals, text = argument.lstrip().partition("=")
+        if not equals or not key or key.startswith("-") or key.endswith(" "):
             problems.append(_not_an_override(argument))
         elif (problem := _key_problem(key, text)) is not None:
             problems.append(problem)
@@ -101,12 +100,14 @@ def unknown_key(key: str, got: str, where: str) -> Problem:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """The arguments, where ``--key value`` is one."""
+    """The arguments, where ``--key value``, ``key = value`` and ``key value`` are one."""
     joined: list[str] = []
     for argument in arguments:
-        open_option = bool(joined) and joined[-1].startswith("-") and not set(" =") & set(joined[-1])
-        if open_option and "=" not in argument and not argument.startswith("--"):
-            joined[-1] = f"{joined[-1]} {argument}"
+        before = joined[-1] if joined else ""
+        names_key = not set(" =") & set(before) and (before.startswith("-") or before in leaves())
+        takes_value = names_key and "=" not in argument and not argument.startswith("--")
+        if takes_value or (names_key and argument.startswith("=")) or before.endswith(" ="):
+            joined[-1] = f"{before} {argument}"
         else:
             joined.append(argument)
     return joined
@@ -115,7 +116,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def _not_an_override(argument: str) -> Problem:
     """The problem of an argument that is not ``key=value``."""
     name, _, text = argument.lstrip("-").replace(" ", "=", 1).partition("=")
-    name = name.strip().replace("-", "_")
+    name, text = name.strip().replace("-", "_"), text.removeprefix("=").strip()
     key = name if name in leaves() else nearest_key(name) if name else ""
     remedy = (
         f"Write `{masked_argument(f'{key}={text or VALUE}')}`, without dashes and spaces."

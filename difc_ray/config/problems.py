@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from difc_ray.errors import ConfigError, DataError
+from difc_ray.errors import CheckpointError, ConfigError, DataError
 
 SECRET_KEY = re.compile(r"(?i)(token|secret|passw|key|credential)")
 """Keys whose values are not shown."""
@@ -71,6 +71,21 @@ class DataProblems(DataError):
         self.problems = list(problems)
 
     def __reduce__(self) -> tuple[type[DataProblems], tuple[list[str]]]:
+        return type(self), (self.problems,)
+
+
+class CheckpointProblems(CheckpointError):
+    """Everything that keeps a run from being continued.
+
+    Args:
+        problems: one finished sentence each, at least one.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+    def __reduce__(self) -> tuple[type[CheckpointProblems], tuple[list[str]]]:
         return type(self), (self.problems,)
 
 

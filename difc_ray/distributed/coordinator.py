@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from difc_ray.determinism import pin_threads
 from difc_ray.distributed.placement import Plan
 from difc_ray.distributed.transport import ObjectStoreDomains, StepRedo, WaitInterrupted
 from difc_ray.distributed.worker import WorkerInfo
-from difc_ray.errors import DifcError
+from difc_ray.errors import ClusterError, DifcError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import GlobalStep, StepRecord, TrainState
 from difc_ray.local_step import ModelState
@@ -98,7 +100,10 @@ class Coordinator:
         """
         self.stopping.clear()
         import_plugins(config.plugins)
-        infos = self.domains.start(config, run)
+        try:
+            infos = self.domains.start(config, run)
+        except WaitInterrupted as interruption:
+            raise ClusterError(str(interruption)) from interruption
         self.step = GlobalStep(config, infos[0].layout, arrays.to_state())
         return infos
 
@@ -141,6 +146,10 @@ class Coordinator:
         """Lets :meth:`advance` return after the step in hand."""
         self.stopping.set()
 
+    def process(self) -> tuple[str, int]:
+        """Host and process of this actor."""
+        return socket.gethostname(), os.getpid()
+
     def status(self) -> tuple[int, dict[str, float]]:
         """The step in hand, and the domains that have not answered yet with their seconds."""
         return self.step.state.step if hasattr(self, "step") else 0, dict(self.domains.waiting)
@@ -152,10 +161,17 @@ class Coordinator:
     def evaluate(
         self, jobs: Sequence[tuple[str, str]], state: ModelState | None
     ) -> tuple[list[SplitMetrics], list[str]]:
-        """Metrics of the current state (or the given one) for (domain, split) pairs, and what was noticed meanwhile."""
+        """Metrics of the current state (or the given one) for (domain, split) pairs, and what was noticed meanwhile.
+
+        No metrics when :meth:`stop` was called before all had answered.
+        """
         pin_threads(self.threads)
         reference = ray.put(self.step.state.model_state() if state is None else state)
-        found = self.domains.evaluate(reference, jobs)
+        try:
+            found = self.domains.evaluate(reference, jobs)
+        except WaitInterrupted as interruption:
+            found = []
+            self.domains.messages.append(str(interruption))
         messages, self.domains.messages = self.domains.messages, []
         return found, messages
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
 from difc_ray.distributed.placement import connect, plan_for, release, reserve
-from difc_ray.distributed.processes import LOST, describe, search_path
+from difc_ray.distributed.processes import LOST, describe, end_process, search_path
 from difc_ray.distributed.transport import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
@@ -48,6 +49,7 @@ class RayEngine:
         self._group: Any = None
         self._owns_group = self._owns_ray = False
         self._error: DifcError | None = None
+        self._process, self._deaf = ("", 0), False
 
     def connect(self) -> None:
         """Reaches a cluster and checks that it has what the run needs; starts nothing yet.
@@ -55,7 +57,8 @@ class RayEngine:
         Raises:
             ClusterError: see :mod:`difc_ray.distributed.placement`.
         """
-        self._owns_ray = connect(self.config)
+        self._owns_ray = not ray.is_initialized()  # also if a signal ends the next line
+        connect(self.config)
         self.plan = plan_for(self.config, ray.cluster_resources())
         self.threads = threads_for(self.plan.cpus)
         self.facts |= {"cpus_per_worker": f"{self.plan.cpus:g}", "gpus_per_worker": f"{self.plan.gpus:g}",
@@ -93,6 +96,7 @@ class RayEngine:
         """
         self.config, self.run, self._error = config, run, None
         infos = self._call("start", config, run, StateArrays.of(state))
+        self._process = self._call("process")
         self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
         self.facts["nodes"] = str(len({info.node for info in infos}))
 
@@ -119,7 +123,7 @@ class RayEngine:
         return arrays.to_state()
 
     def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
-        """Metrics of the current or a given state for (domain, split) pairs, in their order."""
+        """Metrics of the current or a given state for (domain, split) pairs, in their order; none when interrupted."""
         found, messages = self._call("evaluate", list(jobs), state)
         for message in messages:
             self.notice(message)
@@ -128,16 +132,16 @@ class RayEngine:
 
     def close(self) -> None:
         """Ends every actor, gives the placement group back, leaves Ray if this engine joined it."""
-        if not ray.is_initialized():
-            return
-        if self._coordinator is not None:
+        if ray.is_initialized() and self._coordinator is not None:
             try:
-                ray.get(self._coordinator.close.remote(), timeout=5.0)
+                ray.get(self._coordinator.close.remote(), timeout=0.0 if self._deaf else 5.0)
             except (*LOST, ray.exceptions.GetTimeoutError, RayTaskError):
                 pass  # it is ended by its handle below, and its workers end with their owner
             ray.kill(self._coordinator, no_restart=True)
+            if self._process[0] == socket.gethostname():
+                end_process(self._process[1])  # a stopped process does not hear its handle
             self._coordinator = None
-        if self._group is not None and self._owns_group:
+        if ray.is_initialized() and self._group is not None and self._owns_group:
             release(self._group)
             self._group = None
         if self._owns_ray:
@@ -146,21 +150,30 @@ class RayEngine:
     def _call(self, method: str, *arguments: Any) -> Any:
         """A call to the coordinator that hears signals, names who is late, and never waits without end."""
         reference = getattr(self._coordinator, method).remote(*arguments)
-        started = told = time.monotonic()
+        started = told = heard = time.monotonic()
         stopped_at = 0.0
+        limits = self.config.cluster
+        limit = limits.start_timeout_s if method == "start" else limits.step_timeout_s
         while True:
             ready, _ = ray.wait([reference], timeout=POLL_S)
             if ready:
                 return self._answer(reference)
             now = time.monotonic()
-            if self.interrupted() and not stopped_at:
-                stopped_at = now
-                self._coordinator.stop.remote()
+            if self.interrupted():
+                stopped_at = stopped_at or now
+                self._coordinator.stop.remote()  # again and again: a run that is just starting forgets earlier ones
             if stopped_at and now - stopped_at > STOP_S:
                 raise WorkerError(f"The coordinator did not answer within {STOP_S:g} s of the signal.")
-            if now - told > LATE_S:
+            if now - told > min(LATE_S, limit):
                 told = now
-                self._tell_who_is_late(method, now - started)
+                if self._tell_who_is_late(method, now - started):
+                    heard = now
+                elif now - heard > limit:
+                    self._deaf = True
+                    raise ClusterError(
+                        f"The coordinator has not answered for {now - heard:.0f} s (`{method}`, limit {limit:g} s). "
+                        "Continue from the newest checkpoint with `resume=auto`."
+                    )
 
     def _answer(self, reference: Any) -> Any:
         try:
@@ -174,10 +187,13 @@ class RayEngine:
                 f"The coordinator {describe(error)}. Continue from the newest checkpoint with `resume=auto`."
             ) from error
 
-    def _tell_who_is_late(self, method: str, seconds: float) -> None:
+    def _tell_who_is_late(self, method: str, seconds: float) -> bool:
+        """Names who is late; whether the coordinator itself still answers."""
         try:
             step, waiting = ray.get(self._coordinator.status.remote(), timeout=2.0)
         except (*LOST, ray.exceptions.GetTimeoutError, RayTaskError):
-            return
+            self.notice(f"{method}: waiting {seconds:.0f} s for the coordinator, which does not answer")
+            return False
         late = ", ".join(f"`{name}` {since:.0f} s" for name, since in waiting.items()) or "the coordinator itself"
         self.notice(f"{method} at step {step}: waiting {seconds:.0f} s for {late}")
+        return True

@@ -205,7 +205,10 @@ def reserve(config: Config, plan: Plan, interrupted: Callable[[], bool]) -> tupl
     deadline = time.monotonic() + config.cluster.start_timeout_s
     while not group.wait(timeout_seconds=0.5):
         state = placement_group_table(group)["stats"]["scheduling_state"]
-        if time.monotonic() > deadline or state == "INFEASIBLE" or interrupted():
+        if interrupted():
+            remove_placement_group(group)
+            raise ClusterError("The placement group was not granted yet.")
+        if time.monotonic() > deadline or state == "INFEASIBLE":
             free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
             remove_placement_group(group)
             raise ClusterError(

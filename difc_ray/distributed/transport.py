@@ -192,11 +192,8 @@ class ObjectStoreDomains:
         while pending or failures:
             for failure in self._root_cause_first(failures):
                 self._replace(failure)
-                again = self._send(failure.index, by_index[failure.index], pending)
-                assert again is None or again.fatal is None
-                if again:
+                while again := self._send(failure.index, by_index[failure.index], pending):
                     self._replace(again)
-                    self._send(again.index, by_index[again.index], pending)
                 started = time.monotonic()
             failures = self._wait(pending, replies, started)
         self.waiting = {}
@@ -381,7 +378,7 @@ class ObjectStoreDomains:
             if not late:
                 break
             if self.stop_waiting():
-                raise WaitInterrupted("stopped before the first step")
+                raise WaitInterrupted("the domain workers were still starting")
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"Domain worker(s) {', '.join(self.waiting)} did not start within {timeout_s:g} s. Look at the "
