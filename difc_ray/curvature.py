@@ -71,6 +71,16 @@ class HeadCurvature:
         """
         return (probes_MS * self.hessian_product(probes_MS)).mean(0)
 
+    def gradient_noise(self) -> float:
+        """``tr Σ / B``: the variance of the batch gradient, from the per-sample gradients r_n z_nᵀ.
+
+        Bias: none for independent samples (B − 1 degrees of freedom); 0 for a batch of one.
+        """
+        size = len(self.residual_NC)
+        squares_N = self.residual_NC.detach().square().sum(1) * self.features_ND.detach().square().sum(1)
+        spread = squares_N.mean() - self.gradient().detach().square().sum()
+        return float(spread.clamp(min=0)) / max(1, size - 1)
+
     def _flat(self, matrix: Tensor) -> Tensor:
         """(..., C, D) -> (..., S) in the order of the head's parameters: weight, then bias."""
         if not self.has_bias:

@@ -9,7 +9,7 @@ cluster) is behind the small :class:`Domains` interface, so every engine runs th
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difc_ray.config import Config, rule_options
+from difc_ray.alignment import weighted_mean
+from difc_ray.config import Config, metric_kind, rule_options
 from difc_ray.determinism import generator
 from difc_ray.errors import NumericError
+from difc_ray.flatness import Flatness, combine_behind_head, gram_behind_head
 from difc_ray.harmonizers import GramStatistics, Harmonization, make_harmonizer
 from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
-from difc_ray.local_step import ModelState, Rows, Statistics, objective_of
+from difc_ray.local_step import ModelState, Products, Rows, Statistics, objective_of
 from difc_ray.objectives import Coefficients, Vectors
 from difc_ray.optimizer import FlatOptimizer
 from difc_ray.vectors import ParameterLayout, as_tensor, combine, gram
@@ -44,6 +46,7 @@ class TrainState:
         buffers: the model's buffers by name.
         optimizer: the optimizer's tensors by name.
         harmonizer: the rule's arrays by name.
+        curvature: what is known of the curvature, by name, for the rules that ask for it.
         skipped: the steps skipped as non-finite within the last ``SKIP_WINDOW``.
     """
 
@@ -52,6 +55,7 @@ class TrainState:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     harmonizer: dict[str, np.ndarray] = field(default_factory=dict)
+    curvature: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
 
     def model_state(self) -> ModelState:
@@ -110,6 +114,9 @@ class Domains(Protocol):
     def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
         """Rows of all domains, each for its own cotangents."""
 
+    def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
+        """Products of every domain's head Hessian with the same vectors."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:
@@ -124,6 +131,19 @@ class View:
     matrix_VN: np.ndarray
     base_V: np.ndarray
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSpace:
+    """The rows as a rule needs them: their inner products, and how weights become a direction.
+
+    Args:
+        gram: (N, N), or (2N, 2N) of the rows and what a metric makes of them.
+        combine: weights of all those rows -> direction.
+    """
+
+    gram: np.ndarray
+    combine: Callable[[np.ndarray], Tensor]
 
 
 def make_view(between: str, weights_K: np.ndarray, domains: Sequence[str], *, penalised: bool) -> View:
@@ -178,6 +198,7 @@ class GlobalStep:
         )
         if not state.harmonizer:
             state.harmonizer = self.harmonizer.init(len(self.view.base_V))
+        self.flatness = Flatness(config, layout, self.weights_K, state.curvature) if metric_kind(config) else None
         self.optimizer = FlatOptimizer(config.optimizer, config.steps, state.theta_P, state.optimizer)
 
     def take(self, domains: Domains) -> StepRecord:
@@ -192,40 +213,71 @@ class GlobalStep:
             for known, answer in zip(vectors, domains.exchange(step, number, broadcast), strict=True):
                 known.update(answer.vectors)
         cotangents, penalty = self.objective.cotangents(vectors, self.weights_K, self.coefficients(step))
-        return self.update(answers, penalty, domains.rows(step, cotangents))
+        return self.update(answers, penalty, domains.rows(step, cotangents), domains)
 
-    def update(self, answers: Sequence[Statistics], penalty: dict[str, float], replies: Sequence[Rows]) -> StepRecord:
+    def update(
+        self,
+        answers: Sequence[Statistics],
+        penalty: dict[str, float],
+        replies: Sequence[Rows],
+        domains: Domains,
+    ) -> StepRecord:
         """Rows -> Gram -> weights -> direction -> the next state."""
         started = time.perf_counter()
         rows = raw_rows(replies)
-        gram_NN = gram(rows)
-        if not np.isfinite(np.diag(gram_NN)).all():
+        space = self._row_space(rows, replies, domains)
+        if space is None or not np.isfinite(np.diag(space.gram)).all():
             return self._skip(answers, self._first_bad_row(replies))
-        scale = self.rescale(self.state.step)
-        matrix_VN = scale * self.view.matrix_VN
-        gram_VV = matrix_VN @ gram_NN @ matrix_VN.T
+        view_VN = self.rescale(self.state.step) * self.view.matrix_VN
+        matrix = np.kron(np.eye(len(space.gram) // len(rows)), view_VN)  # the same view of the rows behind the metric
+        gram_VV = matrix @ space.gram @ matrix.T
         decision = self._harmonize(gram_VV, answers)
-        weights_N = matrix_VN.T @ decision.weights
-        direction_P = combine(weights_N, rows)
+        direction_P = space.combine(matrix.T @ decision.weights)
         norm = float(np.sqrt(max(decision.weights @ gram_VV @ decision.weights, 0.0)))
         if not np.isfinite(norm):
             return self._skip(answers, "the direction is not finite")
         lr = self._step_optimizer(direction_P)
         self.state.buffers = merged_buffers(replies, self.weights_K)
         self.state.harmonizer = decision.state
-        self.state.step += 1
         values = {**decision.diagnostics, "direction_norm": norm, "lr": lr}
+        if self.flatness is not None:
+            self.flatness.commit()
+            values |= self.flatness.diagnostics()
+        self.state.step += 1
+        seen = slice(len(self.view.base_V))
         return StepRecord(
             step=self.state.step - 1,
             losses={answer.token.domain: answer.loss for answer in answers},
             accuracies={answer.token.domain: answer.accuracy for answer in answers},
             penalty=penalty,
             values=values,
-            row_cosines=tuple(upper(pairwise_cosines(gram_VV)).tolist()),
-            margins_before=tuple(margin_cosines(gram_VV, self.view.base_V).tolist()),
-            margins_after=tuple(margin_cosines(gram_VV, decision.weights).tolist()),
+            row_cosines=tuple(upper(pairwise_cosines(gram_VV[seen, seen])).tolist()),
+            margins_before=tuple(margin_cosines(gram_VV[seen, seen], self.view.base_V).tolist()),
+            margins_after=tuple(margin_cosines(gram_VV, decision.weights)[seen].tolist()),
             weights=tuple(decision.weights.tolist()),
             seconds={"coordinator": time.perf_counter() - started},
+        )
+
+    def _row_space(self, rows: list[Tensor], replies: Sequence[Rows], domains: Domains) -> RowSpace | None:
+        """The rows, and behind a metric those that it adds; None where the rows are not finite."""
+        if self.flatness is None:
+            return RowSpace(gram=gram(rows), combine=lambda weights: combine(weights, rows))
+        if self.config.harmonize.curvature.kind == "diagonal":
+            metric_P = self.flatness.metric(replies)
+            return RowSpace(gram=gram(rows, metric_P), combine=lambda weights: combine(weights, rows, metric_P))
+        gram_NN = gram(rows)
+        if not np.isfinite(np.diag(gram_NN)).all():
+            return None
+        step, head = self.state.step, self.flatness.head
+        heads_NS = np.stack([row[head].double().numpy() for row in rows])
+
+        def products(vectors_VS: np.ndarray) -> np.ndarray:
+            return weighted_mean(self.weights_K, [p.vectors_VS for p in domains.products(step, vectors_VS)])
+
+        moved_NS = self.flatness.neumann(step, replies, heads_NS, products)
+        return RowSpace(
+            gram=gram_behind_head(gram_NN, heads_NS, moved_NS),
+            combine=lambda weights: combine_behind_head(weights, rows, moved_NS, head),
         )
 
     def coefficients(self, step: int) -> Coefficients:
@@ -300,6 +352,9 @@ class GlobalStep:
                         f"domain `{reply.token.domain}`: the {kind} gradient has {_count_bad(row_P)} non-finite "
                         f"value(s), first in `{parameter}`"
                     )
+            if reply.curvature_P is not None and (bad := ~np.isfinite(reply.curvature_P)).any():
+                where = self.layout.owner(int(bad.argmax()))
+                return f"domain `{reply.token.domain}`: the curvature is not finite, first in `{where}`"
         return "the Gram matrix is not finite"
 
 

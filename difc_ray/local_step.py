@@ -10,14 +10,14 @@ process therefore answers with the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from difc_ray.config import Config
+from difc_ray.config import Config, metric_kind
 from difc_ray.curvature import HeadCurvature, rademacher
 from difc_ray.determinism import derive_seed
 from difc_ray.domains import DATASETS, DatasetFamily, Domain
@@ -81,11 +81,24 @@ class Rows:
         rows_RP: contiguous (R, P): the classification gradient, then the alignment gradient if there is a penalty.
         buffers: the model's buffers after the forward pass, by name.
         compute_s: seconds of this process spent on the answer.
+        curvature_P: (P,) Hessian diagonal of the batch, where the rule asks for one.
+        noise: variance of the head's batch gradient, where the rule asks for the curvature.
     """
 
     token: Token
     rows_RP: np.ndarray
     buffers: dict[str, np.ndarray]
+    compute_s: float
+    curvature_P: np.ndarray | None = None
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """A worker's answer to a request for products with its head's Hessian: (V, S) in the order asked."""
+
+    token: Token
+    vectors_VS: np.ndarray
     compute_s: float
 
 
@@ -153,6 +166,9 @@ class LocalStep:
         self.layout = ParameterLayout.of(model)
         self.parameters = list(model.parameters())
         self._graph: _Graph | None = None
+        self.metric = metric_kind(config)
+        self._head: HeadCurvature | None = None
+        self._curvature_P = torch.empty(self.layout.size if self.metric == "diagonal" else 0)
         n_rows = 2 if self.objective.has_penalty else 1
         self._rows_RP = torch.empty(n_rows, self.layout.size, dtype=self.parameters[0].dtype)
 
@@ -177,6 +193,7 @@ class LocalStep:
         head = head_curvature(self.loss, self.model, features, logits, labels)
         probes = self._probes(token.step, head.size)
         answered = self.objective.measure(head, probes)
+        self._head = detached_head(self.loss, self.model, features, labels) if self.metric == "hvp" else None
         accuracy = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
         self._graph = _Graph(
             token=token,
@@ -203,8 +220,13 @@ class LocalStep:
         started = time.perf_counter()
         graph = self._held(token)
         penalised = self.objective.has_penalty
-        gradients = torch.autograd.grad(graph.loss, self.parameters, retain_graph=penalised)
-        write_row(gradients, self._rows_RP[0])
+        second = self.metric == "diagonal" and self.config.harmonize.curvature.rest == "hutchinson"
+        gradients = torch.autograd.grad(
+            graph.loss, self.parameters, retain_graph=penalised or second, create_graph=second
+        )
+        write_row([gradient.detach() for gradient in gradients], self._rows_RP[0])
+        if self.metric == "diagonal":
+            self._write_curvature(graph, gradients)
         if penalised:
             pulled = {name: self._constant(vector) for name, vector in cotangent.items()}
             surrogate = self.objective.surrogate(graph.measurement, pulled)
@@ -217,7 +239,25 @@ class LocalStep:
             rows_RP=self._rows_RP.numpy(),
             buffers=buffers,
             compute_s=time.perf_counter() - started,
+            curvature_P=self._curvature_P.numpy() if self.metric == "diagonal" else None,
+            noise=graph.measurement.head.gradient_noise() if self.metric else 0.0,
         )
+
+    def products(self, token: Token, vectors_VS: np.ndarray) -> Products:
+        """Products of the batch's head Hessian with vectors; the graph is not needed."""
+        started = time.perf_counter()
+        assert self._head is not None, f"no head is held for {token}"
+        found = self._head.hessian_product(self._constant(vectors_VS))
+        return Products(token=token, vectors_VS=found.cpu().numpy(), compute_s=time.perf_counter() - started)
+
+    def _write_curvature(self, graph: _Graph, gradients: Sequence[Tensor]) -> None:
+        """The batch's Hessian diagonal into the message's buffer."""
+        kind = self.config.harmonize.curvature.rest
+        drawn = None
+        if kind == "hutchinson":
+            seed = derive_seed(self.config.seed, "probes-flatness", self.domain.name, graph.token.step)
+            drawn = rademacher(1, self.layout.size, seed)[0].to(self.device)
+        diagonal_row(kind, graph.measurement.head, gradients, self.parameters, drawn, self._curvature_P)
 
     def _held(self, token: Token) -> _Graph:
         """The graph of the step in hand; asking for another is a bug of the caller."""
@@ -266,6 +306,50 @@ def head_curvature(loss: Loss, model: Model, features: Tensor, logits: Tensor, l
         product=lambda outputs: loss.hessian_product(logits, outputs),
         has_bias=has_bias,
     )
+
+
+def detached_head(loss: Loss, model: Model, features: Tensor, labels: Tensor) -> HeadCurvature:
+    """The head's closed forms without a graph, to answer products after the rows."""
+    with torch.no_grad():
+        held = features.detach()
+        return head_curvature(loss, model, held, model.head(held), labels)
+
+
+def diagonal_row(
+    kind: str,
+    head: HeadCurvature,
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    probe_P: Tensor | None,
+    out_P: Tensor,
+) -> None:
+    """Writes one domain's Hessian diagonal, made positive semidefinite, into ``out_P``.
+
+    Args:
+        kind: what stands outside the head: `squared_gradient` (B times the squared batch gradient, which for small mean
+            gradients is the diagonal of the empirical Fisher matrix), `hutchinson` (one probe, negative entries set to
+            0) or `none` (0).
+        head: the head of the batch, whose closed form fills the last S entries.
+        gradients: the classification gradient by parameter; differentiable for `hutchinson`.
+        parameters: the parameters.
+        probe_P: Rademacher probe for `hutchinson`.
+        out_P: (P,) the row.
+    """
+    if kind == "squared_gradient":
+        write_row([gradient.detach() for gradient in gradients], out_P)
+        out_P.square_().mul_(len(head.residual_NC))
+    elif kind == "hutchinson":
+        assert probe_P is not None
+        probes, start = [], 0
+        for parameter in parameters:
+            probes.append(probe_P[start : start + parameter.numel()].view_as(parameter))
+            start += parameter.numel()
+        products = torch.autograd.grad(gradients, parameters, probes, retain_graph=True, materialize_grads=True)
+        write_row([p * v for p, v in zip(products, probes, strict=True)], out_P)
+        out_P.clamp_(min=0)
+    else:
+        out_P.zero_()
+    out_P[-head.size :] = head.hessian_diagonal().detach()
 
 
 class _Seeded:

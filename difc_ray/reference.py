@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from difc_ray.config import Config
 from difc_ray.determinism import automatic_cpus, pin_threads, threads_for, usable_cpus
 from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.global_step import GlobalStep, StepRecord, TrainState
-from difc_ray.local_step import LocalStep, ModelState, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
 from difc_ray.objectives import Vectors
 
 
@@ -45,6 +47,12 @@ class InlineDomains:
         pairs = zip(self.steps, cotangents, strict=True)
         found = [local.rows(self._token(local, step), own) for local, own in pairs]
         self.compute_s += sum(rows.compute_s for rows in found)
+        return found
+
+    def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
+        """Products of every domain's head Hessian with the same vectors."""
+        found = [local.products(self._token(local, step), vectors_VS) for local in self.steps]
+        self.compute_s += sum(answer.compute_s for answer in found)
         return found
 
     def _timed(self, found: list[Statistics]) -> list[Statistics]:
@@ -120,6 +128,7 @@ class InlineEngine:
             buffers={name: value.clone() for name, value in state.buffers.items()},
             optimizer={name: value.clone() for name, value in state.optimizer.items()},
             harmonizer={name: value.copy() for name, value in state.harmonizer.items()},
+            curvature={name: value.clone() for name, value in state.curvature.items()},
             skipped=list(state.skipped),
         )
 

@@ -53,6 +53,7 @@ def make_snapshot(
 ) -> Snapshot:
     """Training state and loop memory in the form that checkpoints hold."""
     tensors = {f"optimizer.{name}": value for name, value in state.optimizer.items()}
+    tensors |= {f"curvature.{name}": value for name, value in state.curvature.items()}
     tensors |= {f"harmonizer.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.harmonizer.items()}
     weights = {**layout.named(state.theta_P), **{f"buffer.{name}": value for name, value in state.buffers.items()}}
     meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
@@ -67,6 +68,7 @@ def train_state(snapshot: Snapshot, layout: ParameterLayout) -> TrainState:
         buffers=_prefixed(snapshot.named_weights, "buffer."),
         optimizer=_prefixed(snapshot.tensors, "optimizer."),
         harmonizer={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "harmonizer.").items()},
+        curvature=_prefixed(snapshot.tensors, "curvature."),
         skipped=list(snapshot.meta["skipped"]),
     )
 

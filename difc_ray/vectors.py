@@ -1,6 +1,6 @@
 """Flat parameter vectors: the layout (name <-> slice), the Gram matrix of rows, and their combination.
 
-Shape suffixes: P parameters, N rows, B a block of parameters.
+Shape suffixes: P parameters, N rows, V rows with those that a metric adds, B a block of parameters.
 
 A *row* is one flat contiguous float32 vector with P entries. Both :func:`gram` and :func:`combine` walk the
 rows in the order given, in blocks of one fixed size, so that the result has the same bits wherever the rows
@@ -108,41 +108,56 @@ def write_row(tensors: Sequence[Tensor], out_P: Tensor) -> None:
         start += tensor.numel()
 
 
-def gram(rows: Sequence[Float[Tensor, " P"]]) -> Float[np.ndarray, "N N"]:
+def gram(rows: Sequence[Float[Tensor, " P"]], metric_P: Float[Tensor, " P"] | None = None) -> Float[np.ndarray, "V V"]:
     """The matrix of inner products ``rows[i] · rows[j]``, accumulated in float64 by blocks.
+
+    With a diagonal metric M it is the Gram matrix of the 2N rows ``r_1 … r_N, M r_1 … M r_N``; the second half exists
+    in one block at a time only.
 
     A non-finite entry anywhere in row i makes entry (i, i) non-finite, and nothing else can: the square of a
     finite float32 is finite in float64. So the diagonal is also the finite check of every row.
 
     Args:
         rows: N float32 vectors of one length.
+        metric_P: diagonal of M, or None.
 
     Returns:
-        (N, N) float64, exactly symmetric.
+        (V, V) float64, exactly symmetric, V = N or 2N.
     """
     n, size = len(rows), rows[0].numel()
-    total_NN = torch.zeros(n, n, dtype=torch.float64)
-    block_NB = torch.empty(n, BLOCK, dtype=torch.float64)
+    total = n if metric_P is None else 2 * n
+    sums_VV = torch.zeros(total, total, dtype=torch.float64)
+    block_VB = torch.empty(total, BLOCK, dtype=torch.float64)
     for start in range(0, size, BLOCK):
         length = min(BLOCK, size - start)
-        part_NB = block_NB[:, :length]
+        part_VB = block_VB[:, :length]
         for i, row in enumerate(rows):
-            part_NB[i].copy_(row[start : start + length])
-        total_NN.addmm_(part_NB, part_NB.T)
-    return torch.triu(total_NN).add_(torch.triu(total_NN, 1).T).numpy()
+            part_VB[i].copy_(row[start : start + length])
+        if metric_P is not None:
+            torch.mul(part_VB[:n], metric_P[start : start + length].to(torch.float64), out=part_VB[n:])
+        sums_VV.addmm_(part_VB, part_VB.T)
+    return torch.triu(sums_VV).add_(torch.triu(sums_VV, 1).T).numpy()
 
 
-def combine(weights_N: Float[np.ndarray, " N"], rows: Sequence[Float[Tensor, " P"]]) -> Float[Tensor, " P"]:
+def combine(
+    weights_V: Float[np.ndarray, " V"], rows: Sequence[Float[Tensor, " P"]], metric_P: Float[Tensor, " P"] | None = None
+) -> Float[Tensor, " P"]:
     """``sum_i weights[i] * rows[i]`` in float32, added one after the other in the order given.
 
+    With a diagonal metric M the weights are those of the 2N rows ``r_1 … r_N, M r_1 … M r_N``.
+
     Args:
-        weights_N: (N,) float64; each is rounded once to float32 where it meets its row.
+        weights_V: (V,) float64; each is rounded once to float32 where it meets its row.
         rows: N float32 vectors.
+        metric_P: diagonal of M, or None.
     """
+    if metric_P is not None:
+        out_P = combine(weights_V[len(rows) :], rows).mul_(metric_P)
+        return out_P.add_(combine(weights_V[: len(rows)], rows)) if weights_V[: len(rows)].any() else out_P
     out_P = torch.empty_like(rows[0])
     for start in range(0, out_P.numel(), BLOCK):  # by blocks, so that the sum stays in cache; the bits are the same
         block = slice(start, start + BLOCK)
-        part_B = torch.mul(rows[0][block], float(weights_N[0]), out=out_P[block])
-        for weight, row in zip(weights_N[1:], rows[1:], strict=True):
+        part_B = torch.mul(rows[0][block], float(weights_V[0]), out=out_P[block])
+        for weight, row in zip(weights_V[1:], rows[1:], strict=True):
             part_B.add_(row[block], alpha=float(weight))
     return out_P

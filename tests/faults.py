@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
+from safetensors.torch import load_file
 
 from difc_ray import run
 from difc_ray.config import Config, resolve
 from difc_ray.preparation import requested_config
 from difc_ray.run import Result, Silent
+from tests.checkpoints import raw
 from tests.runs import small_config, write_yaml
 
 FAULTY: dict[str, Any] = {
@@ -106,6 +110,33 @@ def our_actors() -> set[int]:
 def our_groups() -> set[str]:
     """Placement groups on the session's Ray that have not been given back."""
     return {name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+@dataclass(frozen=True)
+class End:
+    """What a run came to."""
+
+    weights: dict[str, bytes]
+    state: dict[str, bytes]
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+def end_of(run_dir: Path) -> End:
+    """The newest checkpoint's tensors, the summary and the records, without times and places."""
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for key in ("wall_s", "step_ms", "checkpoint", "engine", "restarts"):
+        del summary[key]
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("seconds", None)
+    return End(
+        weights={name: raw(tensor) for name, tensor in load_file(newest / "weights.safetensors").items()},
+        state={name: raw(tensor) for name, tensor in load_file(newest / "state.safetensors").items()},
+        summary=summary,
+        records=records,
+    )
 
 
 def resume(run_dir: Path | str, *overrides: str, notices: Notices | None = None) -> Result:

@@ -67,7 +67,7 @@ def digest(state: TrainState) -> str:
     """sha256 over all bits of a training state."""
     found = hashlib.sha256(str(state.step).encode())
     found.update(state.theta_P.numpy().tobytes())
-    for group in (state.buffers, state.optimizer):
+    for group in (state.buffers, state.optimizer, state.curvature):
         for name in sorted(group):
             found.update(name.encode() + group[name].numpy().tobytes())
     for name in sorted(state.harmonizer):

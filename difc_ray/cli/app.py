@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 LOOSE = {"ignore_unknown_options": True}
 """Unknown options become arguments, so that ``--steps 100`` is answered with ``steps=100``."""
 
-UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What every wrong option or command raises; it belongs to click in some versions of typer, to typer in others."""
 
 app = typer.Typer(
@@ -45,11 +45,12 @@ Settings = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]
 
 
-def tell_version(wanted: bool) -> None:
+def tell_version(wanted: bool) -> bool:
     """Prints the version and ends."""
     if wanted:
         print(f"difc-ray {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -239,8 +240,8 @@ def checked(settings: Sequence[str] | None) -> list[str]:
     return list(settings or ())
 
 
-def usage_sentence(error: typer.BadParameter, commands: Sequence[str]) -> str:
-    """A wrong command or option in our form."""
+def usage_sentence(error: Any, commands: Sequence[str]) -> str:
+    """A wrong command or option (a :data:`UsageError`) in our form."""
     text = " ".join(error.format_message().split())
     quoted = re.search(r"'([^']*)'", text)
     named = quoted[1] if quoted else text

@@ -78,6 +78,12 @@ def rule_options(config: Config) -> dict[str, Any]:
     return lam | config.harmonize.options
 
 
+def metric_kind(config: Config) -> str:
+    """The curvature that the configured rule asks workers for: `diagonal`, `hvp`, or nothing (empty)."""
+    wanted = getattr(HARMONIZERS.get(config.harmonize.rule), "needs_metric", False)
+    return config.harmonize.curvature.kind if wanted else ""
+
+
 def run_folder(config: Config) -> Path:
     """``<output>/<name>`` of a resolved configuration."""
     assert config.name is not None, "resolve the configuration first"

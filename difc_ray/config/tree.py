@@ -94,6 +94,23 @@ class AlignmentConfig(Section):
     """A weight on the penalty that changes once."""
 
 
+class CurvatureConfig(Section):
+    """The curvature that the flatness rules are told of; other rules do not read it."""
+
+    kind: Literal["diagonal", "hvp"] = "diagonal"
+    """A Hessian diagonal over all parameters, or the head's full Hessian by its products (Neumann series)."""
+    rest: Literal["squared_gradient", "hutchinson", "none"] = "squared_gradient"
+    """The diagonal outside the head: squared gradient, a Hutchinson estimate clamped at 0, or zero."""
+    decay: Decay = 0.9
+    """Decay of the average over steps, in [0, 1)."""
+    normalize: bool = True
+    """Whether the curvature is divided by its mean, so that `harmonize.flatness` has no unit."""
+    order: Count = 1
+    """Order of the Neumann series with `kind: hvp`, >= 1."""
+    adaptive: bool = False
+    """Whether `harmonize.flatness` is scaled by the measured gradient noise, ν / (1 + ν)."""
+
+
 class HarmonizeConfig(Section):
     """How rows that disagree are combined into one direction."""
 
@@ -101,6 +118,10 @@ class HarmonizeConfig(Section):
     """A registered harmonizer."""
     lam: UnitInterval = 0.5
     """How the rotation is shared in the `ghpp` rules, in [0, 1]; other rules do not read it."""
+    flatness: NonNegative = 0.1
+    """λ of the flatness rules, >= 0: 0 ignores the curvature; other rules do not read it."""
+    curvature: CurvatureConfig = CurvatureConfig()
+    """What the flatness rules know of the curvature."""
     between: Literal["auto", "tasks", "domains", "both"] = "auto"
     """Rows that the rule sees: the two tasks, one per domain, or one per domain and the alignment.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class StateArrays:
     buffers: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
     harmonizer: dict[str, np.ndarray]
+    curvature: dict[str, np.ndarray]
     skipped: list[int]
 
     @classmethod
@@ -55,6 +57,7 @@ class StateArrays:
             buffers={name: value.numpy() for name, value in state.buffers.items()},
             optimizer={name: value.numpy() for name, value in state.optimizer.items()},
             harmonizer=state.harmonizer,
+            curvature={name: value.numpy() for name, value in state.curvature.items()},
             skipped=list(state.skipped),
         )
 
@@ -66,6 +69,7 @@ class StateArrays:
             buffers={name: torch.from_numpy(value.copy()) for name, value in self.buffers.items()},
             optimizer={name: torch.from_numpy(value.copy()) for name, value in self.optimizer.items()},
             harmonizer={name: value.copy() for name, value in self.harmonizer.items()},
+            curvature={name: torch.from_numpy(value.copy()) for name, value in self.curvature.items()},
             skipped=list(self.skipped),
         )
 
@@ -82,6 +86,7 @@ class Coordinator:
 
     def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str]) -> None:
         pin_threads(threads)
+        sys.path.extend(folder for folder in search_path if folder not in sys.path)
         self.threads = threads
         self.stopping = threading.Event()
         self.domains = ObjectStoreDomains(group, plan, threads, search_path)

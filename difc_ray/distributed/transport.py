@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import (
     RayTaskError,
@@ -27,7 +28,7 @@ from difc_ray.distributed.placement import Plan
 from difc_ray.distributed.processes import LOST, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
-from difc_ray.local_step import ModelState, Rows, Statistics, Token
+from difc_ray.local_step import ModelState, Products, Rows, Statistics, Token
 from difc_ray.objectives import Vectors
 
 POLL_S = 0.25
@@ -149,6 +150,11 @@ class ObjectStoreDomains:
     def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
         """Rows of all domains, each for its own cotangents."""
         found: list[Rows] = self._ask([Question(method="rows", arguments=(own,)) for own in cotangents])
+        return found
+
+    def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
+        """Products of every domain's head Hessian with the same vectors."""
+        found: list[Products] = self._ask([Question(method="products", arguments=(vectors_VS,)) for _ in self.names])
         return found
 
     def evaluate(self, reference: Any, jobs: Sequence[tuple[str, str]]) -> list[Any]:

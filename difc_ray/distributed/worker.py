@@ -7,13 +7,14 @@ import socket
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import ray
 import torch
 
 from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
 from difc_ray.evaluation import SplitMetrics, evaluate_state
-from difc_ray.local_step import LocalStep, ModelState, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
 from difc_ray.objectives import Vectors
 from difc_ray.vectors import ParameterLayout
 
@@ -77,6 +78,10 @@ class DomainWorker:
     def rows(self, token: Token, cotangent: Vectors) -> Rows:
         """The rows of the step in hand."""
         return self.step.rows(token, cotangent)
+
+    def products(self, token: Token, vectors_VS: np.ndarray) -> Products:
+        """Products of the head's Hessian of the step in hand with vectors."""
+        return self.step.products(token, vectors_VS)
 
     def evaluate(self, state: ModelState, domain: str, split: str) -> SplitMetrics:
         """Metrics of a state on a split of this domain, or of one loaded for the purpose (the target)."""

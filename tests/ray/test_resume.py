@@ -1,28 +1,26 @@
 """A run that was interrupted and resumed ends as one that was not: weights, optimizer, accuracies, every record.
 
 The interruption is a real SIGINT that the data set sends to this process in the middle of a step, so the run ends by
-itself after that step, as with Ctrl-C.
+itself after that step, as with Ctrl-C. Ray comes in where a driver is killed: test_signals.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError, Interrupted
-from tests.checkpoints import names, raw
+from difc_ray.training import Training
+from tests.checkpoints import names
 from tests.fault_plugin import CHANGED, marks
-from tests.faults import Notices, fault, faulty_config, resume, train
+from tests.faults import End, Notices, end_of, fault, faulty_config, resume, train
 
 STEPS, EVALUATED, SAVED = 12, 4, 3
 """The run, and how often it is evaluated and saved."""
@@ -41,35 +39,6 @@ CHANGES: dict[str, Any] = {
 """Everything that could be forgotten between two steps: dropout, probes, annealing, schedule, moments."""
 
 
-@dataclass(frozen=True)
-class End:
-    """What a run came to."""
-
-    weights: dict[str, bytes]
-    state: dict[str, bytes]
-    summary: dict[str, Any]
-    records: list[dict[str, Any]]
-
-
-def end_of(run_dir: Path) -> End:
-    """The newest checkpoint's tensors, the summary and the records, without times and places."""
-    newest = run_dir / "checkpoints" / names(run_dir / "checkpoints")[-1]
-    if not newest.name.startswith("step-"):
-        newest = max((run_dir / "checkpoints").glob("step-*"))
-    summary = json.loads((run_dir / "summary.json").read_text())
-    for key in ("wall_s", "step_ms", "checkpoint", "engine", "restarts"):
-        del summary[key]
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        record.pop("seconds", None)
-    return End(
-        weights={name: raw(tensor) for name, tensor in load_file(newest / "weights.safetensors").items()},
-        state={name: raw(tensor) for name, tensor in load_file(newest / "state.safetensors").items()},
-        summary=summary,
-        records=records,
-    )
-
-
 def config_of(folder: Path, *faults: dict[str, Any], **changes: Any) -> Config:
     return faulty_config(folder, *faults, **{**CHANGES, **changes})
 
@@ -77,6 +46,14 @@ def config_of(folder: Path, *faults: dict[str, Any], **changes: Any) -> Config:
 def interruption(after: int) -> dict[str, Any]:
     """A signal in the middle of the step that makes it so many."""
     return fault("signal", "b", after - 1, number=signal.SIGINT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures() -> Iterator[None]:
+    """Drawing takes longer than training here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "draw", lambda training, metrics: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +107,6 @@ def test_resumed_with_more_steps(tmp_path: Path) -> None:
     assert end_of(short) == End(longer.weights, longer.state, {**longer.summary, "name": "test"}, longer.records)
     with pytest.raises(CheckpointError, match="`steps` cannot change"):
         resume(interrupted(tmp_path / "cosine", 2), "steps=20")
-
-
-@pytest.mark.ray
-def test_resumed_on_ray(ray_session: None, straight: End, tmp_path: Path) -> None:
-    """Interrupted in this process, continued on the cluster."""
-    run_dir = interrupted(tmp_path, 5)
-    resume(run_dir, "engine=ray", "cluster.cpus_per_worker=0.5")
-    assert end_of(run_dir) == straight
 
 
 # ---- checkpoints that are damaged ----------------------------------------------------------------------------------

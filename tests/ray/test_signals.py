@@ -5,71 +5,69 @@ A fault makes a batch wait for a minute where the signal is to come: what ends w
 
 from __future__ import annotations
 
-import json
-import os
+import dataclasses
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import ray
-from safetensors.torch import load_file
 
 from difc_ray.config import Config
-from tests.checkpoints import ROOT, environment, names, raw
+from tests.checkpoints import ROOT, environment, names
 from tests.fault_plugin import marks
-from tests.faults import alive, eventually, fault, faulty_config, our_actors, our_groups, resume, train, written
+from tests.faults import (
+    end_of,
+    eventually,
+    fault,
+    faulty_config,
+    our_actors,
+    our_groups,
+    resume,
+    train,
+    without_faults,
+    written,
+)
 
 pytestmark = pytest.mark.ray
 
 HEARD_S = 2.0
-"""How soon a signal must be heard."""
+"""How soon a signal must be heard: the checkpoint is there, or the process has ended."""
 
-ENDED_S = 15.0
-"""How soon the process must have ended after it, the last records for MLflow sent, on a busy machine."""
+ENDED_S = 20.0
+"""How soon the process must have ended, the last records sent to MLflow, on a busy machine."""
 
-SMALL: dict[str, Any] = {
-    "sources": ["a", "b"],
-    "model_options": {"hidden": [16]},
-    "steps": 20,
-    "eval_every": 20,
-    "checkpoint": {"every": 4, "keep": 10},
-    "engine": "ray",
-}
+LEFT_S = 5.0
+"""How long after the driver's death something of it may live."""
+
+FAMILY = "DIFC_RAY_TEST_FAMILY"
+"""An environment variable that every process inherits which a driver starts."""
 
 
-@dataclass
 class Driver:
-    """`difc-ray train` as a process."""
+    """`difc-ray train` as a process, with its output and its Ray, if it starts one, below a folder."""
 
-    config: Config
-    folder: Path
-    process: subprocess.Popen[bytes] = field(init=False)
-    family: dict[int, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        file = written(self.config, self.folder)
-        with (self.folder / "said").open("wb") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "difc_ray", "train", "--config", str(file)],
-                cwd=ROOT, env=environment(), stdout=said, stderr=said,
-            )  # fmt: skip
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.folder, self.run_dir = folder, folder / "runs" / str(config.name)
+        self.ray_dir = Path(tempfile.mkdtemp(prefix="difc", dir="/tmp"))  # names of sockets must be short
+        command = [sys.executable, "-m", "difc_ray", "train", "--config", str(written(config, folder))]
+        variables = {**environment(), FAMILY: str(folder), "RAY_TMPDIR": str(self.ray_dir)}
+        with (folder / "said").open("wb") as said:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=said, stderr=said)
 
     @property
     def said(self) -> str:
+        """Both of its streams."""
         return (self.folder / "said").read_text()
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "runs" / "test"
 
     def wait_for(self, text: str = "", mark: str = "") -> None:
         """Until it has said something, or a fault has left its mark."""
@@ -79,27 +77,173 @@ class Driver:
             return text in self.said and (not mark or (self.folder / mark).exists())
 
         eventually(arrived, 60)
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        self.family = {child.pid: " ".join(child.cmdline())[:60] for child in children}
 
-    def send(self, number: signal.Signals) -> float:
-        """Sends a signal; when that was, as files are dated."""
+    def send(self, number: int) -> float:
+        """Sends a signal to the driver alone; when, as files are dated."""
+        sent = time.time()
         self.process.send_signal(number)
-        return time.time()
+        return sent
 
-    def ended(self, within_s: float) -> int:
-        """Its exit code. Nothing that it started has stayed."""
-        code = self.process.wait(within_s)
-        eventually(lambda: not any(map(alive, self.family)), 5)
-        return code
+    def family(self) -> list[str]:
+        """What runs of all that it started, uploader and Ray included."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(FAMILY) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline())[:80])
+            except psutil.Error:
+                continue
+        return found
 
-    def mlflow_status(self) -> str:
-        """Its run in MLflow's own store."""
-        run_id = json.loads(next((self.run_dir / "tracking").glob("run*.json")).read_text())["run_id"]
-        return status_of(self.folder, run_id)
+    def end(self) -> None:
+        """What a failed test leaves."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        shutil.rmtree(self.ray_dir, ignore_errors=True)
 
 
-def status_of(folder: Path, run_id: str) -> str:
-    with closing(sqlite3.connect(folder / "store.db")) as store:
-        ((status,),) = store.execute("select status from runs where run_uuid = ?", (run_id,))
+@pytest.fixture
+def drive(tmp_path: Path) -> Iterator[Any]:
+    """Starts a driver; ends it whatever happens."""
+    drivers: list[Driver] = []
+
+    def start(*faults: dict[str, Any], **changes: Any) -> Driver:
+        drivers.append(Driver(small(tmp_path, *faults, **changes), tmp_path))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.end()
+
+
+@pytest.fixture
+def nothing_left(ray_session: None) -> Iterator[None]:
+    """No actor and no placement group more than before."""
+    actors, groups = our_actors(), our_groups()
+    yield
+    eventually(lambda: our_actors() == actors, LEFT_S)
+    assert our_groups() == groups
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One MLflow store for all drivers: to make it takes longer than to run."""
+    return tmp_path_factory.mktemp("mlflow") / "store.db"
+
+
+def small(folder: Path, *faults: dict[str, Any], **changes: Any) -> Config:
+    base: dict[str, Any] = {
+        "sources": ["a", "b"],
+        "model_options": {"hidden": [16]},
+        "steps": 20,
+        "eval_every": 20,
+        "checkpoint": {"every": 4, "keep": 10},
+    }
+    return faulty_config(folder, *faults, **{**base, **changes})
+
+
+def on_session(store: Path) -> dict[str, Any]:
+    """Joins the session's Ray, which spares a start; records in the store."""
+    address = ray.get_runtime_context().gcs_address
+    return {"engine": "ray", "cluster": {"address": address}, "tracking": {"mode": "on", "uri": f"sqlite:///{store}"}}
+
+
+def mlflow_status(store: Path, name: str) -> str:
+    """The status of a run, as the store itself has it."""
+    with closing(sqlite3.connect(store)) as database:
+        ((status,),) = database.execute("select status from runs where name = ?", (name,))
     return str(status)
+
+
+def written_after(run_dir: Path, step: int, sent: float) -> float:
+    """Seconds from the signal to the checkpoint."""
+    return (run_dir / "checkpoints" / f"step-{step:08d}" / "manifest.json").stat().st_mtime - sent
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_sigterm_in_the_middle_of_a_step(drive: Any, tmp_path: Path, store: Path) -> None:
+    """A worker is busy for a minute: the step in hand is given up, the state before it is saved."""
+    driver = drive(fault("wait", "a", 3, seconds=60), name="terminated", **on_session(store))
+    driver.wait_for(mark="batch-wait-a-3-0")
+    sent = driver.send(signal.SIGTERM)
+    assert driver.process.wait(ENDED_S) == 143
+    print(
+        f"SIGTERM: saved after {written_after(driver.run_dir, 3, sent):.2f} s, ended after {time.time() - sent:.2f} s"
+    )
+    assert written_after(driver.run_dir, 3, sent) < HEARD_S
+    assert "Stopped by SIGTERM after step 3" in driver.said
+    assert mlflow_status(store, "terminated") == "KILLED"
+    assert driver.family() == []
+
+    expected = end_of(train(without_faults(small(tmp_path, name="straight", engine="inline")), tmp_path).run_dir)
+    resume(driver.run_dir, "engine=inline", "tracking.mode=off")
+    assert end_of(driver.run_dir).weights == expected.weights
+    assert end_of(driver.run_dir).state == expected.state
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_sigint_while_workers_start(drive: Any, store: Path) -> None:
+    driver = drive(name="early", **on_session(store))
+    driver.wait_for("starting domain workers")
+    sent = driver.send(signal.SIGINT)
+    assert driver.process.wait(ENDED_S) == 130
+    print(f"SIGINT while workers start: ended after {time.time() - sent:.2f} s")
+    assert "Stopped by SIGINT" in driver.said
+    assert "resume=" in driver.said
+    assert "Traceback" not in driver.said
+    assert [name for name in names(driver.run_dir / "checkpoints") if name.startswith("step")] == ["step-00000000"]
+    assert mlflow_status(store, "early") == "KILLED"
+    assert driver.family() == []
+
+
+def test_sigterm_while_ray_starts(drive: Any) -> None:
+    """Ray has its own handler of SIGTERM in place at that time."""
+    driver = drive(engine="ray")
+    driver.wait_for("starting Ray")
+    eventually(lambda: any("gcs_server" in line for line in driver.family()), 20)
+    sent = driver.send(signal.SIGTERM)
+    assert driver.process.wait(ENDED_S) == 143
+    print(f"SIGTERM while Ray starts: ended after {time.time() - sent:.2f} s")
+    assert time.time() - sent < HEARD_S + LEFT_S
+    assert "Stopped by SIGTERM before the run began; nothing was written" in driver.said
+    assert not (driver.folder / "runs").exists()
+    eventually(lambda: driver.family() == [], LEFT_S)
+
+
+def test_second_signal_ends_at_once(drive: Any) -> None:
+    """In one process a step cannot be given up: the first signal waits for it, the second does not."""
+    driver = drive(fault("wait", "b", 2, seconds=60), engine="inline")
+    driver.wait_for(mark="batch-wait-b-2-0")
+    driver.send(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        driver.process.wait(0.5)
+    sent = driver.send(signal.SIGINT)
+    assert driver.process.wait(ENDED_S) == 130
+    print(f"second SIGINT: ended after {time.time() - sent:.2f} s")
+    assert time.time() - sent < LEFT_S
+    assert "Traceback" not in driver.said
+    assert driver.family() == []
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_sigkill_and_resume_auto(drive: Any, tmp_path: Path, store: Path) -> None:
+    """Nothing can be caught; the kernel, Ray and the uploader's own watch end all that the driver had started."""
+    tracking = {"mode": "on", "uri": f"sqlite:///{store}"}
+    driver = drive(fault("wait", "b", 13, seconds=60), name="killed", engine="ray", tracking=tracking)
+    driver.wait_for(mark="batch-wait-b-13-0")
+    family = "\n".join(driver.family())
+    for member in ("gcs_server", "raylet", "ray::Coordinator", "ray::DomainWorker", "tracking.uploader"):
+        assert member in family
+    driver.send(signal.SIGKILL)
+    assert driver.process.wait(LEFT_S) == -signal.SIGKILL
+    print(f"SIGKILL: nothing left after {eventually(lambda: driver.family() == [], LEFT_S):.2f} s")
+    assert (
+        max(names(driver.run_dir / "checkpoints"), key=lambda name: (name.startswith("step"), name)) == "step-00000012"
+    )
+
+    resume("auto", f"output={driver.run_dir.parent}", "tracking.mode=off")  # on the session's Ray
+    assert marks(tmp_path) == ["batch-wait-b-13-0"]
+    expected = end_of(train(without_faults(small(tmp_path, name="straight", engine="inline")), tmp_path).run_dir)
+    resumed = end_of(driver.run_dir)
+    assert resumed == dataclasses.replace(expected, summary={**expected.summary, "name": "killed"})

@@ -9,7 +9,7 @@ import torch
 from difc_ray.config import OptimizerConfig
 from difc_ray.errors import NumericError
 from difc_ray.global_step import GlobalStep, TrainState, domain_weights, make_view, merged_buffers, raw_rows
-from difc_ray.local_step import Rows, Statistics, Token
+from difc_ray.local_step import Products, Rows, Statistics, Token
 from difc_ray.optimizer import FlatOptimizer, learning_rate
 from difc_ray.preparation import prepare
 from difc_ray.vectors import ParameterLayout, combine, gram
@@ -121,6 +121,9 @@ class FixedDomains:
 
     def rows(self, step: int, cotangents: object) -> list[Rows]:
         return self.answer
+
+    def products(self, step: int, vectors_VS: object) -> list[Products]:
+        raise AssertionError
 
 
 def plain_step(**changes: object) -> GlobalStep:

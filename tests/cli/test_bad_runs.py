@@ -1,0 +1,203 @@
+"""Runs that cannot be continued or evaluated, and runs that fail: exit code, sentence, log, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from difc_ray.checkpoint import RunLock
+from tests.cli.shell import Cli, assert_sentences, environment, files_below
+
+NUMERIC, CHECKPOINT, WORKERS = 5, 6, 7
+
+
+def newest(run_dir: Path) -> Path:
+    """The newest checkpoint."""
+    return max((run_dir / "checkpoints").glob("step-*"))
+
+
+def keep_newest_only(run_dir: Path) -> Path:
+    """Removes all checkpoints but the newest, and the summary that would name it."""
+    for path in sorted((run_dir / "checkpoints").glob("step-*"))[:-1]:
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    (run_dir / "summary.json").unlink()
+    return newest(run_dir)
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def of_the_future(path: Path) -> None:
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "schema": 99}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "a file is missing": (lambda c: (c / "state.json").unlink(), ("`state.json` is missing",)),
+    "a file is empty": (lambda c: (c / "weights.safetensors").write_bytes(b""), ("`weights.safetensors` is empty",)),
+    "a file is text": (lambda c: (c / "manifest.json").write_text("hello"), ("`manifest.json` is not JSON",)),
+    "truncated": (lambda c: truncate(c / "weights.safetensors"), ("`weights.safetensors` is truncated",)),
+    "one bit": (lambda c: flip(c / "state.safetensors"), ("sha256 mismatch",)),
+    "newer schema": (lambda c: of_the_future(c / "manifest.json"), ("schema version 99", "upgrade")),
+    "53 pickle": (
+        lambda c: (c / "weights.safetensors").write_bytes(pickle.dumps({"a": 1})),
+        ("not a difc_ray checkpoint", "contains Python objects"),
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_49_no_valid_checkpoint(damage: str, command: str, cli: Cli, trained: Path) -> None:
+    harm, words = DAMAGES[damage]
+    checkpoint = keep_newest_only(trained)
+    harm(checkpoint)
+    before = files_below(trained)
+    answer = cli("evaluate", str(trained)) if command == "evaluate" else cli("train", f"resume={trained}", "steps=9")
+    assert answer.code == CHECKPOINT
+    assert_sentences(answer, ("at least one checkpoint must be valid, got none", checkpoint.name, *words))
+    assert files_below(trained) == before
+
+
+def test_49_a_damaged_checkpoint_is_named_and_the_previous_one_used(cli: Cli, trained: Path) -> None:
+    newest(trained).joinpath("manifest.json").unlink()
+    answer = cli("train", f"resume={trained}", "steps=7", "tracking.mode=off")
+    assert answer.code == 0, answer.err
+    assert "checkpoint step-00000006 rejected (`manifest.json` is missing" in answer.out
+    assert json.loads((trained / "summary.json").read_text())["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ("model=lenet", [("`model` cannot change", "got `lenet` (the run has `mlp`)")]),
+        ("seed=1 batch_size=9", [("`seed` cannot", "`1` (the run has `0`)"), ("`batch_size` cannot", "`9`")]),
+        ("target=null", [("`target` cannot change",)]),
+        ("harmonize.rule=gh", [("`harmonize.rule` cannot change",)]),
+        ("sources=mnist,fonts", [("`sources` cannot change", "the run has `mnist,optdigits,fonts`")]),
+    ],
+)
+def test_51_resume_with_another_configuration(
+    settings: str, lines: list[tuple[str, ...]], cli: Cli, trained: Path
+) -> None:
+    before = files_below(trained)
+    answer = cli("train", f"resume={trained}", "engine=inline", *settings.split())
+    assert answer.code == CHECKPOINT
+    assert_sentences(answer, *lines)
+    assert files_below(trained) == before
+
+
+def test_51_resume_with_other_data(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is the same, the content of the files behind it is not."""
+    monkeypatch.setattr("difc_ray.preparation.data_fingerprint", lambda domains: "0" * 64)
+    before = files_below(trained)
+    answer = cli("train", f"resume={trained}", "steps=9")
+    assert answer.code == CHECKPOINT
+    assert_sentences(answer, ("the data must be that of the run", "got fingerprint 000000000000"))
+    assert files_below(trained) == before
+
+
+def test_50_checkpoint_of_another_model(cli: Cli, trained: Path) -> None:
+    answer = cli("evaluate", str(trained), "model=lenet")
+    assert answer.code == CHECKPOINT
+    assert_sentences(
+        answer, ("a checkpoint must be of the same model", "`featurizer.0.weight`", "absent in the checkpoint")
+    )
+
+
+def test_52_weights_that_are_not_finite(cli: Cli, trained: Path) -> None:
+    """Written by a program that had no check of its own, sums and all."""
+    checkpoint = keep_newest_only(trained)
+    spoil = """
+import hashlib, json, pathlib, sys
+from safetensors.torch import load_file, save_file
+folder = pathlib.Path(sys.argv[1])
+weights = load_file(folder / "weights.safetensors")
+weights["head.bias"][0] = float("nan")
+save_file(weights, folder / "weights.safetensors", metadata={"format": "pt"})
+manifest = json.loads((folder / "manifest.json").read_text())
+content = (folder / "weights.safetensors").read_bytes()
+manifest["files"]["weights.safetensors"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+(folder / "manifest.json").write_text(json.dumps(manifest))
+"""
+    subprocess.run([sys.executable, "-c", spoil, str(checkpoint)], check=True, env=environment())
+    answer = cli("evaluate", str(trained))
+    assert answer.code == CHECKPOINT
+    assert_sentences(answer, ("step 6 contains non-finite values in `head.bias`",))
+
+
+def test_a_run_that_is_being_trained(cli: Cli, trained: Path) -> None:
+    with RunLock(trained):
+        before = files_below(trained)
+        answer = cli("train", f"resume={trained}", "steps=9")
+        assert files_below(trained) == before
+    assert answer.code == CHECKPOINT
+    assert_sentences(answer, ("one process at a time", f"pid {os.getpid()} on host", "Stop that one"))
+
+
+SURPRISE = """
+from torch import nn
+from difc_ray.models import MODELS, Model
+
+class Surprise(nn.Module):
+    def forward(self, images):
+        raise ValueError("line one [not markup]\\nline two")
+
+@MODELS.register("surprise")
+def surprise(image_shape, n_outputs, options):
+    return Model(Surprise(), nn.Linear(4, n_outputs))
+"""
+
+
+def test_an_unexpected_error_has_its_traceback_in_the_log(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "surprise.py").write_text(SURPRISE)
+    answer = cli("train", "plugins=surprise", "model=surprise", "engine=inline", "name=s", "tracking.mode=off")
+    assert answer.code == 1
+    log = tmp_path / "runs" / "s" / "run.log"
+    assert_sentences(answer, ("got ValueError: line one [not markup] line two", "surprise.py, line 7", f"`{log}`"))
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert 'raise ValueError("line one' in log.read_text()
+
+
+def test_numbers_that_are_not_finite(cli: Cli, tmp_path: Path) -> None:
+    answer = cli(
+        "train", "engine=inline", "model=mlp", "name=n", "tracking.mode=off", "optimizer.lr=1e30", "on_nonfinite=abort",
+        "checkpoint.every=1",
+    )  # fmt: skip
+    assert answer.code == NUMERIC, answer
+    assert len(answer.errors) == 1
+    assert all(words in answer.err for words in ("Step 1", "domain `mnist`", "Lower `optimizer.lr`"))
+    assert "Traceback" in (tmp_path / "runs" / "n" / "run.log").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_workers_that_fail_for_good(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "surprise.py").write_text(SURPRISE)
+    answer = cli(
+        "train", "plugins=surprise", "model=surprise", "name=w", "tracking.mode=off", "cluster.max_worker_restarts=0",
+        "sources=mnist,optdigits", "target=null", "cluster.cpus_per_worker=1",
+    )  # fmt: skip
+    assert answer.code == WORKERS, answer
+    assert len(answer.errors) == 1
+    assert all(
+        words in answer.err for words in ("Domain `mnist`", "step 0", "ValueError: line one", "max_worker_restarts")
+    )
+    assert "Traceback" in (tmp_path / "runs" / "w" / "run.log").read_text()

@@ -1,0 +1,231 @@
+"""The commands as a user runs them: real processes, real files, a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from difc_ray import __version__
+from difc_ray.config import documentation
+from difc_ray.tracking import SyncReport
+from tests.cli.shell import ROOT, SENTENCE, Answer, Cli, closed_port, difc_ray, environment, started, table_rows
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_train_prints_what_the_summary_says(trained_once: tuple[Path, Answer]) -> None:
+    output, answer = trained_once
+    run_dir = output / "first"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert table_rows(answer.out) == {**shown(summary["accuracy"]), "domain": ["train", "val", "test", "all"]}
+    worst = min(("mnist", "optdigits", "fonts"), key=lambda name: summary["accuracy"][name]["val"])
+    assert f"worst source  {worst}, {summary['accuracy'][worst]['val']:.1%} on val" in answer.out
+    for line in (
+        f"run           {run_dir}",
+        f"checkpoint    {summary['checkpoint']} (step {summary['selected_step']}, ",
+    ):
+        assert line in answer.out
+    assert f"in sqlite:///{output}/mlflow.db" in answer.out
+    assert f"mlflow ui --backend-store-uri sqlite:///{output}/mlflow.db" in answer.out
+    while_training = answer.out.split("evaluating ...")[0].split("\n", 1)[1]
+    assert "mnistm" not in while_training
+    assert "compute" in while_training
+    assert answer.err == ""
+
+
+def shown(accuracy: dict[str, dict[str, float]]) -> dict[str, list[str]]:
+    """Accuracies as the table shows them."""
+    splits = ("train", "val", "test", "all")
+    return {name: [f"{m[split]:.1%}" if split in m else "" for split in splits] for name, m in accuracy.items()}
+
+
+def test_evaluate_prints_the_same_table_and_draws(trained: Path) -> None:
+    answer = difc_ray("evaluate", "runs/first", cwd=trained.parents[1])
+    assert (answer.code, answer.err) == (0, "")
+    summary = json.loads((trained / "summary.json").read_text())
+    rows = table_rows(answer.out)
+    rows.pop("domain")
+    assert rows == shown(summary["accuracy"])
+    assert f"step-{summary['selected_step']:08d} (step {summary['selected_step']}, train_domain_val)" in answer.out
+    for domain in ("mnist", "optdigits", "fonts", "mnistm"):
+        figure = trained / "figures" / f"evaluate_confusion_{domain}.png"
+        assert figure.read_bytes().startswith(PNG)
+        assert str(figure) in answer.out
+
+
+def test_evaluate_on_another_target(trained: Path, cli: Cli) -> None:
+    answer = cli("evaluate", str(trained), "target=null")
+    assert answer.code == 0, answer.err
+    assert "mnistm" not in answer.out
+
+
+def test_the_printed_configuration_is_a_configuration_file(cli: Cli, tmp_path: Path) -> None:
+    settings = ("steps=7", "harmonize.rule=gh", "sources=mnist,fonts", "optimizer.lr=3e-4", "model_options.dropout=0.5")
+    printed = difc_ray("config", "--print", "name=x", *settings, cwd=tmp_path)
+    assert (printed.code, printed.err) == (0, "")
+    (tmp_path / "again.yaml").write_text(printed.out)
+    again = cli("config", "--print", "--config", "again.yaml")
+    assert (again.code, again.out) == (0, printed.out)
+    tree = yaml.safe_load(printed.out)
+    assert (tree["steps"], tree["optimizer"]["lr"], tree["sources"]) == (7, 3e-4, ["mnist", "fonts"])
+    assert tree["output"] == str(tmp_path / "runs")
+
+
+def test_config_lists_every_key_on_a_line(cli: Cli) -> None:
+    answer = cli("config", "steps=7")
+    lines = answer.out.splitlines()
+    for key, _, _, meaning in documentation():
+        line = next(line for line in lines if line.startswith(f"{key}="))
+        assert meaning.split(";")[0] in line
+    assert any(line.startswith("steps=7 ") and line.endswith("(default: 300)") for line in lines)
+    assert any(line.startswith("model=lenet ") and "one of lenet, mlp" in line for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_domains_lists_sizes_and_class_counts(cli: Cli) -> None:
+    answer = cli("domains")
+    rows = {cells[0]: cells[1:] for line in answer.out.splitlines() if len(cells := split_row(line)) == 6}
+    assert rows["mnist"] == ["2000", "250", "250", "2500", "250 each"]
+    assert rows["fonts"][3:] == ["2000", "200 each"]
+    counts = [int(count) for count in re.findall(r": (\d+)", rows["optdigits"][4])]
+    assert (len(counts), sum(counts), min(counts), max(counts)) == (10, 1797, 174, 183)
+    assert set(rows) >= {"mnist", "mnistm", "optdigits", "fonts"}
+
+
+def split_row(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│ \n").split("│")]
+
+
+def test_doctor_finds_nothing(tmp_path: Path) -> None:
+    answer = difc_ray("doctor", cwd=tmp_path)
+    assert (answer.code, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    assert [line[9:23].strip() for line in lines] == ["versions", "gpu", "shared memory", "output", "mlflow", "ray"]
+    assert all(line.startswith("ok  ") for line in lines)
+    assert f"difc-ray {__version__}" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_doctor_names_every_remedy(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    answer = cli("doctor", "output=taken", f"tracking.uri=http://ann:s3cret@127.0.0.1:{closed_port()}",
+                 "cluster.cpus_per_worker=3")  # fmt: skip
+    found = {line[9:23].strip(): line for line in answer.out.splitlines()}
+    assert answer.code == 4
+    assert {name for name, line in found.items() if line.startswith("problem")} == {"output", "mlflow", "ray"}
+    assert "Name another folder" in found["output"]
+    assert "cannot be reached" in found["mlflow"]
+    assert "difc-ray sync" in found["mlflow"]
+    assert "CPU: wanted 12, available 4" in found["ray"]
+    assert "`cluster.cpus_per_worker`" in found["ray"]
+    assert "s3cret" not in answer.out + answer.err
+
+
+def test_sync_sends_everything_to_another_store(trained: Path) -> None:
+    store = trained.parent / "other.db"
+    answer = difc_ray("sync", str(trained), "--uri", f"sqlite:///{store}", cwd=trained)
+    assert (answer.code, answer.err) == (0, "")
+    assert re.search(r"sent +\d\d+ record\(s\); 0 waiting, 0 refused", answer.out)
+    with sqlite3.connect(store) as database:
+        assert database.execute("SELECT name, status FROM runs").fetchall() == [("first", "FINISHED")]
+
+
+def test_sync_says_what_waits(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = SyncReport(uri="http://h:1", run_id=None, sent=0, pending=3, refused=0, ui_command="open", message="Down.")
+    monkeypatch.setattr("difc_ray.tracking.sync", lambda run_dir, uri: report)
+    answer = cli("sync", str(trained))
+    assert answer.code == 4
+    assert "3 waiting" in answer.out
+    assert "note Down." in answer.out
+
+
+# ---- ways to start it -------------------------------------------------------------------------------------------------
+
+
+def test_the_script_is_the_module(tmp_path: Path) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"difc-ray": "difc_ray.cli:main"}
+    as_script = [sys.executable, "-c", "import sys; from difc_ray.cli import main; sys.exit(main())"]
+    installed = Path(sys.executable).with_name("difc-ray")
+    ways = [[sys.executable, "-m", "difc_ray"], as_script, *([[str(installed)]] if installed.exists() else [])]
+    for arguments in (["config", "--print", "name=x"], ["train", "steps=0"]):
+        answers = [started([*way, *arguments], tmp_path).communicate(timeout=60) for way in ways]
+        assert all(answer == answers[0] for answer in answers)
+        assert any(answers[0])
+
+
+def test_help_is_quick_and_complete(tmp_path: Path) -> None:
+    """Nothing heavy is imported before a command runs, and every command explains itself."""
+    program = """
+import sys
+from difc_ray.cli.app import execute
+for arguments in ([], ["--help"], ["--version"], *([name, "-h"] for name in sys.argv[1:])):
+    assert execute(arguments) == 0, arguments
+heavy = {"torch", "ray", "mlflow", "pydantic", "numpy", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    names = ("train", "evaluate", "config", "domains", "doctor", "sync")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *names], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in names:
+        assert f"Usage: difc-ray {name}" in done.stdout
+    assert f"difc-ray {__version__}" in done.stdout
+
+
+def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+    module = f"{shlex.quote(sys.executable)} -m difc_ray"
+    train = f"{module} train engine=inline model=mlp steps=4 eval_every=2 name=p tracking.mode=off"
+    for command in (train, f"{module} config", f"{module} domains"):
+        line = f'{command} | head -1; exit "${{PIPESTATUS[0]}}"'
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+    assert json.loads((tmp_path / "runs" / "p" / "summary.json").read_text())["steps"] == 4
+
+
+def test_an_unexpected_error_before_a_run_shows_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: object) -> None:
+        raise KeyError("oh")
+
+    monkeypatch.setattr("difc_ray.cli.tables.print_domains", broken)
+    answer = cli("domains")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+    assert SENTENCE.fullmatch(answer.errors[-1])
+    assert "got KeyError: 'oh' (test_commands.py, line" in answer.errors[-1]
+
+
+# ---- what the documents promise ---------------------------------------------------------------------------------------
+
+
+def test_every_make_target_in_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / name).read_text(), re.MULTILINE))
+        assert named <= targets, name
+    assert {"demo", "test"} <= set(re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+
+
+def test_every_command_in_the_readme_is_one(cli: Cli) -> None:
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"difc-ray ([a-z]+)", text))
+    assert named <= {"train", "evaluate", "config", "domains", "doctor", "sync"}
+    lines = re.findall(r"^difc-ray train (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        settings = [setting for setting in line.split() if not setting.startswith("resume=")]
+        answer = cli("config", "--print", *settings)
+        assert answer.code == 0, (line, answer.err)
