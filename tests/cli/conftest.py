@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from difc_ray.cli.app import execute
+from difc_ray.domains import DATASETS
+from difc_ray.harmonizers import HARMONIZERS
+from difc_ray.losses import LOSSES
+from difc_ray.models import MODELS
+from difc_ray.objectives import OBJECTIVES
+from difc_ray.registry import Registry
 from tests.cli.shell import FAST, Answer, Cli, difc_ray
 
 
@@ -27,7 +36,22 @@ def trained(trained_once: tuple[Path, Answer], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def _fresh_registries() -> Iterator[None]:
+    """What plug-ins register in this process, and their modules, are gone afterwards."""
+    registries: tuple[Registry[Any], ...] = (DATASETS, MODELS, LOSSES, OBJECTIVES, HARMONIZERS)
+    items, modules = [dict(registry._items) for registry in registries], set(sys.modules)
+    yield
+    for registry, held in zip(registries, items, strict=True):
+        registry._items.clear()
+        registry._items.update(held)
+    for name in {"squares", "surprise", "normalised", "broken"} - modules:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def cli(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _fresh_registries: None
+) -> Cli:
     """Runs a command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

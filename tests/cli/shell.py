@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = re.compile(r"difc-ray: error: (?P<what>.+?), got (?P<got>.+) \((?P<where>.+)\)\. (?P<remedy>.+[.?`)])")
 """What an error line looks like."""
 
+MODULE = (sys.executable, "-m", "difc_ray")
+
 FAST = ("model=mlp", "steps=6", "eval_every=3", "checkpoint.every=2")
 """A run of a second, once everything is loaded."""
 
@@ -27,6 +29,8 @@ class Answer:
     code: int
     out: str
     err: str
+    folder: Path = Path()
+    """Where it was run."""
 
     @property
     def errors(self) -> list[str]:
@@ -41,10 +45,10 @@ Cli = Callable[..., Answer]
 def difc_ray(*arguments: str, cwd: Path, variables: Mapping[str, str] | None = None, timeout_s: float = 120) -> Answer:
     """``python -m difc_ray`` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "difc_ray", *arguments],
+        [*MODULE, *arguments],
         cwd=cwd, env=environment(variables), capture_output=True, text=True, timeout=timeout_s,
     )  # fmt: skip
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return Answer(done.returncode, done.stdout, done.stderr, cwd)
 
 
 def started(command: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
@@ -81,5 +85,5 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 def table_rows(text: str) -> dict[str, list[str]]:
     """The printed accuracies by domain: train, val, test, all."""
-    rows = [[cell.strip() for cell in line.strip("│ \n").split("│")] for line in text.splitlines() if "│" in line]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     return {row[0]: row[2:] for row in rows if len(row) == 6}

@@ -5,8 +5,8 @@ Numbers in the names of cases are those of the list of bad inputs that the desig
 
 from __future__ import annotations
 
+import json
 import pickle
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import pytest
 import ray
 
 from difc_ray.distributed import placement
-from tests.cli.shell import SENTENCE, Cli, assert_sentences, closed_port, difc_ray, files_below, started
+from tests.cli import user_module
+from tests.cli.shell import MODULE, SENTENCE, Cli, assert_sentences, closed_port, files_below, started
 
 CONFIG, DATA, CLUSTER, CHECKPOINT = 2, 3, 4, 6
 
@@ -273,10 +274,9 @@ def test_real_processes(tmp_path: Path) -> None:
     expected = {
         ("trian",): CONFIG,
         ("train", "steps=0", "optimizer.lr=x"): CONFIG,
-        ("train", "batch_size=5000", "engine=inline"): DATA,
         ("evaluate", "taken"): CHECKPOINT,
     }
-    processes = {arguments: started([sys.executable, "-m", "difc_ray", *arguments], tmp_path) for arguments in expected}
+    processes = {arguments: started([*MODULE, *arguments], tmp_path) for arguments in expected}
     for arguments, process in processes.items():
         _, err = process.communicate(timeout=60)
         assert process.returncode == expected[arguments], err
@@ -284,12 +284,14 @@ def test_real_processes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
 
-def test_28_mlflow_out_of_reach_is_a_note_and_secrets_stay_secret(tmp_path: Path) -> None:
+def test_28_and_30_mlflow_out_of_reach_secrets_and_odd_names(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note, and training goes on; nothing on disk holds the password; names that MLflow refuses are changed."""
+    monkeypatch.setenv("DIFC_RAY_TRACKING_DRAIN_S", "0")
+    (tmp_path / "squares.py").write_text(user_module.TEXT)
     uri = f"http://ann:s3cret@127.0.0.1:{closed_port()}"
-    answer = difc_ray(
-        "train", "engine=inline", "model=mlp", "steps=2", "name=m", f"tracking.uri={uri}", cwd=tmp_path,
-        variables={"DIFC_RAY_TRACKING_DRAIN_S": "0"},
-    )  # fmt: skip
+    answer = cli("train", "engine=inline", "name=m", f"tracking.uri={uri}", *user_module.SETTINGS)
     assert (answer.code, answer.err) == (0, "")
     assert "cannot be reached" in answer.out
     assert "Training goes on" in answer.out
@@ -298,3 +300,10 @@ def test_28_mlflow_out_of_reach_is_a_note_and_secrets_stay_secret(tmp_path: Path
     assert (tmp_path / "runs" / "m" / "summary.json").exists()
     assert not [name for name, content in files_below(tmp_path).items() if b"s3cret" in content]
     assert not [p for p in psutil.Process().children(recursive=True) if "uploader" in " ".join(p.cmdline())]
+    records = [json.loads(line) for line in (tmp_path / "runs/m/tracking/journal.jsonl").read_text().splitlines()]
+    keys = {key for record in records if record["kind"] == "metrics" for key in record["values"]}
+    notes = {key: value for record in records if record["kind"] == "tags" for key, value in record["tags"].items()}
+    odd = [key for key in keys if key.startswith("final/val/accuracy/bright")]
+    assert len(odd) == 1
+    assert odd[0].isascii()
+    assert notes[f"difc_ray.renamed.{odd[0]}"] == "final/val/accuracy/bright@1 é"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
 from difc_ray.checkpoint import RunLock
-from tests.cli.shell import Cli, assert_sentences, environment, files_below
+from tests.cli.shell import Cli, assert_sentences, files_below
 
 NUMERIC, CHECKPOINT, WORKERS = 5, 6, 7
 
@@ -124,20 +125,14 @@ def test_50_checkpoint_of_another_model(cli: Cli, trained: Path) -> None:
 
 def test_52_weights_that_are_not_finite(cli: Cli, trained: Path) -> None:
     """Written by a program that had no check of its own, sums and all."""
-    checkpoint = keep_newest_only(trained)
-    spoil = """
-import hashlib, json, pathlib, sys
-from safetensors.torch import load_file, save_file
-folder = pathlib.Path(sys.argv[1])
-weights = load_file(folder / "weights.safetensors")
-weights["head.bias"][0] = float("nan")
-save_file(weights, folder / "weights.safetensors", metadata={"format": "pt"})
-manifest = json.loads((folder / "manifest.json").read_text())
-content = (folder / "weights.safetensors").read_bytes()
-manifest["files"]["weights.safetensors"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-(folder / "manifest.json").write_text(json.dumps(manifest))
-"""
-    subprocess.run([sys.executable, "-c", spoil, str(checkpoint)], check=True, env=environment())
+    folder = keep_newest_only(trained)
+    weights = load_file(folder / "weights.safetensors")
+    weights["head.bias"][0] = float("nan")
+    content = serialised(weights, metadata={"format": "pt"})
+    (folder / "weights.safetensors").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["weights.safetensors"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     answer = cli("evaluate", str(trained))
     assert answer.code == CHECKPOINT
     assert_sentences(answer, ("step 6 contains non-finite values in `head.bias`",))

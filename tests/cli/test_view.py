@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from difc_ray.cli.view import PlainView
+from difc_ray.cli.tables import console
+from difc_ray.cli.view import LiveView, PlainView, View, open_view
 from difc_ray.global_step import StepRecord
-from tests.cli.shell import FAST, environment
+from tests.cli import user_module
+from tests.cli.shell import environment
 from tests.runs import small_config
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -46,30 +48,33 @@ def on_a_terminal(arguments: list[str], columns: int, cwd: Path, **variables: st
 
 
 def test_on_a_narrow_terminal(tmp_path: Path) -> None:
-    code, text = on_a_terminal(
-        ["train", "engine=inline", *FAST, "name=n", "tracking.mode=off"], 60, tmp_path, NO_COLOR="1"
-    )
-    assert code == 0
+    (tmp_path / "squares.py").write_text(user_module.TEXT)
+    settings = [setting for setting in user_module.SETTINGS if not setting.startswith(("steps=", "eval_every="))]
+    arguments = ["train", "engine=inline", "name=n", "tracking.mode=off", "steps=300", "eval_every=20", *settings]
+    code, text = on_a_terminal(arguments, 60, tmp_path, NO_COLOR="1")
+    assert code == 0, text
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text)  # NO_COLOR
     plain = CONTROL.sub("", text)
-    live = plain[plain.index("loading data") : plain.rindex("accuracy")]
+    live = plain[plain.index("engine inline") : plain.rindex("accuracy")]
     assert "training" in live
-    assert "6/6" in live
-    assert re.search(r"\n +domain +loss +validation *\n +mnist +\d\.\d{3} +\d+\.\d% *\n", live)
+    assert re.search(r"training \S+ +\d+/300", live)
+    assert re.search(r"\n +domain +loss +validation *\n +plain +\d\.\d{3} +\d+\.\d% *\n", live)
     assert re.search(r"conflicts \d+%  \d+ ms/step = compute \d+ \+ transport 0 \+", live)
-    assert "mnistm" not in live
+    assert "far" not in live
     table = [line for line in plain[plain.rindex("accuracy") :].splitlines() if "│" in line]
-    assert len(table) == 4
+    assert len([line for line in table if "%" in line]) == 3
     assert max(map(len, table)) <= 60
 
 
-def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path: Path) -> None:
-    code, text = on_a_terminal(
-        ["train", "engine=inline", *FAST, "name=n", "tracking.mode=off"], 80, tmp_path, TERM="dumb"
-    )
-    assert code == 0
-    assert "\x1b" not in text
-    assert "step 6/6  validation mnist" in text
+@pytest.mark.parametrize(
+    ("terminal", "dumb", "kind"), [(True, False, LiveView), (True, True, PlainView), (False, False, PlainView)]
+)
+def test_which_view(terminal: bool, dumb: bool, kind: type[View], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that stays in place needs a terminal that can move its cursor."""
+    monkeypatch.setattr(type(console), "is_terminal", terminal)
+    monkeypatch.setattr(type(console), "is_dumb_terminal", dumb)
+    with open_view(small_config()) as view:
+        assert type(view) is kind
 
 
 def test_lines_say_when_steps_were_left_out(capsys: pytest.CaptureFixture[str]) -> None:

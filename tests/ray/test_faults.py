@@ -57,11 +57,13 @@ def engine(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     eventually(lambda: our_actors() == set())
 
 
-def on_ray(engine: RayEngine, config: Config, steps: int = STEPS) -> tuple[TrainState, list[StepRecord], list[str]]:
+def on_ray(
+    engine: RayEngine, config: Config, steps: int = STEPS, state: TrainState | None = None
+) -> tuple[TrainState, list[StepRecord], list[str]]:
     """So many steps, chunk by chunk as the loop asks for them: state, records, notices."""
     notices: list[str] = []
     engine.notice = notices.append
-    engine.begin(config, f"run-{next(RUNS)}", prepare(config, None).state)
+    engine.begin(config, f"run-{next(RUNS)}", state or prepare(config, None).state)
     records: list[StepRecord] = []
     while len(records) < steps:
         records += engine.advance(min(4, steps - len(records)))
@@ -157,6 +159,24 @@ def test_replacement_that_answers_differently(engine: RayEngine, tmp_path: Path)
     expected, expected_records = run_inline(config, STEPS)  # the mark is there: the batch differs from the beginning
     assert digest(state) == digest(expected) != digest(before)
     assert same_records(records, expected_records)
+
+
+# ---- state ---------------------------------------------------------------------------------------------------------
+
+
+def test_state_goes_from_engine_to_engine(engine: RayEngine, tmp_path: Path) -> None:
+    """As when a run is interrupted and resumed under the other engine: moments, schedule, dropout and probes go on."""
+    config = faulty_config(
+        tmp_path,
+        model_options={"hidden": [512], "dropout": 0.3},
+        optimizer={"name": "adamw", "schedule": "cosine", "warmup_steps": 2},
+        alignment={"estimator": "hutchinson", "probe_sets": "released"},
+    )
+    first, _, _ = on_ray(engine, config, 2)
+    second, _ = run_inline(config, 2, first)
+    third, records, _ = on_ray(engine, config, 2, second)
+    assert [record.step for record in records] == [4, 5]
+    assert digest(third) == digest(run_inline(config, STEPS)[0])
 
 
 # ---- exceptions in a worker ----------------------------------------------------------------------------------------
@@ -255,6 +275,14 @@ def test_nonfinite_steps_in_a_row(engine: RayEngine, tmp_path: Path, consecutive
     with pytest.raises(NumericError) as inline:
         inline_to_the_end(config)
     assert str(inline.value) == str(caught.value)
+
+
+def test_too_many_nonfinite_steps(tmp_path: Path) -> None:
+    """Never two in a row, and more than ten in a thousand."""
+    config = faulty_config(tmp_path, *(fault("nan", "b", 2 * n) for n in range(11)), steps=30)
+    with pytest.raises(NumericError, match=r"^Step 20: domain `b`: the loss is nan\. 11 of the last 1000"):
+        inline_to_the_end(config)
+    assert len(marks(tmp_path)) == 11
 
 
 # ---- ends of whole runs --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A run that was interrupted and resumed ends as one that was not: weights, optimizer, accuracies, every record.
 
 The interruption is a real SIGINT that the data set sends to this process in the middle of a step, so the run ends by
-itself after that step, as with Ctrl-C. Ray comes in where a driver is killed: test_signals.py.
+itself after that step, as with Ctrl-C. How a state comes to Ray and back: test_faults.py.
 """
 
 from __future__ import annotations
