@@ -217,10 +217,12 @@ def selected_checkpoint(run_dir: Path) -> tuple[Snapshot, list[str]]:
     messages: list[str] = []
     summary = run_dir / "summary.json"
     if summary.is_file():
-        chosen = run_dir / "checkpoints" / Path(json.loads(summary.read_text("utf-8"))["checkpoint"]).name
         try:
-            return load(chosen), messages
+            chosen = Path(json.loads(summary.read_text("utf-8"))["checkpoint"]).name
+            return load(run_dir / "checkpoints" / chosen), messages
         except CheckpointError as error:
             messages.append(f"{error} Here the newest valid checkpoint is used.")
+        except (ValueError, KeyError, TypeError):
+            messages.append(f"`{summary}` names no checkpoint; the newest valid one is used.")
     _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
     return snapshot, messages + [f"checkpoint {r.path.name} rejected ({r.reason})" for r in rejected]

@@ -40,6 +40,7 @@ from difc_ray.tracking import (
     MlflowTracker,
     Tracker,
     TrackingSummary,
+    figure_path,
     probe,
 )
 from difc_ray.training import Display, Outcome, Start, Training, confusion_figure, final_jobs
@@ -271,12 +272,11 @@ def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.
 
 def draw_confusions(result: Result) -> list[Path]:
     """Writes the confusion matrix of every domain's test examples (of the whole target) into the run's figures."""
-    folder = result.run_dir / "figures"
-    folder.mkdir(exist_ok=True)
     written = []
     for m in result.metrics:
         if m.split in ("test", "all"):
-            path = folder / f"evaluate_confusion_{m.domain}.png"
+            path = figure_path(result.run_dir, f"evaluate_confusion_{m.domain}")
+            path.parent.mkdir(parents=True, exist_ok=True)
             confusion_figure(m, result.class_names).savefig(path)
             written.append(path)
     return written

@@ -14,12 +14,25 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ["RAY_AUTH_MODE"] = "token"  # every Ray of the suite wants a token, and only this process tree has it
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("COLUMNS", None)  # a worker of a parallel run is told a width
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import psutil
 import pytest
 
 ALLOWED_VARIABLES = ("RAY_", "PYTEST_", "CUDA_", "MPL", "KMP_", "TF_", "TORCH", "MLFLOW_", "COLUMNS", "LINES")
+
+
+ROOMS_TOGETHER = ("ray", "mlflow", "cli")
+"""Rooms whose tests share a server, or start one each: one worker of a parallel run takes them in order."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of such a room in one process when the suite runs in several."""
+    for item in items:
+        room = item.path.parent.name
+        if room in ROOMS_TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(room))
 
 
 @pytest.fixture(autouse=True)

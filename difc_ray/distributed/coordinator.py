@@ -20,7 +20,7 @@ from difc_ray.determinism import pin_threads
 from difc_ray.distributed.placement import Plan
 from difc_ray.distributed.transport import ObjectStoreDomains, StepRedo, WaitInterrupted
 from difc_ray.distributed.worker import WorkerInfo
-from difc_ray.errors import ClusterError, DifcError
+from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import GlobalStep, StepRecord, TrainState
 from difc_ray.local_step import ModelState
@@ -105,10 +105,7 @@ class Coordinator:
         """
         self.stopping.clear()
         import_plugins(config.plugins)
-        try:
-            infos = self.domains.start(config, run)
-        except WaitInterrupted as interruption:
-            raise ClusterError(str(interruption)) from interruption
+        infos = self.domains.start(config, run)
         self.step = GlobalStep(config, infos[0].layout, arrays.to_state())
         return infos
 

@@ -159,9 +159,12 @@ class RayEngine:
             if ready:
                 return self._answer(reference)
             now = time.monotonic()
-            if self.interrupted():
-                stopped_at = stopped_at or now
-                self._coordinator.stop.remote()  # again and again: a run that is just starting forgets earlier ones
+            if self.interrupted() and method == "start":
+                self._deaf = True  # perhaps its process is not even there yet
+                raise ClusterError("The actors were still starting.")
+            if self.interrupted() and not stopped_at:
+                stopped_at = now
+                self._coordinator.stop.remote()
             if stopped_at and now - stopped_at > STOP_S:
                 raise WorkerError(f"The coordinator did not answer within {STOP_S:g} s of the signal.")
             if now - told > min(LATE_S, limit):

@@ -109,6 +109,12 @@ def explain_refusal(address: str, error: Exception, origin: str) -> str:
             f"the cluster at {address} wants its token, got this: {text} ({origin}). Set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
         )
+    if "failed to connect" in str(error).lower():  # the port answered, and Ray says no more to a wrong token
+        return (
+            f"Ray at {address} must know us, got this after its port had answered: {text} ({origin}). If the cluster "
+            "wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds it; else check that "
+            "the port is that of a Ray head."
+        )
     if "version mismatch" in str(error).lower():
         return (
             f"the cluster at {address} must run our versions, got this: {text} ({origin}). Install its Ray and Python "

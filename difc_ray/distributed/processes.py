@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import dataclass
 
 import psutil
 from ray.exceptions import (
@@ -17,8 +18,19 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from difc_ray.errors import DifcError
+
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError, LocalRayletDiedError)
 """What tells that a process is gone. OutOfMemoryError is no RayActorError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a domain did not answer."""
+
+    index: int
+    reason: str
+    fatal: DifcError | None = None
 
 
 def describe(error: BaseException) -> str:

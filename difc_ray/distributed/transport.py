@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
 from difc_ray.distributed.placement import Plan
-from difc_ray.distributed.processes import LOST, describe, end_process
+from difc_ray.distributed.processes import LOST, Failure, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.local_step import ModelState, Products, Rows, Statistics, Token
@@ -41,15 +41,6 @@ class StepRedo(Exception):
 
 class WaitInterrupted(Exception):
     """The run is to stop, and a worker does not answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a domain did not answer."""
-
-    index: int
-    reason: str
-    fatal: DifcError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,8 +374,6 @@ class ObjectStoreDomains:
             }
             if not late:
                 break
-            if self.stop_waiting():
-                raise WaitInterrupted("the domain workers were still starting")
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"Domain worker(s) {', '.join(self.waiting)} did not start within {timeout_s:g} s. Look at the "

@@ -13,6 +13,7 @@ from difc_ray.tracking.base import SavesFigure, Status, Tracker, TrackingSummary
 from difc_ray.tracking.driver import MlflowTracker
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.memory import MemoryTracker
+from difc_ray.tracking.names import figure_path
 from difc_ray.tracking.settings import UploadSettings
 from difc_ray.tracking.syncing import SyncReport, sync
 from difc_ray.tracking.uris import masked, probe, resolve_uri
@@ -27,6 +28,7 @@ __all__ = [
     "TrackingFolder",
     "TrackingSummary",
     "UploadSettings",
+    "figure_path",
     "masked",
     "probe",
     "resolve_uri",

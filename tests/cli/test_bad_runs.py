@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from difc_ray.checkpoint import RunLock
+from tests.cli import user_module
 from tests.cli.shell import Cli, assert_sentences, files_below
 
-NUMERIC, CHECKPOINT, WORKERS = 5, 6, 7
+CONFIG, NUMERIC, CHECKPOINT, WORKERS = 2, 5, 6, 7
 
 
 def newest(run_dir: Path) -> Path:
@@ -78,11 +79,28 @@ def test_49_no_valid_checkpoint(damage: str, command: str, cli: Cli, trained: Pa
 
 
 def test_49_a_damaged_checkpoint_is_named_and_the_previous_one_used(cli: Cli, trained: Path) -> None:
-    newest(trained).joinpath("manifest.json").unlink()
-    answer = cli("train", f"resume={trained}", "steps=7", "tracking.mode=off")
+    """Also: `resume=auto` finds runs where the file says that they lie."""
+    elsewhere = trained.parent.rename(trained.parents[1] / "elsewhere") / "first"
+    (trained.parents[1] / "run.yaml").write_text("output: elsewhere\n")
+    newest(elsewhere).joinpath("manifest.json").unlink()
+    answer = cli("train", "-c", "run.yaml", "resume=auto", "steps=7", "tracking.mode=off")
     assert answer.code == 0, answer.err
     assert "checkpoint step-00000006 rejected (`manifest.json` is missing" in answer.out
-    assert json.loads((trained / "summary.json").read_text())["steps"] == 7
+    assert json.loads((elsewhere / "summary.json").read_text())["steps"] == 7
+
+
+def test_resume_auto_without_a_run_begins_one_and_says_so(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "squares.py").write_text(user_module.TEXT)
+    answer = cli("train", "resume=auto", "engine=inline", "name=n", "tracking.mode=off", *user_module.SETTINGS)
+    assert answer.code == 0, answer.err
+    assert f"note: there is no run with a checkpoint in `{tmp_path / 'runs'}`" in answer.out
+    assert (tmp_path / "runs" / "n" / "summary.json").exists()
+
+
+def test_options_below_those_of_the_run_are_placed_where_they_were_given(cli: Cli, trained: Path) -> None:
+    answer = cli("train", f"resume={trained}", "model_options.hidden=8")
+    assert answer.code == CONFIG
+    assert_sentences(answer, ("must suit model `mlp`, got {hidden: 8} (command line; base configuration)",))
 
 
 @pytest.mark.parametrize(

@@ -1,75 +1,88 @@
-"""`make demo`: the default configuration through the real command line, on Ray, and once more in one process."""
+"""What a newcomer runs first: the default configuration, through the real command line, on Ray and without."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import re
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SOURCES = ("mnist", "optdigits", "fonts")
+from tests.cli.shell import Answer, difc_ray, table_rows
+
+SOURCES, TARGET = ("mnist", "optdigits", "fonts"), "mnistm"
 
 
-def demo(output: Path, *changes: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any], Path]:
-    """One run; its summary and its folder."""
-    environment = {**os.environ, "COLUMNS": "120"}
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "difc_ray", "train", f"output={output}", *changes]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (run_dir,) = [path.parent for path in output.glob("*/summary.json")]
-    return done, json.loads((run_dir / "summary.json").read_text()), run_dir
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """The output folder of `difc-ray train`, and what it printed."""
+    output = tmp_path_factory.mktemp("demo")
+    answer = difc_ray("train", f"output={output}", cwd=output, timeout_s=170)
+    assert answer.code == 0, answer.err
+    return output, answer
 
 
-@pytest.mark.slow
+def only_run(output: Path) -> Path:
+    """The one run folder there is."""
+    (config,) = output.glob("*/config.yaml")
+    return config.parent
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
+
+
 @pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_default_configuration(tmp_path: Path) -> None:
-    done, summary, run_dir = demo(tmp_path / "ray")
+@pytest.mark.slow
+def test_it_learns_what_it_should(demo: tuple[Path, Answer]) -> None:
+    """Measured: 59.5 % on the target, 98.4 to 99.0 % on the validation sets; half a minute on two cores."""
+    output, answer = demo
+    summary = summary_of(only_run(output))
     accuracy = summary["accuracy"]
-    assert accuracy["mnistm"]["all"] >= 0.55
-    assert sum(accuracy[name]["val"] for name in SOURCES) / len(SOURCES) >= 0.95
-    assert min(accuracy[name]["val"] for name in SOURCES) >= 0.95
-    assert summary["steps"] == 300
-    assert summary["worst_domain"]["domain"] in SOURCES
-    assert set(summary["step_ms"]) >= {"step", "compute", "transport", "coordinator", "evaluation", "checkpoint"}
-    assert summary["engine"]["engine"] == "ray"
-    assert (
-        "mnistm" not in done.stdout.split("evaluating")[0].split("\n", 1)[1]
-    )  # the target is not shown while training
-    for fragment in ("held out", "worst source", str(run_dir), "mlflow ui --backend-store-uri"):
-        assert fragment in done.stdout, fragment
-    assert_recorded(tmp_path / "ray", run_dir)
-
-    _, inline, _ = demo(tmp_path / "inline", "engine=inline", "tracking.mode=off")
-    assert inline["accuracy"] == accuracy
-    assert inline["selected_step"] == summary["selected_step"]
+    assert accuracy[TARGET]["all"] >= 0.55
+    assert all(accuracy[source]["val"] >= 0.95 for source in SOURCES)
+    assert summary["worst_domain"]["accuracy"] == min(accuracy[source]["val"] for source in SOURCES)
+    assert (summary["steps"], summary["restarts"]) == (300, dict.fromkeys(SOURCES, 0))
+    assert 0 < summary["wall_s"] < 120
+    ms = summary["step_ms"]
+    assert ms["compute"] + ms["transport"] + ms["coordinator"] == pytest.approx(ms["step"], rel=0.02)
+    assert answer.err == ""
+    rows = table_rows(answer.out)
+    assert rows[TARGET] == ["", "", "", f"{accuracy[TARGET]['all']:.1%}"]
+    assert [rows[source][1] for source in SOURCES] == [f"{accuracy[source]['val']:.1%}" for source in SOURCES]
 
 
-def assert_recorded(output: Path, run_dir: Path) -> None:
-    """The MLflow run is finished, with the metrics of every step, the figures and the model."""
-    with sqlite3.connect(output / "mlflow.db") as store:
-        ((run_id, status),) = store.execute(
-            "select run_uuid, status from runs where name = ?", (run_dir.name,)
-        ).fetchall()
-        assert status == "FINISHED"
-        steps = store.execute(
-            "select count(*) from metrics where run_uuid = ? and key = 'train/loss/mnist'", (run_id,)
-        ).fetchone()
-        assert steps == (300,)
-        params = dict(store.execute("select key, value from params where run_uuid = ?", (run_id,)).fetchall())
-        tags = dict(store.execute("select key, value from tags where run_uuid = ?", (run_id,)).fetchall())
-    store.close()
-    assert params["harmonize.rule"] == "ghpp"
-    assert tags["engine.transport"] == "object_store"
-    assert re.fullmatch(r"[0-9a-f]{64}", tags["dataset.fingerprint"])
-    figures = {path.stem for path in (run_dir / "figures").glob("*.png")}
-    assert figures >= {"loss_curves", "row_cosines", "accuracy", "confusion_mnistm"}
-    artifacts = {path.name for path in (output / "mlartifacts").rglob("*")}
-    assert {"MLmodel", "loss_curves.png", "config.yaml", "summary.json"} <= artifacts
+@pytest.mark.ray
+@pytest.mark.slow
+def test_mlflow_has_the_whole_run(demo: tuple[Path, Answer]) -> None:
+    output, answer = demo
+    run_dir = only_run(output)
+    with contextlib.closing(sqlite3.connect(output / "mlflow.db")) as database:
+        ((run_id, status, artifacts),) = database.execute("SELECT run_uuid, status, artifact_uri FROM runs").fetchall()
+        steps = database.execute("SELECT COUNT(DISTINCT step) FROM metrics WHERE key = 'train/loss/mnist'").fetchone()
+        ((final,),) = database.execute("SELECT value FROM metrics WHERE key = 'final/all/accuracy/mnistm'").fetchall()
+        ((models,),) = database.execute("SELECT COUNT(*) FROM logged_models").fetchall()
+    assert status == "FINISHED"
+    assert f"MLflow run    {run_id} in sqlite:///{output}/mlflow.db" in answer.out
+    assert steps == (300,)
+    assert final == summary_of(run_dir)["accuracy"][TARGET]["all"]
+    assert models == 1
+    stored = {path.name for path in Path(artifacts.removeprefix("file://")).rglob("*.*")}
+    assert stored >= {"loss_curves.png", "row_cosines.png", "accuracy.png", f"confusion_{TARGET}.png", "summary.json"}
+    assert "note" not in answer.out.split("MLflow run")[1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_without_ray_the_accuracies_are_the_same(demo: tuple[Path, Answer], tmp_path: Path) -> None:
+    distributed = summary_of(only_run(demo[0]))
+    answer = difc_ray(
+        "train", "engine=inline", f"output={tmp_path}", "tracking.mode=off", cwd=tmp_path, timeout_s=170
+    )  # fmt: skip
+    assert (answer.code, answer.err) == (0, "")
+    inline = summary_of(only_run(tmp_path))
+    for name in ("accuracy", "macro_f1", "ece", "per_class", "selected_step", "score", "conflict_share"):
+        assert inline[name] == distributed[name], name
