@@ -19,9 +19,9 @@ from jaxtyping import Float
 
 
 def weighted_mean(
-    weights_K: Float[np.ndarray, " K"], values: Sequence[Float[np.ndarray, " S"]]
-) -> Float[np.ndarray, " S"]:
-    """``sum_e weights[e] * values[e]`` in float64, added in order."""
+    weights_K: Float[np.ndarray, " K"], values: Sequence[Float[np.ndarray, "*M S"]]
+) -> Float[np.ndarray, "*M S"]:
+    """``sum_e weights[e] * values[e]`` of vectors (or of batches of them) in float64, added in order."""
     total: np.ndarray = weights_K[0] * values[0].astype(np.float64)
     for weight, value in zip(weights_K[1:], values[1:], strict=True):
         total += weight * value.astype(np.float64)

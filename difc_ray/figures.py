@@ -49,6 +49,30 @@ def loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> 
     return figure
 
 
+def conflict_curves(steps: Sequence[int], series: Mapping[str, Sequence[float]]) -> Figure:
+    """Conflict metrics over training, a panel each: faint as measured, bold as a centred running mean.
+
+    Args:
+        steps: n steps, increasing.
+        series: per metric n values; one that is not finite leaves a gap.
+    """
+    figure = Figure(figsize=(7.2, 1.1 + 1.5 * max(1, len(series))), dpi=_DPI, layout="constrained")
+    panels = np.atleast_1d(np.asarray(figure.subplots(max(1, len(series)), 1, sharex=True)))
+    x = np.asarray(steps)
+    for index, (axes, (name, values)) in enumerate(zip(panels, series.items(), strict=False)):
+        _tidy(axes)
+        y = np.where(np.isfinite(values), np.asarray(values, dtype=np.float64), np.nan)
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(x, _running_mean(y, max(1, len(y) // 25)), color=colour, linewidth=1.8)
+        axes.axhline(0.0, color="#333333", linewidth=0.8)
+        axes.set_title(name, fontsize=9, loc="left")
+    panels[-1].set_xlabel("step")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle("Conflict between rows", fontsize=11)
+    return figure
+
+
 def cosine_histogram(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray) -> Figure:
     """Cosines between pairs of rows before and after harmonization; what is left of zero is a conflict.
 
@@ -56,7 +80,7 @@ def cosine_histogram(before: Sequence[float] | np.ndarray, after: Sequence[float
         before: cosines in [-1, 1], one per pair and step; not finite ones (a zero row) are left out.
         after: the same for the harmonized rows.
 
-    Source: seed 003, Figures 2 and 12.
+    Source: Huang et al. 2024, Gradient Harmonization in Unsupervised Domain Adaptation, Figures 2 and 12.
     Differs from the source: cosines instead of inner products, so that steps of different gradient length compare.
     """
     panels = (("before harmonization", before, _BEFORE), ("after harmonization", after, _AFTER))

@@ -12,8 +12,10 @@ Rules that ask for it (``needs_metric``) look for the direction near the mean gr
   ``H_e v`` in closed form; parameters outside the head keep M = I. The series converges where ``λ ‖H‖ < 1``: the norm
   is estimated by Lanczos iterations on the same products, and λ is capped at ``0.9 / ‖H‖`` where it is too large.
 
-`adaptive` multiplies λ by ``ν / (1 + ν)`` with the measured noise-to-signal ratio ``ν = Σ w_e² tr Σ_e / B / ‖ḡ‖²`` of
-the head's gradient, averaged over the steps: flatness counts where the gradient is mostly noise.
+`adaptive` multiplies λ by ``ν / (1 + ν)`` with the noise-to-signal ratio ν of the head's gradient: flatness counts
+where the gradient is mostly noise. With the noise ``n = Σ w_e² tr Σ_e / B`` of the mean gradient ĝ,
+``E‖ĝ‖² = ‖g‖² + n``,
+so that this factor is ``n / E‖ĝ‖²``: both are averaged over the steps, and nothing is subtracted.
 
 Source: for ν, the simple noise scale of McCandlish et al. 2018, "An Empirical Model of Large-Batch Training"; tr Σ_e
 from per-sample gradients in closed form, as Fishr's variance (Rame et al. 2022). The bounded map ν / (1 + ν) is ours.
@@ -123,25 +125,24 @@ class Flatness:
         """λ as used, and whether the Neumann series needed a smaller one than was asked for."""
         found = {"flatness": float(self.used), "flatness_capped": float(self.capped)}
         if "noise" in self.state:
-            found["noise_to_signal"] = float(self.state["noise"])
+            found["noise_share"] = float(self.state["noise"]) / max(float(self.state["power"]), 1e-300)
         return found
 
     def _lambda(self, replies: Sequence[Rows]) -> float:
-        """λ, or with `adaptive` its product with ν / (1 + ν)."""
+        """λ, or with `adaptive` its product with the share of noise in the gradient."""
         flatness = self.config.harmonize.flatness
         if not self.options.adaptive:
             return flatness
-        mean_S = sum(
-            w * r.rows_RP[0, self.head].astype(np.float64) for w, r in zip(self.weights_K, replies, strict=True)
-        )
-        noise = sum(w * w * reply.noise for w, reply in zip(self.weights_K, replies, strict=True))
-        signal = max(float(np.dot(mean_S, mean_S)) - noise, 1e-12 * noise, 1e-300)
-        ratio = noise / signal
-        held = self.state.get("noise")
-        decay = self.options.decay
-        averaged = ratio if held is None else decay * float(held) + (1 - decay) * ratio
-        self._next["noise"] = _scalar(averaged)
-        return float(flatness * averaged / (1 + averaged))
+        pairs = list(zip(self.weights_K, replies, strict=True))
+        mean_S = np.sum([w * reply.rows_RP[0, self.head].astype(np.float64) for w, reply in pairs], axis=0)
+        noise = float(sum(w * w * reply.noise for w, reply in pairs))
+        averaged = {}
+        for name, value in (("noise", noise), ("power", float(np.dot(mean_S, mean_S)))):
+            held = self.state.get(name)
+            decay = self.options.decay
+            averaged[name] = value if held is None else decay * float(held) + (1 - decay) * value
+            self._next[name] = _scalar(averaged[name])
+        return flatness * min(1.0, averaged["noise"] / averaged["power"]) if averaged["power"] > 0 else 0.0
 
 
 def gram_behind_head(

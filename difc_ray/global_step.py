@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difc_ray import solvers
 from difc_ray.alignment import weighted_mean
 from difc_ray.config import Config, metric_kind, rule_options
 from difc_ray.determinism import generator
@@ -239,12 +240,17 @@ class GlobalStep:
         lr = self._step_optimizer(direction_P)
         self.state.buffers = merged_buffers(replies, self.weights_K)
         self.state.harmonizer = decision.state
-        values = {**decision.diagnostics, "direction_norm": norm, "lr": lr}
+        seen = slice(len(self.view.base_V))
+        values = {
+            **decision.diagnostics,
+            "direction_norm": norm,
+            "lr": lr,
+            "pareto_gap": pareto_gap(gram_VV[seen, seen]),
+        }
         if self.flatness is not None:
             self.flatness.commit()
             values |= self.flatness.diagnostics()
         self.state.step += 1
-        seen = slice(len(self.view.base_V))
         return StepRecord(
             step=self.state.step - 1,
             losses={answer.token.domain: answer.loss for answer in answers},
@@ -298,7 +304,8 @@ class GlobalStep:
     def _harmonize(self, gram_VV: np.ndarray, answers: Sequence[Statistics]) -> Harmonization:
         """The rule's decision, with randomness from the step's own generator."""
         rng = generator(self.config.seed, "harmonizer", step=self.state.step)
-        losses = np.array([answer.loss for answer in answers]) if len(answers) == len(self.view.base_V) else None
+        asked = self.harmonizer.needs_losses and self.config.harmonize.between == "domains"
+        losses = np.array([answer.loss for answer in answers]) if asked else None
         statistics = GramStatistics(gram_NN=gram_VV, weights_N=self.view.base_V, losses_N=losses)
         return self.harmonizer.update(statistics, self.state.harmonizer, rng)
 
@@ -356,6 +363,20 @@ class GlobalStep:
                 where = self.layout.owner(int(bad.argmax()))
                 return f"domain `{reply.token.domain}`: the curvature is not finite, first in `{where}`"
         return "the Gram matrix is not finite"
+
+
+def pareto_gap(gram_VV: np.ndarray) -> float:
+    """``‖u*‖² / mean ‖g‖²`` with u* the shortest weighted mean of the rows: 0 where no direction helps all of them.
+
+    NaN where all rows are zero, or where the solver has no certified answer: a metric does not end a run.
+    """
+    mean = float(np.diag(gram_VV).mean())
+    if mean <= 0:
+        return float("nan")
+    try:
+        return solvers.min_norm(gram_VV).value / mean
+    except NumericError:
+        return float("nan")
 
 
 def raw_rows(replies: Sequence[Rows]) -> list[Tensor]:

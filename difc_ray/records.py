@@ -78,6 +78,19 @@ class MetricsLog:
         conflicts = sum(1 for entry in taken if min(entry["row_cosines"], default=0.0) < 0)
         return conflicts / max(1, len(taken))
 
+    def conflicts(self) -> tuple[list[int], dict[str, list[float]]]:
+        """Steps, and the conflict metrics over them by name; empty where a rule sees one row only."""
+        taken = [entry for entry in self._entries if not entry["skipped"] and entry["row_cosines"]]
+        nan = float("nan")
+        series = {
+            "smallest cosine between two rows": [min(entry["row_cosines"]) for entry in taken],
+            "smallest cosine of the direction with a row": [min(entry["margins_after"]) for entry in taken],
+            "cosine of the direction with the plain sum": [entry["values"].get("cos_mean", nan) for entry in taken],
+            "similarity of the rows' lengths": [entry["values"].get("magnitude_similarity", nan) for entry in taken],
+            "Pareto gap": [entry["values"].get("pareto_gap", nan) for entry in taken],
+        }
+        return [entry["step"] for entry in taken], series if taken else {}
+
     def curves(self) -> tuple[list[int], dict[str, list[float]], list[float], list[float]]:
         """Steps, losses by domain, and the smallest cosine between two rows before and after harmonization."""
         taken = [entry for entry in self._entries if not entry["skipped"]]

@@ -17,15 +17,17 @@ Certificate: the answer comes with its KKT residual, measured on the Gram that w
 that went into the direction. Above :data:`TOLERANCE` it is not an answer: the Gram is written to a file and
 :class:`NumericError` names it. Nothing falls back to the mean.
 
-Degenerate input: a *zero row* (shorter than 1e-150, or than 1e-12 of the longest) has no say. :func:`dual_cone` leaves
-its weight at the bound; in :func:`min_norm` it *is* the shortest point, so all weight goes to the zero rows in equal parts.
-Equal, opposed and dependent rows have a unique direction but not unique weights; among these, the ones nearest to
-the bound (in units of length) are taken, up to rounding. One row: its bound, or 1.
+Degenerate input: a *zero row* has no say in :func:`dual_cone`, and its weight stays at the bound; it is one that is
+shorter than 1e-150, or than 1e-12 of the longest. In :func:`min_norm` a row shorter than 1e-150 *is* the shortest
+point, so all weight goes to such rows in equal parts. Equal, opposed and dependent rows have a unique direction but
+not unique weights; among these, the ones nearest to the bound (in units of length) are taken, up to rounding. One
+row: its bound, or 1.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ TOLERANCE = 1e-8
 """Largest KKT residual of an answer."""
 
 SHIFTS = (4.0, 1e3, 1e5, 1e7)
-"""What is added to the unit diagonal, in units of ``N · 2.2e-16``; a larger one is tried only if the certificate asks."""
+"""Added to the unit diagonal, in units of ``N · 2.2e-16``; a larger one is tried only if the certificate asks."""
 
 _EPS = float(np.finfo(np.float64).eps)
 _GOOD = 1e-13
@@ -82,14 +84,18 @@ class UnitRows(NamedTuple):
     """Which rows are not zero rows."""
 
 
-def equilibrate(gram_NN: Float64[np.ndarray, "N N"]) -> UnitRows:
+def equilibrate(gram_NN: Float64[np.ndarray, "N N"], negligible: float = NEGLIGIBLE_RATIO) -> UnitRows:
     """The Gram matrix of the unit rows.
+
+    Args:
+        gram_NN: (N, N) symmetric, positive semidefinite.
+        negligible: a row shorter than this part of the longest is a zero row.
 
     >>> equilibrate(np.array([[4.0, -1.0], [-1.0, 1.0]])).cosines_AA.tolist()
     [[1.0, -0.5], [-0.5, 1.0]]
     """
     lengths_N = np.sqrt(np.maximum(np.diagonal(gram_NN), 0.0))
-    alive_N = lengths_N > max(ZERO_LENGTH, NEGLIGIBLE_RATIO * float(lengths_N.max(initial=0.0)))
+    alive_N = lengths_N > max(ZERO_LENGTH, negligible * float(lengths_N.max(initial=0.0)))
     if alive_N.all():
         cosines_AA = gram_NN / lengths_N[:, None] / lengths_N
     else:
@@ -164,14 +170,12 @@ def _dual_cone(gram_NN: Array, rows: UnitRows, bounds_N: Array) -> Solution:
     )
 
 
-def min_norm(
-    gram_NN: Float64[np.ndarray, "N N"], lower_bounds_N: Float64[np.ndarray, " N"] | None = None
-) -> Solution:
+def min_norm(gram_NN: Float64[np.ndarray, "N N"], lower_bounds_N: Float64[np.ndarray, " N"] | None = None) -> Solution:
     """``argmin αᵀΓα`` over ``{α >= a, Σα = 1}``: the shortest weighted mean of the rows.
 
-    Without bounds, by ``y = argmin_{y >= 0} ‖Σ y_i g_i‖² + (1ᵀy - 1)²`` and ``α = y / 1ᵀy``: along ``y = tα`` the minimum
-    over t is ``v / (1 + v)`` with ``v = αᵀΓα``, increasing in v. With bounds, ``α = a + r s`` where ``r = 1 - Σa`` and s is in
-    the simplex: the same problem for the rows ``r g_i + Σ_j a_j g_j``.
+    Without bounds, by ``y = argmin_{y >= 0} ‖Σ y_i g_i‖² + (1ᵀy - 1)²`` and ``α = y / 1ᵀy``: along ``y = tα`` the
+    minimum over t is ``v / (1 + v)`` with ``v = αᵀΓα``, increasing in v. With bounds, ``α = a + r s`` where
+    ``r = 1 - Σa`` and s is in the simplex: the same problem for the rows ``r g_i + Σ_j a_j g_j``.
 
     Optimality: ``(Γα)_k >= αᵀΓα``, with equality on the support (without bounds).
 
@@ -203,7 +207,7 @@ def min_norm(
 
 
 def bounded_simplex(gram_NN: Array, lower_bounds_N: Array) -> tuple[Array, float]:
-    """Gram of the rows ``r g_i + Σ_j a_j g_j``, and ``r = 1 - Σa``: the simplex with lower bounds as a whole simplex."""
+    """Gram of the rows ``r g_i + Σ_j a_j g_j``, and ``r = 1 - Σa``: the bounded simplex as a whole one."""
     rest = max(0.0, 1.0 - float(lower_bounds_N.sum()))
     transform_NN = rest * np.eye(len(gram_NN)) + lower_bounds_N[None, :]
     shifted_NN = transform_NN @ gram_NN @ transform_NN.T
@@ -212,7 +216,7 @@ def bounded_simplex(gram_NN: Array, lower_bounds_N: Array) -> tuple[Array, float
 
 def _min_norm(gram_NN: Array) -> Solution:
     """:func:`min_norm` on the whole simplex. Lengths are in units of the shortest row: then ``v <= 1``."""
-    rows = equilibrate(gram_NN)
+    rows = equilibrate(gram_NN, negligible=0.0)
     if not rows.alive_N.all():
         zero_N = ~rows.alive_N
         weights_N = zero_N / zero_N.sum()
@@ -227,9 +231,10 @@ def _min_norm(gram_NN: Array) -> Solution:
             return 1.0
         z_N = z_N / total
         margins_N = rows.cosines_AA @ z_N
-        excess_N = margins_N - float(z_N @ margins_N) * ratios_N
+        square, size = float(z_N @ margins_N), float(z_N.sum())
+        excess_N = margins_N - square * ratios_N
         worst = max(-float(excess_N.min()), float(np.abs(excess_N[z_N > 0.0]).max(initial=0.0)))
-        return worst / float(z_N.sum())
+        return max(worst / size, -square / size / size)  # a squared length below zero is no Gram's
 
     hessian_NN = rows.cosines_AA + ratios_N[:, None] * ratios_N
     found = _certified(hessian_NN, -ratios_N, residual, gram_NN, "min-norm")
@@ -251,11 +256,12 @@ class _Found(NamedTuple):
     iterations: int
 
 
-def _certified(hessian_NN: Array, linear_N: Array, residual: object, gram_NN: Array, problem: str) -> _Found:
+def _certified(
+    hessian_NN: Array, linear_N: Array, residual: Callable[[Array], float], gram_NN: Array, problem: str
+) -> _Found:
     """``argmin_{z >= 0} ½ zᵀHz + qᵀz``, with the smallest diagonal shift whose certificate holds."""
-    assert callable(residual)
     n = len(linear_N)
-    best = _Found(np.zeros(n), float(residual(np.zeros(n))), 0)
+    best = _Found(np.zeros(n), residual(np.zeros(n)), 0)
     if best.residual <= _EPS:
         return best
     iterations = 0
@@ -267,7 +273,7 @@ def _certified(hessian_NN: Array, linear_N: Array, residual: object, gram_NN: Ar
             continue
         iterations += solved
         for candidate_N in (z_N, _refined(hessian_NN, shifted_NN, linear_N, z_N)):
-            worst = float(residual(candidate_N))
+            worst = residual(candidate_N)
             if worst < best.residual:
                 best = _Found(candidate_N, worst, iterations)
             if best.residual <= 8.0 * _EPS:
@@ -282,43 +288,51 @@ def _certified(hessian_NN: Array, linear_N: Array, residual: object, gram_NN: Ar
 def _active_set(hessian_NN: Array, linear_N: Array) -> tuple[Array, int]:
     """Lawson and Hanson's method for ``argmin_{z >= 0} ½ zᵀHz + qᵀz``, H definite; z and the number of systems solved.
 
-    All rows with a negative slope at 0 enter at once at the start; then one enters at a time. Every accepted z is the
-    minimiser over its own support and lower than the one before, so the method ends.
+    All rows with a negative slope at 0 are let in at once at the start; then one enters at a time. Every accepted z is
+    the minimiser over its own support and lower than the one before, so the method ends. A row that is thrown out by
+    rounding as soon as it is let in is barred until another one has changed z.
     """
     n = len(linear_N)
-    free_N = linear_N < 0.0
-    z_N = np.zeros(n)
-    barred_N = np.zeros(n, dtype=bool)
-    solved = 0
+    z_N, free_N, barred_N = np.zeros(n), linear_N < 0.0, np.zeros(n, dtype=bool)
+    solved, entering = 0, -1
     for _ in range(3 * n + 10):
-        before_N = free_N.copy()
-        while free_N.any():
-            index = np.flatnonzero(free_N)
-            target = np.linalg.solve(hessian_NN[index[:, None], index], -linear_N[index])
-            solved += 1
-            blocking = target <= 0.0
-            if not blocking.any():
-                z_N = np.zeros(n)
-                z_N[index] = target
-                break
-            current = z_N[index]
-            steps = current[blocking] / (current[blocking] - target[blocking])
-            step = float(steps.min())
-            moved = current + step * (target - current)
-            leaving = np.zeros(len(index), dtype=bool)
-            leaving[blocking] = steps <= step
-            moved[leaving] = 0.0
-            z_N[index] = np.maximum(moved, 0.0)
-            free_N[index[leaving]] = False
+        z_N, steps = _walk(hessian_NN, linear_N, z_N, free_N)
+        solved += steps
+        if entering >= 0:
+            barred_N[:] = False if free_N[entering] else barred_N
+            barred_N[entering] = not free_N[entering]
         slope_N = hessian_NN @ z_N + linear_N
-        slope_N[free_N] = np.inf
-        barred_N = barred_N | (before_N & ~free_N) if (before_N & ~free_N).any() else np.zeros(n, dtype=bool)
-        slope_N[barred_N] = np.inf
+        slope_N[free_N | barred_N] = np.inf
         entering = int(slope_N.argmin())
         if not slope_N[entering] < -4.0 * _EPS * (float(z_N.sum()) + float(np.abs(linear_N).max())):
             break
         free_N[entering] = True
     return z_N, solved
+
+
+def _walk(hessian_NN: Array, linear_N: Array, z_N: Array, free_N: npt.NDArray[np.bool_]) -> tuple[Array, int]:
+    """From ``z >= 0`` towards the minimiser over the free rows, freezing (in place) those that would turn negative."""
+    solved = 0
+    while True:
+        index = np.flatnonzero(free_N)
+        reached_N = np.zeros_like(z_N)
+        if index.size == 0:
+            return reached_N, solved
+        target = np.linalg.solve(hessian_NN[index[:, None], index], -linear_N[index])
+        solved += 1
+        if target.min() > 0.0:
+            reached_N[index] = target
+            return reached_N, solved
+        current = z_N[index]
+        blocking = target <= 0.0
+        fall = current - target
+        share = np.full(index.size, np.inf)
+        share[blocking] = np.divide(current, fall, out=np.zeros_like(fall), where=fall > 0.0)[blocking]
+        step = share.min()
+        leaving = share <= step
+        reached_N[index] = np.where(leaving, 0.0, current - step * fall)
+        z_N = reached_N
+        free_N[index[leaving]] = False
 
 
 def _refined(hessian_NN: Array, shifted_NN: Array, linear_N: Array, z_N: Array) -> Array:

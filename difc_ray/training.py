@@ -178,6 +178,9 @@ class Training:
             self.tracker.figure("loss_curves", figures.loss_curves(steps, losses))
         if before:
             self.tracker.figure("row_cosines", figures.cosine_histogram(np.array(before), np.array(after)))
+        shared, conflicts = self.log.conflicts()
+        if shared:
+            self.tracker.figure("conflicts", figures.conflict_curves(shared, conflicts))
         accuracies: dict[str, dict[str, float]] = {}
         for m in metrics:
             accuracies.setdefault(m.domain, {})[m.split] = m.accuracy

@@ -162,6 +162,28 @@ def doctor(settings: Settings = None, config: ConfigFile = None) -> None:
 
 
 @app.command()
+def rules(
+    check: Annotated[bool, typer.Option("--check", help="Run every rule on random Gram matrices.")] = False,
+    draws: Annotated[int, typer.Option(metavar="N", min=1, help="Draws per rule with --check.")] = 200,
+) -> None:
+    """List the harmonization rules, or check them.
+
+    \b
+    difc-ray rules                        each rule: what it does, what it guarantees, cost, source
+    difc-ray rules --check --draws 1000   conflicts, worst cosine, worst KKT residual, time; TorchJD beside it
+    """  # noqa: D301
+    from difc_ray.cli.tables import print_rule_check, print_rules
+    from difc_ray.rulebook import check_rules, rule_table
+
+    if not check:
+        print_rules(rule_table())
+        return
+    rows = check_rules(draws)
+    print_rule_check(rows)
+    raise typer.Exit(5 if any(row.promised_conflicts for row in rows) else 0)
+
+
+@app.command()
 def sync(
     run_dir: RunFolder,
     uri: Annotated[str | None, typer.Option(metavar="URI", help="Another MLflow store than before.")] = None,

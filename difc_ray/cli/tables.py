@@ -28,6 +28,7 @@ from difc_ray.registry import Registry
 
 if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list keys
     from difc_ray.evaluation import SplitMetrics
+    from difc_ray.rulebook import CheckRow, RuleRow
     from difc_ray.run import Result
     from difc_ray.tracking import SyncReport, TrackingSummary
 
@@ -197,6 +198,25 @@ def print_keys(config: Config) -> None:
         note = f" [bold](default: {escape(default.get(key, '{}'))})[/]" if changed else ""
         table.add_row(shown, f"{escape(meaning)} [dim]({escape(rule)})[/]{note}")
     print_table(table)
+
+
+def print_rules(rows: Sequence[RuleRow]) -> None:
+    """One line per rule."""
+    table = Table("rule", "what it does", "no conflict", "cost", "source", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.name, row.summary, row.guarantee, row.cost, row.source)
+    console.print(table)
+
+
+def print_rule_check(rows: Sequence[CheckRow]) -> None:
+    """What the rules did on random Gram matrices."""
+    table = Table("rule", "promises", "draws", "conflicts", "worst cosine", "worst KKT", "median µs", "note",
+                  box=None, pad_edge=False)  # fmt: skip
+    for row in rows:
+        kkt = "" if row.worst_kkt is None else f"{row.worst_kkt:.0e}"
+        table.add_row(row.rule, row.guarantee or "", str(row.draws), f"{row.conflict_share:.1%}",
+                      f"{row.worst_cosine:.0e}", kkt, f"{row.median_us:.0f}", row.note)  # fmt: skip
+    console.print(table)
 
 
 def print_domains(config: Config) -> None:

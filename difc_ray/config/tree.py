@@ -108,7 +108,7 @@ class CurvatureConfig(Section):
     order: Count = 1
     """Order of the Neumann series with `kind: hvp`, >= 1."""
     adaptive: bool = False
-    """Whether `harmonize.flatness` is scaled by the measured gradient noise, ν / (1 + ν)."""
+    """Whether `harmonize.flatness` is scaled by the measured share of noise in the gradient, at most 1."""
 
 
 class HarmonizeConfig(Section):

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from difc_ray.harmonizers import averaging, gh
+from difc_ray.harmonizers import (
+    adapters,
+    aligned,
+    averaging,
+    bargaining,
+    bisector,
+    cagrad,
+    cone,
+    flatness,
+    gh,
+    loss_weights,
+    minnorm,
+    normalized,
+    pairwise,
+    smoothing,
+)
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     GramStatistics,
@@ -17,8 +32,20 @@ __all__ = [
     "GramStatistics",
     "Harmonization",
     "Harmonizer",
+    "adapters",
+    "aligned",
     "averaging",
+    "bargaining",
+    "bisector",
+    "cagrad",
+    "cone",
+    "flatness",
     "gh",
     "harmonize",
+    "loss_weights",
     "make_harmonizer",
+    "minnorm",
+    "normalized",
+    "pairwise",
+    "smoothing",
 ]

@@ -12,33 +12,34 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, cast, get_type_hints
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, cast, final, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
-from difc_ray.errors import ConfigError, NumericError
+from difc_ray.errors import ConfigError
 from difc_ray.harmonizers import metrics
+from difc_ray.harmonizers.checking import check_gram, check_vector
 from difc_ray.registry import Registry, did_you_mean
 
 Guarantee = Literal["proven", "n = 2 only", "no"]
 """Whether ``direction · row_k >= 0`` for every k is proven, proven for two rows, or not promised."""
 
+Claim = Literal["scale", "permutation", "linear", "base"]
+"""A property that a rule states of itself, and that the tests hold it to.
+
+``scale``: one factor on all rows leaves the weights alone; ``permutation``: rows in another order get the same
+direction; ``linear``: the direction is linear in positive factors on the single rows; ``base``: the base weights come
+back when no two rows conflict.
+"""
+
 State = dict[str, np.ndarray]
 """The memory of a rule between steps: arrays by name, empty for rules without any."""
-
-SYMMETRY_TOLERANCE = 1e-8
-"""Largest difference between a Gram entry and its mirror image, relative to the largest entry."""
-
-_DIAGONAL_TOLERANCE = 1e-10
-"""A squared length may be this far below zero, relative to the largest: rows that cancel leave rounding."""
-
-_CAUCHY_SCHWARZ_TOLERANCE = 1e-6
-"""How far an inner product may exceed the product of the lengths; leaves room for float32 Grams."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,14 @@ class Harmonizer(ABC):
     """What is known about ``direction · row_k >= 0``."""
     source: ClassVar[str]
     """Paper and equation."""
+    cost: ClassVar[str] = "n^2"
+    """Order of the arithmetic for n rows; reading the Gram alone is n^2."""
+    claims: ClassVar[frozenset[Claim]] = frozenset()
+    """What else is true of the rule, with its default options."""
+    needs_metric: ClassVar[bool] = False
+    """True when the rows are ``[g_1 … g_K, M g_1 … M g_K]`` and there are K base weights."""
+    needs_losses: ClassVar[bool] = False
+    """True when the rule looks at one loss per row."""
 
     def default_weights(self, n: int) -> npt.NDArray[np.float64]:
         """Base weights when the caller gives none: ones for a two-row rule, the mean 1/n for all others."""
@@ -110,7 +119,7 @@ class Harmonizer(ABC):
         """The statistics, validated, with an exactly symmetric Gram; every ``update`` begins with this.
 
         Raises:
-            ConfigError: shapes, row count or base weights do not fit the rule.
+            ConfigError: shapes, row count, base weights or losses do not fit the rule.
             NumericError: the matrix is not a finite Gram matrix.
         """
         gram_NN = check_gram(stats.gram_NN)
@@ -120,88 +129,102 @@ class Harmonizer(ABC):
                 f"`{self.name}` is defined for two rows only. Found {n} rows. "
                 "Harmonize between tasks (alignment and classification), or choose a rule for more rows, as `mean`."
             )
-        weights_N = _check_vector(stats.weights_N, n, "base weights")
+        if self.needs_metric and n % 2:
+            raise ConfigError(
+                f"The rows of `{self.name}` must be K gradients g and then K rows M g, an even number. Found {n} rows."
+            )
+        weights_N = check_vector(stats.weights_N, n // 2 if self.needs_metric else n, "base weights")
         if (weights_N < 0.0).any():
             raise ConfigError(f"Base weights must not be negative. Found {weights_N.tolist()}. Flip the row instead.")
-        losses_N = None if stats.losses_N is None else _check_vector(stats.losses_N, n, "losses")
+        losses_N = None if stats.losses_N is None else check_vector(stats.losses_N, n, "losses")
+        if self.needs_losses and losses_N is None:
+            raise ConfigError(
+                f"`{self.name}` must be given the loss behind every row. Found none. "
+                "Pass `losses=`; in training, rows that are domains have one each (`harmonize.between=domains`)."
+            )
         return GramStatistics(gram_NN=gram_NN, weights_N=weights_N, losses_N=losses_N)
 
+    def answer(
+        self, stats: GramStatistics, weights_N: np.ndarray, state: State, diagnostics: Mapping[str, float] | None = None
+    ) -> Harmonization:
+        """The weights with the conflict metrics of the rows before and after, and what the rule adds."""
+        common = metrics.conflict_metrics(stats.gram_NN, weights_N, stats.weights_N)
+        return Harmonization(weights=weights_N, state=state, diagnostics=common | dict(diagnostics or {}))
 
-HARMONIZERS: Registry[type[Harmonizer]] = Registry("harmonizer")
+
+class Multipliers(NamedTuple):
+    """What a :class:`ScaledHarmonizer` finds for its scaled rows."""
+
+    tau_N: np.ndarray
+    """(N,) float64: ``direction = Σ tau_i (w_i row_i)``."""
+    diagnostics: Mapping[str, float] = MappingProxyType({})
+    """What the rule has to say about itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledHarmonizer(Harmonizer):
+    """Base of the rules that see the scaled rows ``w_i row_i`` only: base weights are a scaling of the rows.
+
+    A row with base weight 0 takes no part.
+    """
+
+    @abstractmethod
+    def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
+        """Multipliers tau of the scaled rows, from their Gram matrix (at least one row)."""
+
+    @final
+    def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
+        """``base weights * tau``, with the rule's own diagnostics beside the common ones."""
+        stats = self.checked(stats)
+        gram_NN, used_N = scaled_gram(stats), stats.weights_N > 0.0
+        if used_N.all():
+            found = self.multipliers(gram_NN, rng)
+            return self.answer(stats, stats.weights_N * found.tau_N, state, found.diagnostics)
+        weights_N, diagnostics = np.zeros(len(used_N)), {}
+        if used_N.any():
+            found = self.multipliers(gram_NN[used_N][:, used_N], rng)
+            weights_N[used_N], diagnostics = stats.weights_N[used_N] * found.tau_N, dict(found.diagnostics)
+        return self.answer(stats, weights_N, state, diagnostics)
+
+
+class RuleRegistry(Registry[type[Harmonizer]]):
+    """Rules by name. A name with a colon, ``adapter:rest``, is a rule that the adapter makes of the rest."""
+
+    def __init__(self) -> None:
+        super().__init__("harmonizer")
+        self._adapters: dict[str, Callable[[str], type[Harmonizer]]] = {}
+
+    def adapter(self, prefix: str) -> Callable[[Callable[[str], type[Harmonizer]]], Callable[[str], type[Harmonizer]]]:
+        """Decorator that stores a function from what follows ``prefix:`` to a rule."""
+
+        def store(make: Callable[[str], type[Harmonizer]]) -> Callable[[str], type[Harmonizer]]:
+            self._adapters[prefix] = make
+            return make
+
+        return store
+
+    def get(self, name: str) -> type[Harmonizer]:
+        """The rule of that name.
+
+        Raises:
+            ConfigError: no rule has the name, or the adapter cannot make it.
+        """
+        prefix, colon, rest = name.partition(":")
+        return self._adapters[prefix](rest) if colon and prefix in self._adapters else super().get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (
+            isinstance(name, str) and ":" in name and name.split(":")[0] in self._adapters
+        )
+
+
+HARMONIZERS = RuleRegistry()
 """All rules by name."""
 
 
 def scaled_gram(stats: GramStatistics) -> npt.NDArray[np.float64]:
     """Gram matrix of the scaled rows, ``diag(w) gram diag(w)``."""
     return cast(npt.NDArray[np.float64], stats.gram_NN * stats.weights_N[:, None] * stats.weights_N[None, :])
-
-
-def _check_vector(vector_N: np.ndarray, n: int, what: str) -> npt.NDArray[np.float64]:
-    """A finite float64 vector with one entry per row."""
-    if vector_N.shape != (n,):
-        raise ConfigError(f"There must be one entry in `{what}` per row. Found shape {vector_N.shape} for {n} rows.")
-    if not np.isfinite(vector_N).all():
-        raise NumericError(f"`{what}` must be finite. Found {vector_N.tolist()}.")
-    return vector_N.astype(np.float64)
-
-
-def check_gram(gram_NN: np.ndarray) -> npt.NDArray[np.float64]:
-    """Validates a Gram matrix and makes it exactly symmetric with a diagonal >= 0.
-
-    Args:
-        gram_NN: (N, N) real matrix, N >= 1.
-
-    Returns:
-        (N, N) float64. An exactly symmetric matrix with a diagonal >= 0 comes back bit for bit.
-
-    Raises:
-        ConfigError: not a square matrix of at least one row.
-        NumericError: not finite, not symmetric to 1e-8 of its largest entry, a negative squared length, or an
-            inner product that the lengths do not allow.
-    """
-    if gram_NN.ndim != 2 or gram_NN.shape[0] != gram_NN.shape[1] or gram_NN.shape[0] < 1:
-        raise ConfigError(
-            f"A Gram matrix must be square, with one row and one column per gradient. Found shape {gram_NN.shape}. "
-            "Pass the inner products `rows @ rows.T`, not the rows."
-        )
-    gram_NN = gram_NN.astype(np.float64)
-    if not np.isfinite(gram_NN).all():
-        i, j = (int(k) for k in np.argwhere(~np.isfinite(gram_NN))[0])
-        raise NumericError(
-            f"A Gram matrix must be finite. Found {gram_NN[i, j]} at ({i}, {j}). "
-            "Row 0 is the first gradient: look for overflow or NaN in it before harmonizing."
-        )
-    largest = float(np.abs(gram_NN).max())
-    skew = float(np.abs(gram_NN / 2 - gram_NN.T / 2).max()) * 2
-    if skew > SYMMETRY_TOLERANCE * largest:
-        raise NumericError(
-            f"A Gram matrix must be symmetric (to {SYMMETRY_TOLERANCE:g} of its largest entry). "
-            f"Found a difference of {skew:g} at a largest entry of {largest:g}. "
-            "Pass `(gram + gram.T) / 2` if that is meant."
-        )
-    gram_NN = gram_NN if skew == 0.0 else gram_NN / 2 + gram_NN.T / 2
-    _check_lengths(gram_NN, largest)
-    np.fill_diagonal(gram_NN, np.maximum(np.diagonal(gram_NN), 0.0))
-    return gram_NN
-
-
-def _check_lengths(gram_NN: npt.NDArray[np.float64], largest: float) -> None:
-    """Squared lengths >= 0 and Cauchy-Schwarz for every pair, up to rounding."""
-    squares_N = np.diagonal(gram_NN)
-    i = int(squares_N.argmin())
-    if squares_N[i] < -_DIAGONAL_TOLERANCE * largest:
-        raise NumericError(
-            f"The diagonal of a Gram matrix holds squared lengths, which are not negative. "
-            f"Found {squares_N[i]:g} at ({i}, {i}). Pass inner products of the rows, not another similarity."
-        )
-    lengths_N = metrics.lengths(gram_NN) + metrics.ZERO_LENGTH
-    excess_NN = np.abs(gram_NN) - lengths_N[:, None] * lengths_N[None, :]
-    if (excess_NN > _CAUCHY_SCHWARZ_TOLERANCE * largest).any():
-        i, j = (int(k) for k in np.unravel_index(int(excess_NN.argmax()), excess_NN.shape))
-        raise NumericError(
-            f"An inner product must not exceed the product of the lengths. Found {gram_NN[i, j]:g} at ({i}, {j}) "
-            f"for lengths {lengths_N[i]:g} and {lengths_N[j]:g}. The matrix is not `rows @ rows.T` for any rows."
-        )
 
 
 def check_number(rule: str, option: str, value: float, low: float, high: float) -> None:
@@ -234,7 +257,15 @@ def make_harmonizer(rule: str, options: Mapping[str, Any]) -> Harmonizer:
         if option not in known:
             hint = did_you_mean(option, known) if known else "It has no options."
             raise ConfigError(f"Unknown option `{option}` of harmonizer `{rule}`. {hint}")
+    missing = [f"`{field.name}`" for field in dataclasses.fields(cls) if _required(field) and field.name not in options]
+    if missing:
+        raise ConfigError(f"Harmonizer `{rule}` needs its option{'s' * (len(missing) > 1)} {', '.join(missing)}.")
     return cls(**{option: _typed(rule, option, value, known[option]) for option, value in options.items()})
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 @cache

@@ -193,6 +193,7 @@ def test_what_looks_wrong_and_is_right(cli: Cli, tmp_path: Path) -> None:
 def no_ray_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not connected to Ray, whatever earlier tests did; starting one would be an error."""
     monkeypatch.setattr(placement.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(placement.ray, "shutdown", lambda: None)  # which would end the session's cluster
 
     def init(**options: object) -> None:
         raise AssertionError(f"Ray was started with {options}")

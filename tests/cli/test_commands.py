@@ -14,13 +14,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from difc_ray import __version__
+from difc_ray.cli.app import app
 from difc_ray.config import documentation
 from difc_ray.tracking import SyncReport
 from tests.cli import user_module
-from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, closed_port, difc_ray, environment, started, table_rows
+from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, closed_port, environment, started, table_rows
+
+COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -54,16 +58,19 @@ def shown(accuracy: dict[str, dict[str, float]]) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def at_once(trained_once: tuple[Path, Answer], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
-    """What three commands answer that know nothing of each other, so that they may run at the same time."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("evaluate", "sync", "doctor")}
+    """What four commands answer that know nothing of each other, so that they may run at the same time."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("evaluate", "sync", "doctor", "head")}
     for name in ("evaluate", "sync"):
         shutil.copytree(trained_once[0] / "first", folders[name] / "runs" / "first")
+    (folders["head"] / "squares.py").write_text(user_module.TEXT)
+    train = shlex.join([*MODULE, "train", "engine=inline", "name=p", "tracking.mode=off", *user_module.SETTINGS])
     commands = {
-        "evaluate": ["evaluate", "runs/first"],
-        "sync": ["sync", "runs/first", "--uri", "sqlite:///other.db"],
-        "doctor": ["doctor"],
+        "evaluate": [*MODULE, "evaluate", "runs/first"],
+        "sync": [*MODULE, "sync", "runs/first", "--uri", "sqlite:///other.db"],
+        "doctor": [*MODULE, "doctor"],
+        "head": ["bash", "-c", f'{train} | head -1; exit "${{PIPESTATUS[0]}}"'],
     }
-    processes = {name: started([*MODULE, *command], folders[name]) for name, command in commands.items()}
+    processes = {name: started(command, folders[name]) for name, command in commands.items()}
     found = {}
     for name, process in processes.items():
         out, err = process.communicate(timeout=120)
@@ -86,7 +93,7 @@ def test_evaluate_prints_the_same_table_and_draws(at_once: dict[str, Answer]) ->
 
 def test_the_printed_configuration_is_a_configuration_file(cli: Cli, tmp_path: Path) -> None:
     settings = ("steps=7", "harmonize.rule=gh", "sources=mnist,fonts", "optimizer.lr=3e-4", "model_options.dropout=0.5")
-    printed = difc_ray("config", "--print", "name=x", *settings, cwd=tmp_path)
+    printed = cli("config", "--print", "name=x", *settings)
     assert (printed.code, printed.err) == (0, "")
     (tmp_path / "again.yaml").write_text(printed.out)
     again = cli("config", "--print", "--config", "again.yaml")
@@ -187,25 +194,25 @@ for arguments in ([], ["--help"], ["--version"], *([name, "-h"] for name in sys.
 heavy = {"torch", "ray", "mlflow", "numpy", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 """
-    names = ("train", "evaluate", "config", "domains", "doctor", "sync")
+    assert set(COMMANDS) >= {"train", "evaluate", "config", "domains", "doctor", "sync"}
     done = subprocess.run(
-        [sys.executable, "-c", program, *names], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", program, *COMMANDS], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    for name in names:
+    for name in COMMANDS:
         assert f"Usage: difc-ray {name}" in done.stdout
     assert f"difc-ray {__version__}" in done.stdout
 
 
-def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path) -> None:
-    (tmp_path / "squares.py").write_text(user_module.TEXT)
-    module = f"{shlex.quote(sys.executable)} -m difc_ray"
-    train = shlex.join(["train", "engine=inline", "name=p", "tracking.mode=off", *user_module.SETTINGS])
-    commands = [f'{module} {line} | head -1; exit "${{PIPESTATUS[0]}}"' for line in (train, "config")]
-    for process in [started(["bash", "-c", command], tmp_path) for command in commands]:
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, err, len(out.splitlines())) == (0, "", 1)
-    assert json.loads((tmp_path / "runs" / "p" / "summary.json").read_text())["steps"] == 5
+def test_a_reader_that_goes_away_ends_nothing(at_once: dict[str, Answer], tmp_path: Path) -> None:
+    """Neither a run, whose lines go straight to standard output, nor a table."""
+    answer = at_once["head"]
+    assert (answer.code, answer.err, len(answer.out.splitlines())) == (0, "", 1)
+    assert json.loads((answer.folder / "runs" / "p" / "summary.json").read_text())["steps"] == 5
+    command = f'{shlex.join(MODULE)} config | head -1; exit "${{PIPESTATUS[0]}}"'
+    process = started(["bash", "-c", command], tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err, len(out.splitlines())) == (0, "", 1)
 
 
 def test_an_unexpected_error_before_a_run_shows_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +238,7 @@ def test_every_make_target_in_the_documents_exists() -> None:
 def test_every_command_in_the_readme_is_one(cli: Cli) -> None:
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"difc-ray ([a-z]+)", text))
-    assert named <= {"train", "evaluate", "config", "domains", "doctor", "sync"}
+    assert named <= set(COMMANDS)
     lines = re.findall(r"^difc-ray train (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
     assert len(lines) >= 2
     for line in lines:

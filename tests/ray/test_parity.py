@@ -51,7 +51,8 @@ def test_views_over_domains(engine: RayEngine, between: str) -> None:
 
 def test_dropout_annealing_and_schedule(engine: RayEngine) -> None:
     config = small_config(
-        model="lenet", model_options={"dropout": 0.5}, optimizer={"name": "adamw", "schedule": "cosine", "warmup_steps": 2},
+        model="lenet", model_options={"dropout": 0.5},
+        optimizer={"name": "adamw", "schedule": "cosine", "warmup_steps": 2},
         alignment={"anneal": {"steps": 3, "weight_after": 50.0, "rescale_loss": True, "reset_optimizer": True}},
     )  # fmt: skip
     expected, _ = run_inline(config, STEPS)

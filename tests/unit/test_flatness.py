@@ -139,15 +139,17 @@ def test_rows_behind_the_head_equal_explicit_rows() -> None:
     torch.testing.assert_close(combine_behind_head(weights, rows, moved, head), combine(weights, rows + explicit))
 
 
-def test_adaptive_lambda_follows_noise_to_signal() -> None:
+def test_adaptive_lambda_follows_the_share_of_noise() -> None:
     still, noisy = make(adaptive=True), make(adaptive=True)
     still.metric(replies(0, noise=0.0))
-    noisy.metric(replies(0, noise=50.0))
+    noisy.metric(replies(0, noise=0.5))
     assert still.used == 0.0
     mean = sum(w * r.rows_RP[0, head_slice(LAYOUT)].astype(float) for w, r in zip(WEIGHTS, replies(0), strict=True))
-    noise = 50.0 * float(WEIGHTS @ WEIGHTS)
-    ratio = noise / max(float(mean @ mean) - noise, 1e-12 * noise)
-    assert noisy.used == pytest.approx(0.7 * ratio / (1 + ratio))
+    noise, power = 0.5 * float(WEIGHTS @ WEIGHTS), float(mean @ mean)
+    assert noisy.used == pytest.approx(0.7 * noise / power)
+    noisy.commit()
+    noisy.metric(replies(0, noise=1e9))
+    assert noisy.used == 0.7  # never more than what was asked for
 
 
 class Tiny(Model):

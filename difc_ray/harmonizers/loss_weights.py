@@ -1,0 +1,123 @@
+"""Rules that look at the losses only; gradients may conflict as they like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from difc_ray.errors import CheckpointError, NumericError
+from difc_ray.harmonizers.base import (
+    HARMONIZERS,
+    Claim,
+    GramStatistics,
+    Guarantee,
+    Harmonization,
+    Harmonizer,
+    State,
+    check_number,
+)
+
+
+def losses_of(rule: str, stats: GramStatistics) -> np.ndarray:
+    """The losses, checked to be >= 0.
+
+    Raises:
+        NumericError: a loss is negative.
+    """
+    assert stats.losses_N is not None, "checked() makes sure of it"
+    if (stats.losses_N < 0.0).any():
+        raise NumericError(
+            f"The losses for `{rule}` must not be negative. Found {stats.losses_N.tolist()}. Take another rule for a "
+            "loss without a lower bound of zero."
+        )
+    return stats.losses_N
+
+
+@HARMONIZERS.register("loss_proportional")
+@dataclass(frozen=True, kw_only=True)
+class LossProportional(Harmonizer):
+    """Weights proportional to the losses: ``w_i L_i Σw / Σ w_j L_j``; the base weights where all losses are zero.
+
+    Source:
+        Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 86.
+
+    Differs from the source:
+        It calls this GradNorm, which it is not: GradNorm trains weights until the gradients' *lengths* follow the
+        losses' relative pace.
+    """
+
+    name: ClassVar[str] = "loss_proportional"
+    two_rows: ClassVar[bool] = False
+    summary: ClassVar[str] = "weights proportional to the losses"
+    guarantee: ClassVar[Guarantee] = "no"
+    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 86"
+    cost: ClassVar[str] = "n"
+    needs_losses: ClassVar[bool] = True
+    claims: ClassVar[frozenset[Claim]] = frozenset({"scale"})
+
+    def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
+        """The formula."""
+        stats = self.checked(stats)
+        shares_N = stats.weights_N * losses_of(self.name, stats)
+        total = float(shares_N.sum())
+        weights_N = shares_N * (float(stats.weights_N.sum()) / total) if total > 0.0 else stats.weights_N.copy()
+        return self.answer(stats, weights_N, state)
+
+
+@HARMONIZERS.register("uncertainty")
+@dataclass(frozen=True, kw_only=True)
+class Uncertainty(Harmonizer):
+    """Weights ``w_i / σ_i²`` with variances that learn from the losses.
+
+    With ``s_i = log σ_i²``, every step follows the weights of the present s and then descends ``e^{-s} L + s``:
+    ``s_i += rate · (r - 1) / max(1, r)``, ``r = L_i e^{-s_i}``. It rests at ``σ_i² = L_i``, weights ``w_i / L_i``. It
+    starts at ``s = 0``, the base weights; ``|s|`` is kept below 10.
+
+    State: ``log_variance`` (n,).
+
+    Source:
+        Kendall et al. 2018, Multi-Task Learning Using Uncertainty (arXiv 1705.07115); Su Jianlin 2022, Eq. 87.
+
+    Differs from the source:
+        Twice Eq. 87, so that σ = 1 gives the base weights and not half of them; the step is cut to ``rate``, so that
+        a large loss does not throw s far past its rest. Needs losses >= 0.
+    """
+
+    rate: float = 0.025
+    """Largest change of s in one step, in (0, 1]."""
+
+    name: ClassVar[str] = "uncertainty"
+    two_rows: ClassVar[bool] = False
+    summary: ClassVar[str] = "weights 1/σ² with variances learned from the losses (homoscedastic uncertainty)"
+    guarantee: ClassVar[Guarantee] = "no"
+    source: ClassVar[str] = "Kendall et al. 2018 (arXiv 1705.07115)"
+    cost: ClassVar[str] = "n"
+    needs_losses: ClassVar[bool] = True
+    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "base"})
+
+    def __post_init__(self) -> None:
+        check_number(self.name, "rate", self.rate, 1e-9, 1.0)
+
+    def init(self, n: int) -> State:
+        """σ = 1 for every row."""
+        return {"log_variance": np.zeros(n)}
+
+    def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
+        """Weights of the present variances; the variances after this step's losses.
+
+        Raises:
+            CheckpointError: the state is of another number of rows.
+        """
+        stats = self.checked(stats)
+        s_N = state["log_variance"]
+        if s_N.shape != stats.weights_N.shape:
+            raise CheckpointError(
+                f"The state of `uncertainty` must have one variance per row ({len(stats.weights_N)}). "
+                f"Found {len(s_N)}. Start a new run after changing the rows."
+            )
+        ratio_N = losses_of(self.name, stats) * np.exp(-s_N)
+        moved_N = s_N + self.rate * (ratio_N - 1.0) / np.maximum(1.0, ratio_N)
+        after = {"log_variance": np.clip(moved_N, -10.0, 10.0)}
+        return self.answer(stats, stats.weights_N * np.exp(-s_N), after)
