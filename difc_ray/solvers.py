@@ -192,7 +192,7 @@ def min_norm(gram_NN: Float64[np.ndarray, "N N"], lower_bounds_N: Float64[np.nda
     Source:
         Désidéri 2012, Multiple-gradient descent algorithm (MGDA).
 
-    >>> min_norm(np.diag([1.0, 4.0])).weights.tolist()
+    >>> min_norm(np.diag([1.0, 4.0])).weights.round(12).tolist()
     [0.8, 0.2]
     """
     if lower_bounds_N is None or not lower_bounds_N.any():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from difc_ray.harmonizers import Harmonization, harmonize
-from tests.samplers import Rows, generator, gram_of
+from tests.samplers import Rows, extras_of, generator, gram_of, seen_by
 
 
 def assert_well_formed(result: Harmonization, n: int) -> None:
@@ -19,7 +19,9 @@ def assert_well_formed(result: Harmonization, n: int) -> None:
     assert all(isinstance(value, np.ndarray) for value in result.state.values())
 
 
-def assert_non_conflicting(rows: Rows, weights: np.ndarray, atol: float = 1e-9, negligible: float = 1e-12) -> None:
+def assert_non_conflicting(
+    rows: Rows, weights: np.ndarray, atol: float = 1e-9, negligible: float = 1e-12, case: str = ""
+) -> None:
     """The direction, made of the rows themselves, opposes none of them.
 
     ``atol`` is relative to the length of the row times the sum of the lengths that went into the direction. Rows
@@ -28,7 +30,7 @@ def assert_non_conflicting(rows: Rows, weights: np.ndarray, atol: float = 1e-9, 
     lengths = np.linalg.norm(rows, axis=1)
     margins = rows @ (weights @ rows)
     opposed = margins < -atol * lengths * (np.abs(weights) @ lengths)
-    assert not opposed[lengths > max(1e-150, negligible * lengths.max())].any(), (margins, weights)
+    assert not opposed[lengths > max(1e-150, negligible * lengths.max())].any(), (case, margins, weights)
 
 
 def assert_base_weights(rule: str, rows: Rows, base: np.ndarray, **options: Any) -> None:
@@ -78,3 +80,27 @@ def assert_pure(rule: str, rows: Rows, **options: Any) -> None:
     assert first.diagnostics == second.diagnostics
     np.testing.assert_array_equal(gram, kept[0])
     np.testing.assert_array_equal(base, kept[1])
+
+
+def direction_of(rule: str, rows: Rows, **options: Any) -> Rows:
+    """The direction of any rule on these rows, with whatever else it wants."""
+    seen = seen_by(rule, rows)
+    return harmonize(gram_of(seen), rule, **extras_of(rule, len(rows)), **options).weights @ seen
+
+
+def assert_same_direction(left: Rows, right: Rows, scale: float, rtol: float = 1e-9) -> None:
+    """Two directions are equal up to rounding of what went into them."""
+    np.testing.assert_allclose(left, right, rtol=rtol, atol=rtol * scale)
+
+
+def assert_direction_permutation_invariant(rule: str, rows: Rows, order: list[int], rtol: float = 1e-8) -> None:
+    """Rows in another order make the same direction."""
+    plain, permuted = direction_of(rule, rows), direction_of(rule, rows[order])
+    assert_same_direction(plain, permuted, float(np.linalg.norm(plain)), rtol)
+
+
+def assert_linear_under_scaling(rule: str, rows: Rows, first: Rows, second: Rows, a: float, b: float) -> None:
+    """The direction is linear in positive factors on the rows: those of ``a first + b second`` add up."""
+    together = direction_of(rule, rows * (a * first + b * second)[:, None])
+    apart = a * direction_of(rule, rows * first[:, None]) + b * direction_of(rule, rows * second[:, None])
+    assert_same_direction(together, apart, float(np.linalg.norm(rows, axis=1).sum()))

@@ -107,3 +107,23 @@ def options_of(rule: str, **overrides: Any) -> dict[str, Any]:
 
     known = HARMONIZERS.get(rule).__dataclass_fields__
     return {name: value for name, value in overrides.items() if name in known}
+
+
+def metric_of(d: int) -> Rows:
+    """The diagonal of a metric M for d parameters: entries in (0, 1]."""
+    return np.asarray(1.0 / (1.0 + generator(d).exponential(size=d)))
+
+
+def seen_by(rule: str, rows: Rows) -> Rows:
+    """The rows that a rule is given: these, and behind them M times these for the rules that want a metric."""
+    from difc_ray.harmonizers import HARMONIZERS
+
+    return np.vstack([rows, rows * metric_of(rows.shape[1])]) if HARMONIZERS.get(rule).needs_metric else rows
+
+
+def extras_of(rule: str, n: int) -> dict[str, Any]:
+    """What a rule wants besides the Gram, for n rows; the same at every call."""
+    from difc_ray.harmonizers import HARMONIZERS
+
+    losses = {"losses": np.linspace(1.0, 2.0, n)} if HARMONIZERS.get(rule).needs_losses else {}
+    return {"rng": generator(0), **losses}

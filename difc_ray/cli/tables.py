@@ -204,19 +204,20 @@ def print_rules(rows: Sequence[RuleRow]) -> None:
     """One line per rule."""
     table = Table("rule", "what it does", "no conflict", "cost", "source", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row.name, row.summary, row.guarantee, row.cost, row.source)
-    console.print(table)
+        table.add_row(*map(escape, (row.name, row.summary, row.guarantee, row.cost, row.source)))
+    print_table(table)
 
 
 def print_rule_check(rows: Sequence[CheckRow]) -> None:
     """What the rules did on random Gram matrices."""
-    table = Table("rule", "promises", "draws", "conflicts", "worst cosine", "worst KKT", "median µs", "note",
-                  box=None, pad_edge=False)  # fmt: skip
+    table = Table(box=None, pad_edge=False)
+    for heading in ("rule", "promises", "draws", "conflicts", "worst cosine", "worst KKT", "median µs", "note"):
+        table.add_column(heading, justify="left" if heading in ("rule", "promises", "note") else "right")
     for row in rows:
         kkt = "" if row.worst_kkt is None else f"{row.worst_kkt:.0e}"
-        table.add_row(row.rule, row.guarantee or "", str(row.draws), f"{row.conflict_share:.1%}",
-                      f"{row.worst_cosine:.0e}", kkt, f"{row.median_us:.0f}", row.note)  # fmt: skip
-    console.print(table)
+        figures = (str(row.draws), f"{row.conflict_share:.1%}", f"{row.worst_cosine:.0e}", kkt, f"{row.median_us:.0f}")
+        table.add_row(escape(row.rule), row.guarantee or "", *figures, escape(row.note))
+    print_table(table)
 
 
 def print_domains(config: Config) -> None:

@@ -50,7 +50,7 @@ class Normalized(Harmonizer):
     guarantee: ClassVar[Guarantee] = "n = 2 only"
     source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 60"
     cost: ClassVar[str] = "n"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation"})
+    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """``w_i L / |g_i|``."""

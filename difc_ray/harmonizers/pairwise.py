@@ -147,7 +147,7 @@ class ManyRowRotation(ScaledHarmonizer):
     guarantee: ClassVar[Guarantee] = "no"
     source: ClassVar[str] = "Huang et al. 2024 (arXiv 2408.00288), section 3.5, extended"
     cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "base"})
+    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear", "base"})
 
     def __post_init__(self) -> None:
         check_number(self.name, "s_min", self.s_min, 0.0, 1.0)
