@@ -8,11 +8,12 @@ import torch
 
 from difc_ray.config import OptimizerConfig
 from difc_ray.errors import NumericError
-from difc_ray.global_step import GlobalStep, TrainState, domain_weights, make_view, merged_buffers, raw_rows
+from difc_ray.global_step import GlobalStep, TrainState, merged_buffers, raw_rows
 from difc_ray.local_step import Products, Rows, Statistics, Token
 from difc_ray.optimizer import FlatOptimizer, learning_rate
 from difc_ray.preparation import prepare
 from difc_ray.vectors import ParameterLayout, combine, gram
+from difc_ray.views import domain_weights, make_view
 from tests.runs import digest, run_inline, small_config
 
 K, P = 3, 40
