@@ -11,7 +11,7 @@ demo: .venv/installed  ## train on real digits, one Ray worker per source domain
 	$(BIN)/difc-ray train
 
 test: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q
 
 check: .venv/installed  ## what CI checks besides the tests: format, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from difc_ray.cli.app import execute
+from difc_ray.cli.tables import UNWRAPPED, console
 from difc_ray.domains import DATASETS
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.losses import LOSSES
@@ -55,6 +56,7 @@ def cli(
     """Runs a command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(console, "_width", UNWRAPPED)  # whatever the terminal of whoever runs the tests
 
     def run(*arguments: str) -> Answer:
         capsys.readouterr()
