@@ -11,7 +11,7 @@ demo: .venv/installed  ## train on real digits, one Ray worker per source domain
 	$(BIN)/difc-ray train
 
 test: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 check: .venv/installed  ## what CI checks besides the tests: format, lint, types, import layers
 	$(BIN)/ruff format --check .
@@ -25,6 +25,7 @@ format: .venv/installed
 
 bench: .venv/installed  ## the figures of the README
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/rules.py
 
 clean:
 	rm -rf .venv runs

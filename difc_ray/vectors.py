@@ -1,6 +1,7 @@
 """Flat parameter vectors: the layout (name <-> slice), the Gram matrix of rows, and their combination.
 
-Shape suffixes: P parameters, N rows, V rows with those that a metric adds, B a block of parameters.
+Shape suffixes: P parameters, N rows, V rows with those that a metric adds, B a block of parameters,
+C blocks, S a strip of them.
 
 A *row* is one flat contiguous float32 vector with P entries. Both :func:`gram` and :func:`combine` walk the
 rows in the order given, in blocks of one fixed size, so that the result has the same bits wherever the rows
@@ -20,8 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 1 << 15
+BLOCK = 1 << 13
 """Parameters per block of the Gram matrix: N rows of it in float64 stay inside a core's cache."""
+
+BLOCKS_AT_ONCE = 16
+"""Blocks of the Gram matrix that are multiplied in one call, shared out among the threads."""
+
+STRIP = 1 << 15
+"""Parameters per block of a combination, so that the sum stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +134,20 @@ def gram(rows: Sequence[Float[Tensor, " P"]], metric_P: Float[Tensor, " P"] | No
     n, size = len(rows), rows[0].numel()
     total = n if metric_P is None else 2 * n
     sums_VV = torch.zeros(total, total, dtype=torch.float64)
-    block_VB = torch.empty(total, BLOCK, dtype=torch.float64)
-    for start in range(0, size, BLOCK):
-        length = min(BLOCK, size - start)
-        part_VB = block_VB[:, :length]
+    at_once = min(BLOCKS_AT_ONCE, math.ceil(size / BLOCK))
+    blocks_VCB = torch.zeros(total, at_once, BLOCK, dtype=torch.float64)
+    part_VS = blocks_VCB.view(total, at_once * BLOCK)
+    for start in range(0, size, at_once * BLOCK):
+        length = min(at_once * BLOCK, size - start)
+        part_VS[:, length:] = 0.0  # the end of the rows seldom is the end of a block
         for i, row in enumerate(rows):
-            part_VB[i].copy_(row[start : start + length])
+            part_VS[i, :length].copy_(row[start : start + length])
         if metric_P is not None:
-            torch.mul(part_VB[:n], metric_P[start : start + length].to(torch.float64), out=part_VB[n:])
-        sums_VV.addmm_(part_VB, part_VB.T)
+            torch.mul(
+                part_VS[:n, :length], metric_P[start : start + length].to(torch.float64), out=part_VS[n:, :length]
+            )
+        blocks_CVB = blocks_VCB.transpose(0, 1)
+        sums_VV += torch.bmm(blocks_CVB, blocks_CVB.mT).sum(0)
     return torch.triu(sums_VV).add_(torch.triu(sums_VV, 1).T).numpy()
 
 
@@ -155,8 +167,8 @@ def combine(
         out_P = combine(weights_V[len(rows) :], rows).mul_(metric_P)
         return out_P.add_(combine(weights_V[: len(rows)], rows)) if weights_V[: len(rows)].any() else out_P
     out_P = torch.empty_like(rows[0])
-    for start in range(0, out_P.numel(), BLOCK):  # by blocks, so that the sum stays in cache; the bits are the same
-        block = slice(start, start + BLOCK)
+    for start in range(0, out_P.numel(), STRIP):  # the bits are those of whole rows
+        block = slice(start, start + STRIP)
         part_B = torch.mul(rows[0][block], float(weights_V[0]), out=out_P[block])
         for weight, row in zip(weights_V[1:], rows[1:], strict=True):
             part_B.add_(row[block], alpha=float(weight))

@@ -23,16 +23,18 @@ import pytest
 ALLOWED_VARIABLES = ("RAY_", "PYTEST_", "CUDA_", "MPL", "KMP_", "TF_", "TORCH", "MLFLOW_", "COLUMNS", "LINES")
 
 
-ROOMS_TOGETHER = ("ray", "mlflow", "cli")
-"""Rooms whose tests share a server, or start one each: one worker of a parallel run takes them in order."""
+ROOMS_WITH_SERVERS = ("ray", "mlflow")
+"""Rooms whose tests share a server: one worker of a parallel run takes them all, in order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of such a room in one process when the suite runs in several."""
+    """What a parallel run keeps in one process: a room with a server, and a file of command lines."""
     for item in items:
         room = item.path.parent.name
-        if room in ROOMS_TOGETHER:
+        if room in ROOMS_WITH_SERVERS:
             item.add_marker(pytest.mark.xdist_group(room))
+        elif room == "cli":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ class DualProjection(Harmonizer):
 
     Source:
         Lopez-Paz and Ranzato 2017 (GEM, arXiv 1706.08840), Eq. 11; the general base weights are those of
-        Quinton and Rey 2024 (arXiv 2406.16232), section 5.
+        Quinton and Rey 2024 (arXiv 2406.16232).
 
     Differs from the source:
         Rows of any lengths are held to the constraint alike (equilibrated Gram); nothing is added to the Gram and
@@ -82,7 +82,8 @@ class UnconflictingProjection(Harmonizer):
     Diagnostics: ``kkt_residual`` (the worst of the n), ``iterations``, ``active`` (tight in any of them).
 
     Source:
-        Quinton and Rey 2024, Jacobian Descent for Multi-Objective Optimization (arXiv 2406.16232), Eq. 3 and 4.
+        Quinton and Rey 2024, Jacobian Descent for Multi-Objective Optimization (arXiv 2406.16232), Eq. 3 and
+        Proposition 1.
 
     Differs from the source:
         Solved exactly on the equilibrated Gram; see ``dualproj``.
@@ -92,7 +93,7 @@ class UnconflictingProjection(Harmonizer):
     two_rows: ClassVar[bool] = False
     summary: ClassVar[str] = "project every row so that it opposes none, then add (UPGrad, exact QPs)"
     guarantee: ClassVar[Guarantee] = "proven"
-    source: ClassVar[str] = "Quinton and Rey 2024, Jacobian Descent (arXiv 2406.16232), Eq. 3-4"
+    source: ClassVar[str] = "Quinton and Rey 2024, Jacobian Descent (arXiv 2406.16232), Eq. 3"
     cost: ClassVar[str] = "n^4"
     claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear", "base"})
 

@@ -41,7 +41,7 @@ class LossProportional(Harmonizer):
     """Weights proportional to the losses: ``w_i L_i Σw / Σ w_j L_j``; the base weights where all losses are zero.
 
     Source:
-        Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 86.
+        Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 86.
 
     Differs from the source:
         It calls this GradNorm, which it is not: GradNorm trains weights until the gradients' *lengths* follow the
@@ -52,7 +52,7 @@ class LossProportional(Harmonizer):
     two_rows: ClassVar[bool] = False
     summary: ClassVar[str] = "weights proportional to the losses"
     guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 86"
+    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 86"
     cost: ClassVar[str] = "n"
     needs_losses: ClassVar[bool] = True
     claims: ClassVar[frozenset[Claim]] = frozenset({"scale"})
@@ -78,7 +78,8 @@ class Uncertainty(Harmonizer):
     State: ``log_variance`` (n,).
 
     Source:
-        Kendall et al. 2018, Multi-Task Learning Using Uncertainty (arXiv 1705.07115); Su Jianlin 2022, Eq. 87.
+        Kendall et al. 2018, Multi-Task Learning Using Uncertainty (arXiv 1705.07115);
+        Su Jianlin 2022 (annotated), Eq. 87.
 
     Differs from the source:
         Twice Eq. 87, so that σ = 1 gives the base weights and not half of them; the step is cut to ``rate``, so that

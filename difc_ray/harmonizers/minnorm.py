@@ -49,7 +49,8 @@ class MinNorm(ScaledHarmonizer):
 
     Source:
         Désidéri 2012, Multiple-gradient descent algorithm; Sener and Koltun 2018 (arXiv 1810.04650); for the
-        iterations, the entropy and the bounds, Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 26, 44-55, 82-90.
+        iterations, the entropy and the bounds, Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 26, 44-55
+        and 82-90.
 
     Differs from the source:
         1. Solved exactly. Ten Frank-Wolfe steps, which the text calls enough, leave a conflicting direction in 14 %
@@ -171,7 +172,7 @@ class PublishedMinNorm(Harmonizer):
         3. ``+τH`` is concave: it drives the weights into a corner, where it was meant to keep them apart.
 
     Source:
-        Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 54, 59, 78, 83 and Algorithm 8.1.
+        Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 54, 59, 78, 83 and Algorithm 8.1.
     """
 
     entropy: float = 0.0
@@ -181,7 +182,7 @@ class PublishedMinNorm(Harmonizer):
     two_rows: ClassVar[bool] = False
     summary: ClassVar[str] = "MGDA as printed: unclipped for two rows, ten Frank-Wolfe steps for more; for comparison"
     guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 59, 78, 83, Algorithm 8.1"
+    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 59, 78, 83, Algorithm 8.1"
 
     def __post_init__(self) -> None:
         check_number(self.name, "entropy", self.entropy, 0.0, math.inf)

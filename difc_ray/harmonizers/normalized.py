@@ -30,7 +30,7 @@ class Normalized(Harmonizer):
     ``L w |g_1| (1 + cos) >= 0``, so it opposes neither. A zero row keeps its base weight.
 
     Source:
-        Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 60.
+        Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 60.
 
     Differs from the source:
         1. ``length = mean``: printed, the step has the same length however small the gradients are (``length = one``).
@@ -48,7 +48,7 @@ class Normalized(Harmonizer):
     two_rows: ClassVar[bool] = False
     summary: ClassVar[str] = "the mean of the unit rows, at their mean length"
     guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 60"
+    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 60"
     cost: ClassVar[str] = "n"
     claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear"})
 
@@ -73,14 +73,14 @@ class PublishedNormalized(Harmonizer):
         at 1e-10, a hundredfold.
 
     Source:
-        Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 77.
+        Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 77.
     """
 
     name: ClassVar[str] = "normalized_paper"
     two_rows: ClassVar[bool] = False
     summary: ClassVar[str] = "the sum of the unit rows as printed, with an absolute ε; for comparison"
     guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 77"
+    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 77"
     cost: ClassVar[str] = "n"
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:

@@ -36,8 +36,8 @@ class Smoothed(Harmonizer):
     State: ``weights`` (n,) the sum m, ``steps`` (1,), and the other rule's state under ``inner.``.
 
     Source:
-        Su Jianlin 2022 (spaces.ac.cn/archives/8896), Eq. 82; Zhou et al. 2022, On the Convergence of Stochastic
-        Multi-Objective Gradient Manipulation and Beyond (CR-MOGM).
+        Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 82; Zhou et al. 2022, On the Convergence
+        of Stochastic Multi-Objective Gradient Manipulation and Beyond (CR-MOGM).
 
     Differs from the source:
         Divided by ``1 - β^t``: without it the unstated start value biases the first steps.
@@ -54,7 +54,7 @@ class Smoothed(Harmonizer):
     two_rows: ClassVar[bool] = False
     summary: ClassVar[str] = "another rule's weights, averaged over the steps (loses its guarantee)"
     guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Su Jianlin 2022, Eq. 82; Zhou et al. 2022 (CR-MOGM)"
+    source: ClassVar[str] = "Su Jianlin 2022 (annotated), Eq. 82; Zhou et al. 2022 (CR-MOGM)"
     cost: ClassVar[str] = "the other rule's"
 
     def __post_init__(self) -> None:

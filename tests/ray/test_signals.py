@@ -91,7 +91,7 @@ class Driver:
         for process in psutil.process_iter():
             try:
                 if process.environ().get(FAMILY) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline())[:80])
+                    found.append(" ".join(process.cmdline()))
             except psutil.Error:
                 continue
         return found
