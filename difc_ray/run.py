@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from difc_ray.checkpoint import RunLock, compare_layout, save
 from difc_ray.config import Config, check_data, flat, load_config, resolve, to_yaml
@@ -43,7 +43,7 @@ from difc_ray.tracking import (
     figure_path,
     probe,
 )
-from difc_ray.training import Display, Outcome, Start, Training, confusion_figure, final_jobs
+from difc_ray.training import Display, Evaluation, Outcome, Start, Training, confusion_figure, final_jobs
 from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")
@@ -86,6 +86,49 @@ class Result:
     tracking: TrackingSummary | None = None
 
 
+class Interruption(Protocol):
+    """Who says that a run is to stop."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        """What stopped it, in a word."""
+
+    def interrupted(self) -> bool:
+        """Whether it is to stop."""
+
+    def before_the_run(self) -> AbstractContextManager[None]:
+        """Around what comes before anything is written."""
+
+
+MakeEngine = Callable[[Config, str, Callable[[], bool], Notice], RayEngine | InlineEngine]
+
+
+def engine_of(config: Config, run: str, interrupted: Callable[[], bool], notice: Notice) -> RayEngine | InlineEngine:
+    """The engine that a configuration names."""
+    return (RayEngine if config.engine == "ray" else InlineEngine)(config, run, interrupted, notice)
+
+
+@dataclass(kw_only=True)
+class Membership:
+    """What a run knows of the sweep that it belongs to.
+
+    Args:
+        parent: key of the sweep's own MLflow run, which becomes the parent; empty where nothing is tracked.
+        tags: further tags of the run.
+        interruption: who stops all runs of the sweep.
+        make_engine: makes the engine, or hands over one that an earlier run has left.
+        stopped: why this run is to end after the evaluation in hand; empty while it may go on.
+    """
+
+    parent: str
+    tags: Mapping[str, str]
+    interruption: Interruption
+    make_engine: MakeEngine = engine_of
+    stopped: str = ""
+
+
 def train(config: Config, display: Display | None = None) -> Result:
     """Trains one run to its end.
 
@@ -96,13 +139,38 @@ def train(config: Config, display: Display | None = None) -> Result:
     Raises:
         DifcError: what the user can act on, by kind; `Interrupted` after SIGINT or SIGTERM, with a checkpoint written.
     """
-    display = display or Silent()
+    with Signals() as signals:
+        running = stages(config, display or Silent(), signals)
+        while True:
+            try:
+                next(running)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+
+
+def stages(
+    config: Config, display: Display, signals: Interruption, member: Membership | None = None
+) -> Generator[Evaluation, None, Result]:
+    """One run, which pauses at every evaluation; its value at the end is what it came to.
+
+    Closed while it pauses, it leaves a checkpoint to resume from.
+
+    Args:
+        config: a resolved configuration.
+        display: where a person looks.
+        signals: who may stop it.
+        member: the sweep that it belongs to, if to one.
+
+    Raises:
+        DifcError: as :func:`train`.
+    """
 
     def notice(message: str) -> None:
         log.warning("%s", message)
         display.notice(message)
 
-    with Signals() as signals, ExitStack() as stack:
+    with ExitStack() as stack:
         with signals.before_the_run():
             wanted = resolve(config)
             config, point = resume_point(wanted)
@@ -113,7 +181,7 @@ def train(config: Config, display: Display | None = None) -> Result:
                 notice(f"there is no run with a checkpoint in `{config.output}`: a new one begins")
             display.phase("loading data")
             start = prepare(config, point)
-            make = RayEngine if config.engine == "ray" else InlineEngine
+            make = member.make_engine if member else engine_of
             engine = make(config, str(config.name), signals.interrupted, notice)
             stack.callback(engine.close)
             display.phase("starting Ray" if config.engine == "ray" else "starting")
@@ -127,22 +195,32 @@ def train(config: Config, display: Display | None = None) -> Result:
             notice(message)
         if point is None:
             save_start(start, run_dir)
-        tracker = make_tracker(config, run_dir, uri, resumed=point is not None, notice=notice)
-        tracker.start(run_name=str(config.name), params=flat(config), tags=run_tags(start, engine.facts))
-        with final_status(tracker, signals, run_dir) as ending:
+        tracker = make_tracker(config, run_dir, uri, resumed=point is not None, notice=notice, member=member)
+        tags = run_tags(start, engine.facts) | dict(member.tags if member else {})
+        tracker.start(run_name=str(config.name), params=flat(config), tags=tags)
+        with final_status(tracker, signals, run_dir, member) as ending:
             display.phase("starting domain workers" if config.engine == "ray" else "starting")
             engine.start(start.state)
             tracker.tags({f"engine.{name}": value for name, value in engine.facts.items()})  # devices, nodes
             training = Training(start, engine, run_dir, tracker, display, signals.interrupted)
             stack.callback(training.log.close)
-            if not training.run():
+            for evaluation in training.evaluations():
+                try:
+                    yield evaluation
+                except GeneratorExit:
+                    training.save()
+                    raise
+                if member and member.stopped:
+                    break
+            early = member.stopped if member else ""
+            if not (early or training.complete):
                 raise stopped(signals, run_dir, f"after step {training.step}; the checkpoint is written.")
             display.phase("evaluating")
-            outcome = training.conclude()
+            outcome = training.conclude(early)
             if outcome is None:
                 raise stopped(signals, run_dir, "in the final evaluation; the checkpoint is written.")
-            hand_over(training, outcome)
-            if uri is not None:
+            hand_over(training, outcome, whole=member is None)
+            if uri is not None and member is None:
                 display.phase("sending records to MLflow")
         return Result(
             run_dir=run_dir,
@@ -159,7 +237,7 @@ def save_start(start: Start, run_dir: Path) -> None:
     save(run_dir / "checkpoints", snapshot, keep=start.config.checkpoint.keep, best=False)
 
 
-def stopped(signals: Signals, run_dir: Path, when: str) -> Interrupted:
+def stopped(signals: Interruption, run_dir: Path, when: str) -> Interrupted:
     """What a run that was told to stop ends with."""
     return Interrupted(
         f"Stopped by {signals.name} {when} Continue with `difc-ray train resume={run_dir}`.", signals.number
@@ -167,7 +245,9 @@ def stopped(signals: Signals, run_dir: Path, when: str) -> Interrupted:
 
 
 @contextmanager
-def final_status(tracker: Tracker, signals: Signals, run_dir: Path) -> Iterator[list[TrackingSummary]]:
+def final_status(
+    tracker: Tracker, signals: Interruption, run_dir: Path, member: Membership | None
+) -> Iterator[list[TrackingSummary]]:
     """Gives the MLflow run its final status whatever happens inside; yields a list that will hold its summary."""
     ending: list[TrackingSummary] = []
     try:
@@ -184,32 +264,48 @@ def final_status(tracker: Tracker, signals: Signals, run_dir: Path) -> Iterator[
     except KeyboardInterrupt:
         tracker.finish("KILLED", "stopped by a second signal", drain_s=0)
         raise
+    except GeneratorExit:
+        tracker.finish("KILLED", "suspended by its sweep; it can be resumed")
+        raise
     except BaseException:
         tracker.finish("FAILED", "unexpected error, see run.log")
         raise
-    ending.append(tracker.finish("FINISHED"))
+    if member and member.stopped:
+        tracker.tags({"sweep.stopped": member.stopped})
+    ending.append(tracker.finish("KILLED" if member and member.stopped else "FINISHED"))
 
 
-def make_tracker(config: Config, run_dir: Path, uri: str | None, *, resumed: bool, notice: Notice) -> Tracker:
-    """The tracker that the configuration asks for; a server out of reach is a warning, not an end."""
+def make_tracker(
+    config: Config, run_dir: Path, uri: str | None, *, resumed: bool, notice: Notice, member: Membership | None
+) -> Tracker:
+    """The tracker that the configuration asks for; a server out of reach is a warning, not an end.
+
+    A run of a sweep only writes its journal: the sweep's uploader sends it.
+    """
     if uri is None:
         return MemoryTracker(run_dir)
+    if member is not None:
+        return MlflowTracker(
+            run_dir, uri, config.tracking.experiment, resume=resumed, notice=notice, upload=False, parent=member.parent
+        )
     if trouble := probe(uri, timeout_s=2.0):
         notice(f"{trouble} Training goes on; records are kept in {run_dir} and sent when the server is back.")
     return MlflowTracker(run_dir, uri, config.tracking.experiment, resume=resumed, notice=notice)
 
 
-def hand_over(training: Training, outcome: Outcome) -> None:
-    """Final metrics, figures, files and the selected model to the tracker."""
+def hand_over(training: Training, outcome: Outcome, *, whole: bool) -> None:
+    """Final metrics and files to the tracker; of a run that stands alone, figures and the selected model as well."""
     tracker, run_dir = training.tracker, training.run_dir
     final = {f"final/{m.split}/accuracy/{m.domain}": m.accuracy for m in outcome.metrics}
     final |= {f"final/{m.split}/macro_f1/{m.domain}": m.macro_f1 for m in outcome.metrics}
     tracker.metrics(training.step, final)
-    training.draw(outcome.metrics)
+    if whole:
+        training.draw(outcome.metrics)
     tracker.artifact(run_dir / "config.yaml")
     tracker.artifact(run_dir / "summary.json")
-    directory = export_model(training.config, outcome.checkpoint, run_dir / "export", training.identity)
-    tracker.model(directory, step=outcome.summary["selected_step"])
+    if whole:
+        directory = export_model(training.config, outcome.checkpoint, run_dir / "export", training.identity)
+        tracker.model(directory, step=outcome.summary["selected_step"])
 
 
 @contextmanager
@@ -222,7 +318,7 @@ def run_log(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Interrupted | KeyboardInterrupt) or error.__cause__ is not None:
+        if not isinstance(error, Interrupted | KeyboardInterrupt | GeneratorExit) or error.__cause__ is not None:
             log.error("%s\n%s", error, traceback.format_exc())
             error.add_note(str(run_dir / "run.log"))
         raise

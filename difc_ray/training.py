@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -89,6 +89,19 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the run came to so far.
+
+    Args:
+        step: updates taken.
+        values: metrics by the names that the tracker knows, `selection/score` among them.
+    """
+
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What the loop ends with: the selected state and its metrics.
 
@@ -133,31 +146,45 @@ class Training:
         self.selector = SELECTORS.get(self.config.selection)()
         self.log = MetricsLog(run_dir / "metrics.jsonl", self.step, self.progress.evaluated)
 
-    def run(self) -> bool:
-        """Trains to the end or to the interruption; a checkpoint is written in both cases.
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Trains to the end or to the interruption, evaluation by evaluation; a checkpoint is written in both cases.
 
-        Returns:
-            Whether the end was reached.
+        The one who asks may stop asking: then :meth:`save` leaves a checkpoint where the loop stands.
         """
         while True:
             if self._due(self.config.eval_every) and self.progress.evaluated != self.step and not self.interrupted():
-                self._evaluate()
+                found = self._evaluate()
+                if found is not None:
+                    yield found
             if self.interrupted() or self.step >= self.config.steps:
                 break
-            if self._due(self.config.checkpoint.every) and self.saved != self.step and self.step > 0:
-                self._save()
+            if self._due(self.config.checkpoint.every) and self.step > 0:
+                self.save()
             self._advance()
-        if self.saved != self.step:
-            self._save()
+        self.save()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last step is taken and evaluated."""
         return self.step >= self.config.steps and self.progress.evaluated == self.step
 
-    def conclude(self) -> Outcome | None:
+    def save(self) -> None:
+        """A checkpoint of the state in hand, unless there is one."""
+        if self.saved != self.step:
+            self._save()
+
+    def conclude(self, stopped: str = "") -> Outcome | None:
         """Evaluates the selected state on every split of the sources and on the whole target; writes the summary.
+
+        Args:
+            stopped: why the run ends before its last step; empty when it does not.
 
         Returns:
             The outcome; None if the run was interrupted meanwhile.
         """
         undecided = self.config.selection == "last" or self.progress.best_step < 0
+        if undecided:
+            self.save()
         chosen = self.step if undecided else self.progress.best_step
         path = checkpoint_path(self.run_dir, chosen)
         began = time.perf_counter()
@@ -167,7 +194,7 @@ class Training:
         if len(metrics) < len(jobs):
             return None
         self.progress.add("evaluation", time.perf_counter() - began)
-        summary = self._summary(chosen, metrics, path)
+        summary = self._summary(chosen, metrics, path) | ({"stopped": stopped} if stopped else {})
         write_json(self.run_dir / "summary.json", summary)
         return Outcome(summary=summary, metrics=metrics, checkpoint=path)
 
@@ -213,7 +240,8 @@ class Training:
             self.step = records[-1].step + 1
         self.display.steps(records)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> Evaluation | None:
+        """Metrics, selection and records of the state in hand; None when the run is to stop before all are known."""
         began = time.perf_counter()
         jobs = [(domain, "val") for domain in self.config.sources]
         if self.selector.needs_target and self.config.target:
@@ -221,7 +249,7 @@ class Training:
         metrics = self.engine.evaluate(jobs)
         self.progress.add("evaluation", time.perf_counter() - began)
         if len(metrics) < len(jobs):
-            return  # interrupted: the evaluation is made when the run is resumed
+            return None  # the evaluation is made when the run is resumed
         self.progress.evaluated = self.step
         score = self.selector.score({(m.domain, m.split): m for m in metrics}, self.step)
         held = self.progress.best_score
@@ -237,6 +265,7 @@ class Training:
         self.display.evaluation(self.step, metrics, score, best)
         if best:
             self._save(best=True)
+        return Evaluation(step=self.step, values=values)
 
     def _save(self, *, best: bool = False) -> None:
         """Writes a checkpoint; a full disk costs this checkpoint, not the run, as long as there is an older one."""

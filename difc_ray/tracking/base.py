@@ -69,12 +69,13 @@ class Tracker(Protocol):
         """Record a file or directory, under ``folder`` among the run's artifacts."""
         ...
 
-    def model(self, directory: Path, *, step: int) -> None:
+    def model(self, directory: Path, *, step: int, register: str | None = None) -> None:
         """Record a model: a directory with ``weights.safetensors`` and ``model.json``.
 
         Args:
-            directory: the model, as :mod:`difc_ray.tracking.models` reads it.
+            directory: the model, as :mod:`difc_ray.tracking.model_upload` reads it.
             step: the step at which its weights were taken.
+            register: name in the model registry under which it becomes a version; None: it is not registered.
         """
         ...
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from difc_ray.tracking.folder import TrackingFolder
@@ -24,10 +25,13 @@ class UploaderProcess:
         folder: the run's tracking files.
         uri: the tracking URI, with credentials.
         settings: pace and patience.
+        options: more arguments of its command line.
     """
 
-    def __init__(self, folder: TrackingFolder, uri: str, settings: UploadSettings) -> None:
-        self._folder, self._uri, self._settings = folder, uri, settings
+    def __init__(
+        self, folder: TrackingFolder, uri: str, settings: UploadSettings, options: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._uri, self._settings, self._options = folder, uri, settings, options
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -51,7 +55,7 @@ class UploaderProcess:
         self._starts += 1
         with self._folder.log.open("ab") as log, contextlib.suppress(OSError):
             self._process = subprocess.Popen(
-                uploader_command(self._folder.run_dir),
+                uploader_command(self._folder.run_dir, *self._options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -19,6 +19,7 @@ import psutil
 from difc_ray.errors import CheckpointError
 from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
 from difc_ray.tracking.child import UploaderProcess
+from difc_ray.tracking.family import Family
 from difc_ray.tracking.folder import TrackingFolder, read_json
 from difc_ray.tracking.journal import JournalWriter, survey
 from difc_ray.tracking.names import MAX_TAG, clean_key, clean_params, clean_tags, clean_text, figure_path
@@ -28,6 +29,7 @@ from difc_ray.tracking.uris import masked, ui_command, without_credentials
 _log = logging.getLogger(__name__)
 _LOOK_S = 2.0
 _QUIET_S = 60.0
+_FAMILY_END_S = 10.0
 
 
 class MlflowTracker:
@@ -50,6 +52,10 @@ class MlflowTracker:
         settings: pace and patience of the uploader; None: from the environment.
         notice: takes the warnings, sentences for the user (at most one a minute while a server is out of reach); None:
             the log.
+        upload: whether a child process sends the journal; otherwise it is only written, for the uploader of a sweep.
+        parent: the :attr:`key` of the run that this one is nested in; None: of none (a resumed run keeps its own).
+        family: the child sends the journals of all trials below ``run_dir`` too
+            (:class:`~difc_ray.tracking.family.Family`).
 
     Raises:
         CheckpointError: ``run_dir`` has a journal, and ``resume`` is not set.
@@ -64,6 +70,9 @@ class MlflowTracker:
         resume: bool = False,
         settings: UploadSettings | None = None,
         notice: Callable[[str], None] | None = None,
+        upload: bool = True,
+        parent: str | None = None,
+        family: bool = False,
     ) -> None:
         self.folder = TrackingFolder(run_dir.absolute())
         self.experiment = experiment
@@ -80,13 +89,22 @@ class MlflowTracker:
         self._recorded = self._before.last_steps
         self._last_recorded = max(self._recorded.values(), default=-1)
         self._journal = JournalWriter(self.folder.journal, self._before.last_seq)
-        self._child = UploaderProcess(self.folder, uri, self._settings)
+        self._key = self._before.key or uuid.uuid4().hex
+        self._parent = parent or self._before.start.get("parent")
+        self._upload = upload
+        self._family = Family(self.folder) if family else None
+        self._child = UploaderProcess(self.folder, uri, self._settings, ("--family",) if family else ())
         self._names: dict[str, str] = {}
         self._nonfinite: dict[str, tuple[int, int]] = {}
         self._lost = 0
         self._started = False
         self._next_look = self._next_warning = 0.0
         self._summary: TrackingSummary | None = None
+
+    @property
+    def key(self) -> str:
+        """What marks this run in every store, from the beginning; the ``parent`` of the runs nested in it."""
+        return self._key
 
     @property
     def run_id(self) -> str | None:
@@ -103,11 +121,12 @@ class MlflowTracker:
         self._append("start", {
             "run_name": run_name, "experiment": self.experiment, "store": self._store,
             "params": clean_params(params), "tags": clean_tags(tags),
-            "key": self._before.key or uuid.uuid4().hex, "attempt": self._before.attempts,
+            "key": self._key, "attempt": self._before.attempts,
             "pid": os.getpid(), "started": psutil.Process().create_time(), "host": socket.gethostname(),
-        })  # fmt: skip
+        } | ({"parent": self._parent} if self._parent else {}))  # fmt: skip
         self._started = True
-        self._child.start()
+        if self._upload:
+            self._child.start()
 
     def metrics(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Record values of a step; costs the writing of one line."""
@@ -148,10 +167,11 @@ class MlflowTracker:
         if kept := self._keep(path.absolute(), "artifacts"):
             self._append("artifact", {"path": kept, "folder": folder})
 
-    def model(self, directory: Path, *, step: int) -> None:
-        """Record a model; the child saves it in MLflow's format as ``<run>/model`` and uploads that."""
+    def model(self, directory: Path, *, step: int, register: str | None = None) -> None:
+        """Record a model; the child saves it in MLflow's format as ``<run>/model``, uploads and registers that."""
         if kept := self._keep(directory.absolute(), "model-weights"):
-            self._append("model", {"path": kept, "step": int(step)})
+            name = {"register": register} if register else {}
+            self._append("model", {"path": kept, "step": int(step), **name})
 
     def finish(self, status: Status, error: str | None = None, *, drain_s: float | None = None) -> TrackingSummary:
         """End the run, wait for the last records, end the child. A second call returns the same summary."""
@@ -159,7 +179,8 @@ class MlflowTracker:
             try:
                 if self._started:
                     self._say_goodbye(status, error)
-                    self._drain(self._settings.drain_s if drain_s is None else drain_s)
+                    if self._upload:
+                        self._drain(self._settings.drain_s if drain_s is None else drain_s)
             finally:  # also on a second Ctrl-C
                 self._child.end()
                 self._journal.close()
@@ -180,11 +201,12 @@ class MlflowTracker:
                 self._child.start()
             if self._child.wait(min(0.1, max(0.0, deadline - time.monotonic()))) and not self._child.may_start:
                 return
-        self._child.wait(min(1.0, max(0.0, deadline - time.monotonic())))  # it ends by itself when all is sent
+        patience_s = 1.0 if self._family is None else _FAMILY_END_S
+        self._child.wait(min(patience_s, max(0.0, deadline - time.monotonic())))  # it ends by itself when all is sent
 
     def _summarize(self) -> TrackingSummary:
         identity = self.folder.identity(self._store)
-        pending, refused = self._pending(), self.folder.count_refused()
+        pending, refused = self._pending(), self._refused()
         return TrackingSummary(
             uri=masked(self._uri),
             experiment=self.experiment,
@@ -197,20 +219,26 @@ class MlflowTracker:
 
     def _message(self, pending: int, refused: int) -> str | None:
         sentences = []
-        if pending:
+        if pending and self._upload:
             reason = read_json(self.folder.status).get("reason", f"Its log is `{self.folder.log}`")
             sentences.append(
                 f"MLflow at `{masked(self._uri)}` has not taken {_count(pending)} yet. {reason.rstrip('.')}. "
                 f"They are kept; send them with `difc-ray sync {shlex.quote(str(self.folder.run_dir))}`."
             )
         if refused:
-            sentences.append(f"MLflow refused {_count(refused)}; the reasons are in `{self.folder.refused}`.")
+            below = f"`{self.folder.refused}`" if self._family is None else f"`refused.jsonl` below `{self.folder.run_dir}`"
+            sentences.append(f"MLflow refused {_count(refused)}; the reasons are in {below}.")
         if self._lost:
             sentences.append(f"{_count(self._lost)} could not be written to `{self.folder.path}`: is the disk full?")
         return " ".join(sentences) or None
 
     def _pending(self) -> int:
-        return max(0, self._journal.last_seq - self.folder.sent_seq(self._store))
+        own = max(0, self._journal.last_seq - self.folder.sent_seq(self._store))
+        return own + (self._family.pending(self._store) if self._family is not None else 0)
+
+    def _refused(self) -> int:
+        folders = [self.folder, *(self._family.trials() if self._family is not None else ())]
+        return sum(folder.count_refused() for folder in folders)
 
     def _learn(self, name: str) -> str:
         """The key for a new name; a name that had to be changed is noted in a tag, once."""
@@ -251,7 +279,7 @@ class MlflowTracker:
     def _look_after_child(self) -> None:
         """Every two seconds: start a child that crashed again, and say once a minute that records wait."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_look or not self._upload:
             return
         self._next_look = now + _LOOK_S
         if self._child.may_start:

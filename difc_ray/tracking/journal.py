@@ -3,11 +3,11 @@
 A record is ``{"seq": 7, "ts": <milliseconds>, "kind": "metrics", ...}``. Kinds and their fields:
 
 =========  ==================================================================
-start      run_name, experiment, params, tags, key, attempt, store, pid, host
+start      run_name, experiment, params, tags, key, attempt, store, pid, host, parent (the key of the run it is part of)
 metrics    step, values (a value that is not finite is a string: "nan", "inf")
 tags       tags
 artifact   path, folder
-model      path, step
+model      path, step, register
 finish     status, error
 =========  ==================================================================
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 1 << 20
+_TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,14 +157,25 @@ def survey(path: Path) -> JournalSurvey:
 
 def ends_with_finish(path: Path) -> bool:
     """Whether the last record says that the run has ended."""
+    lines = _tail(path).rstrip(b"\n").split(b"\n")
+    return _parse(lines[-1], 0).kind == "finish"
+
+
+def last_seq(path: Path) -> int:
+    """Number of the last record, read from the end of the file; 0 for an absent or empty journal."""
+    *whole, _ = _tail(path).split(b"\n")
+    found = max((_parse(line, 0).seq for line in whole[-3:] if line), default=0)
+    return found or survey(path).last_seq  # what is damaged, or longer than the tail
+
+
+def _tail(path: Path) -> bytes:
+    """The last 64 KiB of a file, nothing of one that is not there."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 65536))
-            lines = file.read().rstrip(b"\n").split(b"\n")
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read()
     except OSError:
-        return False
-    return bool(lines) and _parse(lines[-1], 0).kind == "finish"
+        return b""
 
 
 def _parse(line: bytes, end: int) -> Record:

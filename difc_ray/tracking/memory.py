@@ -32,6 +32,7 @@ class MemoryTracker:
         self.recorded_figures: dict[str, SavesFigure] = {}
         self.recorded_artifacts: list[tuple[Path, str]] = []
         self.recorded_models: list[tuple[Path, int]] = []
+        self.registered_models: list[tuple[str, int]] = []
         self.status: Status | None = None
         self.error: str | None = None
         self.starts = 0
@@ -64,9 +65,11 @@ class MemoryTracker:
         """Keep the path."""
         self.recorded_artifacts.append((path, folder))
 
-    def model(self, directory: Path, *, step: int) -> None:
-        """Keep the directory and its step."""
+    def model(self, directory: Path, *, step: int, register: str | None = None) -> None:
+        """Keep the directory and its step, and the registered name with the step."""
         self.recorded_models.append((directory, step))
+        if register is not None:
+            self.registered_models.append((register, step))
 
     def finish(self, status: Status, error: str | None = None, *, drain_s: float | None = None) -> TrackingSummary:
         """Keep the status; nothing is ever pending."""
