@@ -28,9 +28,7 @@ class UploaderProcess:
         options: more arguments of its command line.
     """
 
-    def __init__(
-        self, folder: TrackingFolder, uri: str, settings: UploadSettings, options: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, folder: TrackingFolder, uri: str, settings: UploadSettings, options: Sequence[str] = ()) -> None:
         self._folder, self._uri, self._settings, self._options = folder, uri, settings, options
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0

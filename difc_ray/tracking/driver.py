@@ -226,7 +226,9 @@ class MlflowTracker:
                 f"They are kept; send them with `difc-ray sync {shlex.quote(str(self.folder.run_dir))}`."
             )
         if refused:
-            below = f"`{self.folder.refused}`" if self._family is None else f"`refused.jsonl` below `{self.folder.run_dir}`"
+            below = (
+                f"`{self.folder.refused}`" if self._family is None else f"`refused.jsonl` below `{self.folder.run_dir}`"
+            )
             sentences.append(f"MLflow refused {_count(refused)}; the reasons are in {below}.")
         if self._lost:
             sentences.append(f"{_count(self._lost)} could not be written to `{self.folder.path}`: is the disk full?")

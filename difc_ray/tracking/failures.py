@@ -20,6 +20,10 @@ class UnavailableError(Exception):
     """The store cannot take anything now; the same records are sent again later."""
 
 
+class ParentAbsentError(UnavailableError):
+    """The run that this one is nested in is not in the store yet; waiting does not bring it, sending it does."""
+
+
 class RefusedError(Exception):
     """The store will never take this record."""
 

@@ -105,6 +105,33 @@ def upload_model(runs: RunStore, folder: TrackingFolder, record: Record) -> None
 
         client.log_outputs(runs.run_id, [LoggedModelOutput(model.model_id, step=record.data["step"])])
     client.finalize_logged_model(model.model_id, "READY")
+    if record.data.get("register"):
+        register_version(runs, model, str(record.data["register"]))
+
+
+def register_version(runs: RunStore, model: Any, name: str) -> None:
+    """Make a logged model a version of a registered one, which is created if need be; once, however often it is asked.
+
+    Args:
+        runs: the run that the model is of.
+        model: the logged model.
+        name: what it is called in the registry.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = runs.client
+    versions = client.search_model_versions(f"run_id = '{runs.run_id}'")
+    if any(version.name == name and version.tags.get(RECORD_TAG) == model.model_id for version in versions):
+        return
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    client.create_model_version(
+        name, model.artifact_location, run_id=runs.run_id, model_id=model.model_id,
+        tags={RECORD_TAG: model.model_id}, await_creation_for=0,
+    )  # fmt: skip
 
 
 def _address(path: Path, logged: Any, run_id: str | None) -> None:

@@ -2,7 +2,8 @@
 
 The cursor moves after a success, so a crash repeats at most the last request. Repetition has no effect because
 everything that is sent has an identity of its own: a metric is (key, step, original time, value), the run is found by
-the key in its tags, a model by its id in ``run.json``, and an artifact by its path.
+the key in its tags, a model by its id in ``run.json``, its version in the registry by that id, and an artifact by its
+path.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from difc_ray.tracking.failures import RefusedError, UnavailableError, judge, re
 from difc_ray.tracking.folder import TrackingFolder, read_json, write_json
 from difc_ray.tracking.journal import Record, read_records
 from difc_ray.tracking.model_upload import export_model, upload_model
-from difc_ray.tracking.runs import KEY_TAG, RunStore
+from difc_ray.tracking.runs import ATTEMPT_TAG, KEY_TAG, PARENT_TAG, RunStore
 from difc_ray.tracking.uris import without_credentials
 
 MAX_METRICS = 1000
@@ -135,6 +136,8 @@ class Replayer:
             actions[record.kind](record)
         except RefusedError as refusal:
             self._refuse(record, refusal)
+        except (KeyError, TypeError, AttributeError) as error:  # not from a request, which is guarded
+            self._refuse(record, RefusedError(f"A journal record must have all its fields. Found {error!r}."))
         self._advance(record)
 
     def _start(self, record: Record) -> None:
@@ -146,6 +149,8 @@ class Replayer:
         changed = {key: value for key, value in data["params"].items() if known.get(key, value) != value}
         self._log_pairs(record, "params", params)
         tags = {f"resume.{data['attempt']}.{key}"[:250]: value for key, value in changed.items()}
+        tags |= {ATTEMPT_TAG: str(data["attempt"])} if data["attempt"] else {}
+        tags |= {PARENT_TAG: self._runs.parent_id} if self._runs.parent_id else {}
         self._log_pairs(record, "tags", {**data["tags"], **tags, KEY_TAG: data["key"]})
 
     def _log_pairs(self, record: Record, field: str, pairs: Mapping[str, str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from difc_ray.tracking.failures import UnavailableError
+from difc_ray.tracking.failures import ParentAbsentError, UnavailableError
+from difc_ray.tracking.family import parent_folder
 from difc_ray.tracking.folder import TrackingFolder, read_json, write_json
 from difc_ray.tracking.lock import exclusive
 from difc_ray.tracking.names import clean_key
@@ -15,6 +17,10 @@ from difc_ray.tracking.uris import masked, sqlite_path, without_credentials
 
 KEY_TAG = "difc_ray.run_key"
 """Tag by which a run is found when the answer to its creation was lost."""
+PARENT_TAG = "mlflow.parentRunId"
+"""Tag with which MLflow shows a run below another one."""
+ATTEMPT_TAG = "difc_ray.attempt"
+"""Tag with the number of a run's last continuation, whose ``resume.<n>.<name>`` tags hold; absent before the first."""
 _DATABASE_SETUP_S = 120.0
 
 
@@ -35,6 +41,8 @@ class RunStore:
         identity = folder.identity(self._store)
         self.run_id: str | None = identity.get("run_id")
         self.experiment_id: str | None = identity.get("experiment_id")
+        self.parent_id: str | None = None
+        """The run that this one is nested in, once :meth:`open` has found it."""
         self.models: dict[str, str] = dict(identity.get("models", {}))
 
     @property
@@ -53,10 +61,16 @@ class RunStore:
         Args:
             start: the record's fields.
             ts: its time in ms.
+
+        Raises:
+            ParentAbsentError: the run that this one is nested in is not in the store.
         """
         self.key = str(start["key"])
-        if self.run_id is None:
+        if self.experiment_id is None:
             self.experiment_id = self._experiment(str(start["experiment"]))
+        if start.get("parent"):
+            self.parent_id = self._parent(str(start["parent"]))
+        if self.run_id is None:
             self.run_id = self._created_before() or self._create(start, ts)
             self.remember()
         if start["attempt"]:
@@ -133,25 +147,39 @@ class RunStore:
         return (base / "mlartifacts" / clean_key(experiment).replace("/", "_").replace(":", "_")).as_uri()
 
     def _create(self, start: Mapping[str, Any], ts: int) -> str:
+        nested = {PARENT_TAG: self.parent_id} if self.parent_id else {}
         run = self.client.create_run(
-            self.experiment_id, start_time=ts, run_name=start["run_name"], tags={KEY_TAG: self.key}
+            self.experiment_id, start_time=ts, run_name=start["run_name"], tags={KEY_TAG: self.key, **nested}
         )
         return str(run.info.run_id)
 
     def _created_before(self) -> str | None:
-        twins = self._with_key()
+        twins = self._with_key(self.key)
         return twins[0] if twins else None
 
-    def _with_key(self) -> list[str]:
-        """The runs of this journal in the store, oldest first; more than one after an answer was lost."""
-        found = self.client.search_runs([self.experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{self.key}'")
+    def _parent(self, key: str) -> str:
+        """The run of that key; of several, the one that the sweep's own files name, because the others will go."""
+        found = self._with_key(key)
+        above = parent_folder(self._folder)
+        if not found:
+            what = f"`difc-ray sync {shlex.quote(str(above.run_dir))}`" if above else "`difc-ray sync` of its folder"
+            raise ParentAbsentError(
+                f"The sweep that this run is a trial of is not on `{masked(self.uri)}` yet. Send the whole sweep with "
+                f"{what}."
+            )
+        named = above.identity(self._store).get("run_id") if above else None
+        return str(named) if named in found else found[0]
+
+    def _with_key(self, key: str) -> list[str]:
+        """The runs of a journal in the store, oldest first; more than one after an answer was lost."""
+        found = self.client.search_runs([self.experiment_id], filter_string=f"tags.`{KEY_TAG}` = '{key}'")
         return [run.info.run_id for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))]
 
     def _remove_twins(self) -> None:
         """Delete runs that a creation request made after its answer had been given up for lost."""
         if not self.key:
             self.key = self.client.get_run(self.run_id).data.tags.get(KEY_TAG, "")
-        for run_id in self._with_key() if self.key else ():
+        for run_id in self._with_key(self.key) if self.key else ():
             if run_id != self.run_id:
                 self.client.delete_run(run_id)
 

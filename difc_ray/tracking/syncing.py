@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from difc_ray.errors import CheckpointError, DifcError
 from difc_ray.tracking.child import EXIT_IN_USE, uploader_command, uploader_environ
+from difc_ray.tracking.family import Family
 from difc_ray.tracking.folder import TrackingFolder, read_json
-from difc_ray.tracking.journal import JournalSurvey, survey
+from difc_ray.tracking.journal import JournalSurvey, last_seq, survey
 from difc_ray.tracking.lock import FolderLock
 from difc_ray.tracking.settings import UploadSettings
 from difc_ray.tracking.uris import masked, resolve_uri, ui_command, without_credentials
@@ -34,15 +35,18 @@ class SyncReport:
     ui_command: str
     message: str | None = None
     """Why records still wait."""
+    trials: int = 0
+    """Trials among what was sent, if the folder is a sweep's."""
 
 
 def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> SyncReport:
     """Send the rest of a run's journal to MLflow; to another store than before, all of it.
 
-    A run whose process died without a word gets the status KILLED.
+    Of a sweep the journals of all trials are sent too, after its own; the report counts them all. A run whose process
+    died without a word gets the status KILLED.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the folder of a run or of a sweep.
         uri: where to; None: where the run was recorded before (with the credentials of ``MLFLOW_TRACKING_URI``, if that
             is the same store).
         patience_s: seconds of failures after which to give up.
@@ -60,21 +64,24 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
         )
     target = resolve_uri(uri, run_dir.parent, {}) if uri else _former_uri(known, os.environ)
     store = without_credentials(target)
-    before = folder.sent_seq(store)
+    folders = [folder, *Family(folder).trials()]
+    before = sum(each.sent_seq(store) for each in folders)
     _refuse_if_in_use(folder)
-    code = _run_uploader(folder, target, patience_s)
+    code = _run_uploader(folder, target, patience_s, ["--family"] if len(folders) > 1 else [])
     if code == EXIT_IN_USE:
         _refuse_if_in_use(folder)
-    identity, done = folder.identity(store), folder.sent_seq(store)
-    pending = max(0, known.last_seq - done)
+    identity, done = folder.identity(store), sum(each.sent_seq(store) for each in folders)
+    waiting = [last_seq(each.journal) - each.sent_seq(store) for each in folders]
+    pending = sum(max(0, records) for records in waiting)
     return SyncReport(
         uri=masked(target),
         run_id=identity.get("run_id"),
         sent=done - before,
         pending=pending,
-        refused=folder.count_refused(),
+        refused=sum(each.count_refused() for each in folders),
         ui_command=ui_command(target, identity.get("experiment_id"), identity.get("run_id")),
         message=read_json(folder.status).get("reason", f"See `{folder.log}`.") if pending else None,
+        trials=len(folders) - 1,
     )
 
 
@@ -91,9 +98,9 @@ def _refuse_if_in_use(folder: TrackingFolder) -> None:
     lock.release()
 
 
-def _run_uploader(folder: TrackingFolder, uri: str, patience_s: float) -> int:
+def _run_uploader(folder: TrackingFolder, uri: str, patience_s: float, options: Sequence[str]) -> int:
     """Run the uploader to its end as a child: what it imports, logs and sets stays out of this process."""
-    command = uploader_command(folder.run_dir, "--once", "--patience-s", str(patience_s))
+    command = uploader_command(folder.run_dir, "--once", "--patience-s", str(patience_s), *options)
     try:
         with folder.log.open("ab") as log:
             process = subprocess.Popen(

@@ -1,7 +1,8 @@
 """The uploader: a child of the process that trains, and the only process of a run that imports mlflow.
 
-``python -m difc_ray.tracking.uploader RUN_DIR --parent PID`` follows the journal until its end;
-``--once`` sends what there is and ends. The tracking URI comes in the environment (``DIFC_RAY_TRACKING_URI``).
+``python -m difc_ray.tracking.uploader RUN_DIR --parent PID`` follows the journal until its end; ``--once`` sends what
+there is and ends; with ``--family`` RUN_DIR is a sweep, whose trials are sent too. The tracking URI comes in the
+environment (``DIFC_RAY_TRACKING_URI``).
 Exit codes: 0 all sent, 3 another process has the folder, 4 the store stayed unavailable.
 """
 
@@ -12,26 +13,23 @@ import contextlib
 import ctypes
 import io
 import os
-import random
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from difc_ray.errors import CheckpointError
-from difc_ray.tracking.child import EXIT_IN_USE, EXIT_UNAVAILABLE
-from difc_ray.tracking.failures import UnavailableError
-from difc_ray.tracking.folder import TrackingFolder, write_json
-from difc_ray.tracking.journal import ends_with_finish, survey
-from difc_ray.tracking.lock import FolderLock, process_alive
+from difc_ray.tracking.child import EXIT_IN_USE
+from difc_ray.tracking.family_upload import FamilyUploader
+from difc_ray.tracking.folder import TrackingFolder
+from difc_ray.tracking.lock import FolderLock
 from difc_ray.tracking.names import hide_secrets
 from difc_ray.tracking.replay import Replayer
+from difc_ray.tracking.sending import Uploader
 from difc_ray.tracking.settings import URI_VARIABLE, UploadSettings
 
-_POLL_S = 0.1
 _LOCK_WAIT_S = 15.0
 _PR_SET_PDEATHSIG = 1
 
@@ -43,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--kernel-guard", action="store_true", help="ask the kernel to end us with the parent's thread")
     parser.add_argument("--once", action="store_true")
+    parser.add_argument("--family", action="store_true", help="send the trials below the folder as well")
     parser.add_argument("--patience-s", type=float, default=0.0, help="with --once: give up after so long a failure")
     given = parser.parse_args(arguments)
     _end_with(given.parent, given.kernel_guard)
@@ -58,83 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = UploadSettings.from_environ()
         _configure_client(settings)
-        uploader = Uploader(folder, Replayer(given.run_dir, os.environ[URI_VARIABLE]), settings)
+        uri = os.environ[URI_VARIABLE]
+        own = Uploader(folder, Replayer(given.run_dir, uri), settings)
+        uploader = FamilyUploader(own, uri) if given.family else own
         return uploader.send_once(given.patience_s) if given.once else uploader.follow()
     finally:
         lock.release()
-
-
-@dataclass
-class Uploader:
-    """Calls the replayer at its pace.
-
-    Args:
-        folder: the run's tracking files.
-        replayer: what sends.
-        settings: pace and patience.
-    """
-
-    folder: TrackingFolder
-    replayer: Replayer
-    settings: UploadSettings
-    failures: int = 0
-    _failing_since: float | None = None
-
-    def follow(self) -> int:
-        """Send what the journal gets until it says that the run has ended and all of it is sent."""
-        while True:
-            if self.attempt():
-                if self.replayer.ended:
-                    return 0
-                self._wait(self.settings.flush_s, at_the_end=0.0)
-            else:
-                self._wait(self.backoff_s(), at_the_end=self.settings.backoff_first_s)
-
-    def send_once(self, patience_s: float) -> int:
-        """Send what there is; after ``patience_s`` seconds of failures give up."""
-        while not self.attempt():
-            if time.time() - (self._failing_since or 0.0) >= patience_s:
-                return EXIT_UNAVAILABLE
-            time.sleep(min(self.backoff_s(), max(0.1, patience_s / 4)))
-        known = survey(self.folder.journal)
-        start = known.start
-        if start and not known.finished and not process_alive(start["pid"], start["started"], start["host"]):
-            with contextlib.suppress(UnavailableError):
-                self.replayer.close_abandoned_run(known.last_ts)
-        return 0
-
-    def attempt(self) -> bool:
-        """Send what there is now; False if the store was unavailable."""
-        try:
-            self.replayer.pump()
-        except UnavailableError as error:
-            self.failures += 1
-            self._failing_since = self._failing_since or time.time()
-            write_json(self.folder.status, {"state": "waiting", "since": self._failing_since, "reason": str(error)})
-            print(f"{time.strftime('%H:%M:%S')} not sent ({self.failures}): {error}", flush=True)
-            if ends_with_finish(self.folder.journal):
-                self.replayer.export_models()
-            return False
-        if self.failures or not self.folder.status.exists():
-            write_json(self.folder.status, {"state": "ok"})
-        self.failures, self._failing_since = 0, None
-        return True
-
-    def backoff_s(self) -> float:
-        """Seconds until the next attempt: doubling up to the bound, with jitter, so that runs do not come in step."""
-        bound = self.settings.backoff_first_s * 2.0 ** min(self.failures - 1, 30)
-        return min(bound, self.settings.backoff_max_s) * random.uniform(0.5, 1.0)
-
-    def _wait(self, seconds: float, at_the_end: float) -> None:
-        """Wait, but only ``at_the_end`` seconds once the run has ended, because then somebody waits for us."""
-        began, size = time.monotonic(), -1
-        while (waited := time.monotonic() - began) < seconds:
-            with contextlib.suppress(OSError):
-                now = self.folder.journal.stat().st_size
-                if now != size and ends_with_finish(self.folder.journal):
-                    seconds = min(seconds, at_the_end)
-                size = now
-            time.sleep(min(_POLL_S, max(0.0, seconds - waited)))
 
 
 def _end_with(parent: int, kernel_guard: bool) -> None:

@@ -36,7 +36,7 @@ from difc_ray.tracking.lock import FolderLock, exclusive
 from difc_ray.tracking.names import clean_key, clean_params, clean_tags, clean_text, figure_path, hide_secrets
 from difc_ray.tracking.replay import Replayer
 from difc_ray.tracking.runs import KEY_TAG, RunStore
-from difc_ray.tracking.uploader import Uploader
+from difc_ray.tracking.sending import Uploader
 from difc_ray.tracking.uris import ui_command, without_credentials
 
 
