@@ -1,4 +1,4 @@
-"""A sweep's folder: ``tracking/`` of the sweep itself, and ``trials/<name>/``, run folders with journals of their own."""
+"""A sweep's folder: ``tracking/`` of the sweep itself, and ``trials/<name>/``, each a run folder with its journal."""
 
 from __future__ import annotations
 

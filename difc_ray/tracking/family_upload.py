@@ -170,7 +170,7 @@ class FamilyUploader:
         return complete
 
     def close_abandoned(self) -> bool:
-        """Close the trials that were sent and whose processes died without a word; False if one lives without an end."""
+        """Close the trials that were sent and whose processes died without a word; False if one is still at work."""
         settled = True
         for trial in self.trials.values():
             if trial.reason or trial.failures or ends_with_finish(trial.folder.journal):

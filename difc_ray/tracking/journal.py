@@ -183,6 +183,8 @@ def _parse(line: bytes, end: int) -> Record:
         data = json.loads(line)
         if data["kind"] == "metrics":
             _ = int(data["step"]), data["values"].items()
+        elif data["kind"] == "start":
+            _ = data["key"]
         return Record(seq=int(data["seq"]), ts=int(data["ts"]), kind=str(data["kind"]), data=data, end=end)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Record(seq=0, ts=0, kind="damaged", data={"line": line[:200].decode("utf-8", "replace")}, end=end)

@@ -22,6 +22,8 @@ from difc_ray.tracking.model_upload import export_model, upload_model
 from difc_ray.tracking.runs import ATTEMPT_TAG, KEY_TAG, PARENT_TAG, RunStore
 from difc_ray.tracking.uris import without_credentials
 
+START_FIELDS = frozenset({"run_name", "experiment", "params", "tags", "key", "attempt", "pid", "started", "host"})
+"""What a ``start`` record must have."""
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 _CHUNK_BYTES = 4 << 20
@@ -110,6 +112,7 @@ class Replayer:
         if not records:
             return
         try:
+            self._need_run()
             for batch in _batches(_metrics(records), MAX_METRICS):
                 self._guarded(lambda batch=batch: self._runs.log(metrics=batch))
         except RefusedError as refusal:
@@ -133,6 +136,8 @@ class Replayer:
         try:
             if record.kind not in actions:
                 raise RefusedError(f"A journal record must have a known kind. Found `{record.kind}`.")
+            if record.kind != "start":
+                self._need_run()
             actions[record.kind](record)
         except RefusedError as refusal:
             self._refuse(record, refusal)
@@ -143,6 +148,8 @@ class Replayer:
     def _start(self, record: Record) -> None:
         """Create or find the run, and tell it its parameters; those that a resumed run changed become tags."""
         data = record.data
+        if missing := sorted(START_FIELDS - data.keys()):
+            raise RefusedError(f"The first record of a run must have all its fields. Found none called {missing}.")
         self._guarded(lambda: self._runs.open(data, record.ts), record, prerequisite=True)
         known = self._guarded(self._runs.params, record, prerequisite=True)
         params = {key: value for key, value in data["params"].items() if key not in known}
@@ -152,6 +159,11 @@ class Replayer:
         tags |= {ATTEMPT_TAG: str(data["attempt"])} if data["attempt"] else {}
         tags |= {PARENT_TAG: self._runs.parent_id} if self._runs.parent_id else {}
         self._log_pairs(record, "tags", {**data["tags"], **tags, KEY_TAG: data["key"]})
+
+    def _need_run(self) -> None:
+        """What follows a first record that was refused has nowhere to go."""
+        if self._runs.run_id is None:
+            raise RefusedError("The record that begins the run is damaged or missing.")
 
     def _log_pairs(self, record: Record, field: str, pairs: Mapping[str, str]) -> None:
         """Params or tags in batches; a refused batch is repeated one by one, so that it costs only the bad ones."""

@@ -12,7 +12,7 @@ from difc_ray.tracking.failures import ParentAbsentError, UnavailableError
 from difc_ray.tracking.folder import TrackingFolder, write_json
 from difc_ray.tracking.journal import ends_with_finish, survey
 from difc_ray.tracking.lock import process_alive
-from difc_ray.tracking.replay import Replayer
+from difc_ray.tracking.replay import START_FIELDS, Replayer
 from difc_ray.tracking.settings import UploadSettings
 
 _POLL_S = 0.1
@@ -61,7 +61,7 @@ class Uploader:
         """End a run whose process died without a word as KILLED; False if it has no end because it is still at work."""
         known = survey(self.folder.journal)
         start = known.start
-        if start and not known.finished:
+        if start.keys() >= START_FIELDS and not known.finished:
             if process_alive(start["pid"], start["started"], start["host"]):
                 return False
             with contextlib.suppress(UnavailableError):

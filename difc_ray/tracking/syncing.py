@@ -57,7 +57,7 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
     """
     folder = TrackingFolder(run_dir.absolute())
     known = survey(folder.journal)
-    if not known.start:
+    if "store" not in known.start:
         raise CheckpointError(
             f"a run folder must have a journal, got none (`{folder.journal}`). Give the folder of a run with "
             "`tracking.mode: on`."

@@ -1,0 +1,166 @@
+"""A sweep and its trials through one uploader: nested, in any order of events, none held up by another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from difc_ray.tracking import MlflowTracker, TrackingFolder, UploadSettings, resolve_uri, sync
+from difc_ray.tracking.lock import FolderLock
+from tests.mlflow.servers import MlflowServer, free_port, wait_until
+from tests.mlflow.test_round_trip import client, points, write_model
+
+pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
+
+ABANDONED = """
+import sys, time
+from pathlib import Path
+from difc_ray.tracking import MlflowTracker
+tracker = MlflowTracker(Path(sys.argv[1]), sys.argv[2], "sweep", upload=False, parent=sys.argv[3])
+tracker.start(run_name="killed", params={"lr": 3}, tags={})
+tracker.metrics(0, {"loss": 3.0})
+print("written", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "sweep"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def journal_of_a_trial(sweep: Path, uri: str, name: str, parent: str, value: float) -> MlflowTracker:
+    """A trial that only writes its journal, and has ended."""
+    tracker = MlflowTracker(sweep / "trials" / name, uri, "sweep", upload=False, parent=parent)
+    tracker.start(run_name=name, params={"lr": value}, tags={})
+    for step in range(5):
+        tracker.metrics(step, {"loss": value + step})
+    summary = tracker.finish("FINISHED")
+    assert tracker.uploader_pid is None
+    assert (summary.message, summary.refused) == (None, 0)
+    return tracker
+
+
+def left_behind(sweep: Path, uri: str, name: str, parent: str) -> None:
+    """A trial whose process is killed before it says how it ended."""
+    command = [sys.executable, "-c", ABANDONED, str(sweep / "trials" / name), uri, parent]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        process.kill()
+
+
+def runs_by_name(uri: str) -> dict[str, object]:
+    store = client(uri)
+    found = store.search_runs([store.get_experiment_by_name("sweep").experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def test_one_uploader_sends_a_sweep_and_its_trials(tmp_path: Path, sweep: Path, quick: UploadSettings) -> None:
+    uri = resolve_uri(None, tmp_path, {})
+    parent = MlflowTracker(sweep, uri, "sweep", settings=quick, family=True)
+    journal_of_a_trial(sweep, uri, "before", parent.key, 1.0)
+    damaged = sweep / "trials" / "damaged" / "tracking"
+    damaged.mkdir(parents=True)
+    (damaged / "journal.jsonl").write_text('{"seq":1,"ts":1,"kind":"start","key":"k"}\nnoise\n{"seq":2,"ts"')
+    parent.start(run_name="sweep", params={"samples": 3}, tags={"kind": "sweep"})
+    parent.metrics(0, {"best": 1.0})
+    wait_until(lambda: sent(sweep, "before", uri) == 7, 40, "the first trial has arrived")
+    lock = FolderLock(TrackingFolder(sweep / "trials" / "locked").lock)
+    lock.path.parent.mkdir(parents=True)
+    lock.acquire()  # as `difc-ray sync` on this trial does
+    journal_of_a_trial(sweep, uri, "locked", parent.key, 4.0)
+    journal_of_a_trial(sweep, uri, "during", parent.key, 2.0)
+    left_behind(sweep, uri, "killed", parent.key)
+    wait_until(lambda: sent(sweep, "killed", uri) == 2 and sent(sweep, "during", uri) == 7, 40, "the others have too")
+    children = psutil.Process().children()
+    assert len([child for child in children if "difc_ray.tracking.uploader" in child.cmdline()]) == 1
+    assert sent(sweep, "locked", uri) == 0
+    lock.release()
+    summary = parent.finish("FINISHED")
+
+    assert (summary.pending, summary.refused) == (0, 2)  # a line that is noise, and a beginning without its fields
+    assert "below" in str(summary.message)
+    runs = runs_by_name(uri)
+    assert set(runs) == {"sweep", "before", "during", "locked", "killed"}
+    nested = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    assert nested == {"sweep": None, **dict.fromkeys(("before", "during", "locked", "killed"), summary.run_id)}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "sweep": "FINISHED", "before": "FINISHED", "during": "FINISHED", "locked": "FINISHED", "killed": "KILLED",
+    }  # fmt: skip
+    assert "without a word" in runs["killed"].data.tags["error"]
+    assert points(uri, runs["during"].info.run_id, "loss") == [(step, 2.0 + step) for step in range(5)]
+    assert runs["during"].data.params == {"lr": "2.0"}
+    assert not [name for name in ("before", "during", "locked", "killed") if lock_held(sweep / "trials" / name)]
+
+
+def sent(sweep: Path, trial: str, uri: str) -> int:
+    return TrackingFolder(sweep / "trials" / trial).sent_seq(uri)
+
+
+def lock_held(run_dir: Path) -> bool:
+    return bool(TrackingFolder(run_dir).lock.read_text())
+
+
+def test_a_sweep_whose_store_was_away_is_sent_by_sync(
+    mlflow_server: MlflowServer, sweep: Path, quick: UploadSettings
+) -> None:
+    """The server is not there until the sweep has ended; a trial alone cannot be sent before its sweep."""
+    away = f"http://127.0.0.1:{free_port()}"
+    parent = MlflowTracker(sweep, away, "sweep", settings=quick, family=True)
+    parent.start(run_name="sweep", params={}, tags={"kind": "sweep"})
+    for n, name in enumerate(("a", "b")):
+        journal_of_a_trial(sweep, away, name, parent.key, float(n))
+    summary = parent.finish("FINISHED", drain_s=0.2)
+    assert summary.pending == 2 + 7 + 7
+    assert f"difc-ray sync {sweep}" in str(summary.message)
+
+    began = time.monotonic()
+    alone = sync(sweep / "trials" / "a", mlflow_server.url)
+    assert time.monotonic() - began < 15  # it does not wait for what cannot come
+    assert (alone.sent, alone.pending, alone.run_id) == (0, 7, None)
+    assert f"Send the whole sweep with `difc-ray sync {sweep}`" in str(alone.message)
+
+    report = sync(sweep, mlflow_server.url)
+    assert (report.sent, report.pending, report.refused, report.message, report.trials) == (16, 0, 0, None, 2)
+    runs = runs_by_name(mlflow_server.url)
+    assert {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()} == {
+        "sweep": None, "a": report.run_id, "b": report.run_id,
+    }  # fmt: skip
+    assert points(mlflow_server.url, runs["b"].info.run_id, "loss") == [(step, 1.0 + step) for step in range(5)]
+    assert runs["sweep"].info.run_id == report.run_id
+
+
+@pytest.mark.parametrize("store", ["server", "sqlite"])
+def test_a_model_is_registered_once(
+    request: pytest.FixtureRequest, tmp_path: Path, run_dir: Path, quick: UploadSettings, store: str
+) -> None:
+    """However often its record is sent: the second time the cursor was lost, and what was registered is known by tag."""
+    is_server = store == "server"
+    uri = request.getfixturevalue("mlflow_server").url if is_server else resolve_uri(None, tmp_path, {})
+    tracker = MlflowTracker(run_dir, uri, "registry", settings=quick)
+    tracker.start(run_name="r", params={}, tags={})
+    write_model(run_dir / "best")
+    tracker.model(run_dir / "best", step=4, register="digits-best")
+    summary = tracker.finish("FINISHED")
+    assert (summary.pending, summary.refused) == (0, 0)
+    tracker.folder.cursor.unlink()
+    assert sync(run_dir).sent == 3
+
+    (version,) = client(uri).search_model_versions("name = 'digits-best'")
+    (model,) = client(uri).search_logged_models([client(uri).get_run(summary.run_id).info.experiment_id])
+    assert (version.version, version.run_id, version.model_id) in (
+        (1, summary.run_id, model.model_id),
+        ("1", summary.run_id, model.model_id),
+    )
+    assert Path(client(uri).get_model_version_download_uri("digits-best", "1").split("/")[-2]).name
