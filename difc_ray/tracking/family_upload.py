@@ -43,6 +43,7 @@ class Trial:
     failing_since: float = 0.0
     _failed_at: float = 0.0
     _delay_s: float = 0.0
+    _skipped: bool = False
 
     def due(self, bound_s: float) -> bool:
         """Whether enough time has passed since its last failure, of which ``bound_s`` seconds are always enough."""
@@ -54,9 +55,12 @@ class Trial:
             try:
                 FolderLock(self.folder.lock).acquire()
             except CheckpointError as error:
-                print(error, flush=True)
+                if not self._skipped:
+                    print(f"Skipped for now: {error}", flush=True)
+                self._skipped = True
                 self._failed_at, self._delay_s = time.monotonic(), settings.backoff_first_s
                 return None
+            self._skipped = False
             self.uploader = Uploader(self.folder, Replayer(self.folder.run_dir, uri), settings)
         return self.uploader
 

@@ -141,26 +141,31 @@ def test_a_sweep_whose_store_was_away_is_sent_by_sync(
     assert runs["sweep"].info.run_id == report.run_id
 
 
-@pytest.mark.parametrize("store", ["server", "sqlite"])
-def test_a_model_is_registered_once(
-    request: pytest.FixtureRequest, tmp_path: Path, run_dir: Path, quick: UploadSettings, store: str
+def test_a_model_is_registered_once_on_a_server_and_in_sqlite(
+    mlflow_server: MlflowServer, tmp_path: Path, run_dir: Path, quick: UploadSettings
 ) -> None:
-    """However often its record is sent: the second time the cursor was lost, and what was registered is known by tag."""
-    is_server = store == "server"
-    uri = request.getfixturevalue("mlflow_server").url if is_server else resolve_uri(None, tmp_path, {})
-    tracker = MlflowTracker(run_dir, uri, "registry", settings=quick)
+    """However often its record is sent: the second time because the cursor was lost."""
+    import mlflow
+
+    tracker = MlflowTracker(run_dir, mlflow_server.url, "registry", settings=quick)
     tracker.start(run_name="r", params={}, tags={})
     write_model(run_dir / "best")
     tracker.model(run_dir / "best", step=4, register="digits-best")
-    summary = tracker.finish("FINISHED")
-    assert (summary.pending, summary.refused) == (0, 0)
+    assert tracker.finish("FINISHED").pending == 0
     tracker.folder.cursor.unlink()
     assert sync(run_dir).sent == 3
+    sqlite = resolve_uri(None, tmp_path, {})
+    assert sync(run_dir, sqlite).sent == 3
 
-    (version,) = client(uri).search_model_versions("name = 'digits-best'")
-    (model,) = client(uri).search_logged_models([client(uri).get_run(summary.run_id).info.experiment_id])
-    assert (version.version, version.run_id, version.model_id) in (
-        (1, summary.run_id, model.model_id),
-        ("1", summary.run_id, model.model_id),
-    )
-    assert Path(client(uri).get_model_version_download_uri("digits-best", "1").split("/")[-2]).name
+    former = mlflow.get_tracking_uri()
+    for uri in (mlflow_server.url, sqlite):
+        identity = tracker.folder.identity(uri)
+        (version,) = client(uri).search_model_versions("name = 'digits-best'")
+        (model,) = client(uri).search_logged_models([identity["experiment_id"]])
+        assert version.run_id == identity["run_id"]
+        mlflow.set_tracking_uri(uri)
+        try:
+            assert mlflow.models.get_model_info(f"models:/digits-best/{version.version}").model_id == model.model_id
+        finally:
+            mlflow.set_tracking_uri(former)
+    assert tracker.folder.count_refused() == 0
