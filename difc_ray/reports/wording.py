@@ -1,0 +1,111 @@
+"""The words and numbers of a comparison, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+from difc_ray.evaluation import Choice
+from difc_ray.reports.comparison import Comparison, Estimate, Method
+from difc_ray.reports.statistics import Difference
+
+
+def estimate(value: Estimate, *, count: bool = False) -> str:
+    """An accuracy in percent with its standard error.
+
+    >>> estimate(Estimate(n=3, mean=0.5, error=0.012)), estimate(Estimate(n=1, mean=0.5)), estimate(Estimate(n=0))
+    ('50.0 ± 1.2 %', '50.0 %', '')
+    """
+    if value.mean is None:
+        return ""
+    error = "" if value.error is None else f" ± {100 * value.error:.1f}"
+    return f"{100 * value.mean:.1f}{error} %{f' (n = {value.n})' if count else ''}"
+
+
+def difference(found: Difference | None) -> str:
+    """A paired difference in points with its interval and the number of pairs.
+
+    >>> difference(Difference(n=3, mean=0.021, low=0.004, high=0.035))
+    '+2.1 [+0.4, +3.5], 3 pairs'
+    >>> difference(Difference(n=1, mean=0.021)), difference(Difference(n=0))
+    ('+2.1, 1 pair: no interval', 'no pairs')
+    """
+    if found is None:
+        return ""
+    if found.mean is None:
+        return "no pairs"
+    if found.low is None or found.high is None:
+        return f"{100 * found.mean:+.1f}, 1 pair: no interval"
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}], {found.n} pairs"
+
+
+def rank(method: Method) -> str:
+    """A place; `=` after it when the method is tied with another."""
+    return f"{method.rank.place}{'=' if method.rank.tied else ''}"
+
+
+def tied(method: Method) -> str:
+    """The methods that cannot be told apart from this one."""
+    return ", ".join(method.rank.tied)
+
+
+def pick(comparison: Comparison, choice: Choice) -> str:
+    """What a rule picked: setting and method."""
+    setting = comparison.setting(choice.point)
+    return "" if setting is None else f"{setting.label} ({setting.method})"
+
+
+def choice_target(choice: Choice) -> str:
+    """Target accuracy of a pick."""
+    return estimate(Estimate(n=choice.seeds, mean=choice.target, error=choice.target_error))
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """What the comparison says, in a few sentences: is it better, and by how much?"""
+    where = f"on {comparison.target}" if comparison.ranked_by == "target" else "in validation"
+    picked = next(choice for choice in comparison.choices if choice.rule == comparison.selection)
+    setting = comparison.setting(picked.point)
+    told = []
+    if setting is not None:
+        reached = f" and reaches {choice_target(picked)} on {comparison.target}" if picked.target is not None else ""
+        values = ", ".join(f"{key} {value}" for key, value in setting.values.items() if value)
+        told.append(
+            f"Selection by `{comparison.selection}` picks `{setting.method}`"
+            f"{f' with {values}' if values else ''}{reached}."
+        )
+    if comparison.baseline is None:
+        return told
+    compared = [method for method in comparison.methods if method.difference is not None]
+    itself = setting is not None and setting.method == comparison.baseline
+    if itself:
+        told.append("That is the baseline itself.")
+    told += [
+        _against(method, comparison.baseline, where)
+        for method in compared
+        if setting is not None and method.name == setting.method
+    ]
+    ahead = [method.name for method in compared if method.difference is not None and method.difference.above]
+    same = [method.name for method in compared if method.difference is not None and method.difference.tied]
+    behind = [method.name for method in compared if method.name not in (*ahead, *same)]
+    if len(compared) > 1 or (compared and itself):
+        told.append(
+            f"Compared with `{comparison.baseline}` {where}: {len(ahead)} ahead{_named(ahead)}, {len(same)} that "
+            f"cannot be told apart{_named(same)}, {len(behind)} behind{_named(behind)}."
+        )
+    return told
+
+
+def _against(method: Method, baseline: str, where: str) -> str:
+    found = method.difference
+    assert found is not None, "only compared methods are asked for"
+    if found.low is None:
+        return f"Against `{baseline}` {where} there are too few pairs of seeds to say anything ({difference(found)})."
+    interval = (
+        f"{100 * (found.mean or 0):+.1f} points, 95 % interval {100 * found.low:+.1f} to {100 * (found.high or 0):+.1f}"
+    )
+    told = "cannot be told apart from" if found.tied else "is ahead of" if found.above else "is behind"
+    return f"It {told} `{baseline}` {where}: {interval}, {found.n} pairs."
+
+
+def _named(names: list[str]) -> str:
+    """Up to three names in brackets."""
+    if not names:
+        return ""
+    return f" ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
