@@ -20,7 +20,7 @@ from torch import Tensor
 from difc_ray.config import Config, metric_kind
 from difc_ray.curvature import HeadCurvature, rademacher
 from difc_ray.determinism import derive_seed
-from difc_ray.domains import DATASETS, DatasetFamily, Domain
+from difc_ray.domains import DatasetFamily, Domain, open_domain, open_family
 from difc_ray.losses import LOSSES, Loss
 from difc_ray.models import Model, build_model
 from difc_ray.objectives import OBJECTIVES, Measurement, Objective, ObjectiveOptions, Vectors
@@ -127,12 +127,12 @@ def objective_of(config: Config) -> Objective:
 
 def family_of(config: Config) -> DatasetFamily:
     """The configured dataset."""
-    return DATASETS.get(config.dataset)(config.dataset_options, config.root, config.seed)
+    return open_family(config.dataset, config.dataset_options, config.root, config.seed)
 
 
 def load_domain(config: Config, domain: str) -> Domain:
     """One domain of the configured dataset."""
-    return family_of(config).load(domain)
+    return open_domain(config.dataset, family_of(config), domain)
 
 
 def model_of(config: Config) -> tuple[Model, Loss]:

@@ -70,8 +70,8 @@ class Signals:
 
     @property
     def name(self) -> str:
-        """The signal's name."""
-        return signal.Signals(self.number).name
+        """The signal's name; empty while none has come."""
+        return signal.Signals(self.number).name if self.number else ""
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.number:

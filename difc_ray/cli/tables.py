@@ -18,7 +18,7 @@ from rich.table import Table
 
 from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.config import Config, documentation, flat
-from difc_ray.domains import DATASETS, DatasetFamily, Domain
+from difc_ray.domains import DATASETS, DatasetFamily, Domain, open_domain, open_family
 from difc_ray.errors import DataError
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.losses import LOSSES
@@ -230,8 +230,8 @@ def print_domains(config: Config) -> None:
         chosen = name == config.dataset
         try:
             options, root = (config.dataset_options, config.root) if chosen else ({}, None)
-            family = DATASETS.get(name)(options, root, config.seed)
-            table = domain_table(family)
+            family = open_family(name, options, root, config.seed)
+            table = domain_table(name, family)
         except DataError as error:
             if chosen:
                 raise
@@ -243,13 +243,13 @@ def print_domains(config: Config) -> None:
         print_facts({"classes": ", ".join(family.class_names), "images": f"{images} (channels × height × width)"})
 
 
-def domain_table(family: DatasetFamily) -> Table:
+def domain_table(dataset: str, family: DatasetFamily) -> Table:
     """One line per domain."""
     table = Table()
     for heading in ("domain", "train", "val", "test", "all", "examples per class"):
         table.add_column(heading, justify="left" if heading in ("domain", "examples per class") else "right")
     for name in family.domain_names():
-        domain = family.load(name)
+        domain = open_domain(dataset, family, name)
         sizes = [domain.size(split) for split in ("train", "val", "test")]
         table.add_row(escape(name), *map(str, sizes), str(sum(sizes)), escape(class_counts(domain)))
     return table

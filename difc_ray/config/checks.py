@@ -15,7 +15,7 @@ from difc_ray.config.problems import Problem, masked_argument, masked_values, sh
 from difc_ray.config.resolve import PENALTIES, has_penalty, objective_name, penalty_weight, rule_options
 from difc_ray.config.schema import leaves
 from difc_ray.config.tree import Config
-from difc_ray.domains import DATASETS, DatasetFamily
+from difc_ray.domains import DATASETS, DatasetFamily, MalformedDataError, open_family
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS, make_harmonizer
 from difc_ray.losses import LOSSES
@@ -240,9 +240,12 @@ def _family(asked: _Asked) -> tuple[DatasetFamily | None, list[Problem]]:
     """The dataset, if its options and its folder are right."""
     config = asked.config
     try:
-        return DATASETS.get(config.dataset)(config.dataset_options, config.root, config.seed), []
+        return open_family(config.dataset, config.dataset_options, config.root, config.seed), []
     except ConfigError as error:
         return None, [_unsuited(asked, "dataset_options", f"dataset `{config.dataset}`", error, "dataset")]
+    except MalformedDataError as error:
+        what, got, place, remedy = error.parts
+        return None, [Problem(what=what, got=got, where=place, remedy=remedy, keys=("dataset",), data=True)]
     except DataError as error:
         what = f"the files of dataset `{config.dataset}` must be usable"
         return None, [asked.problem(what, str(error), "dataset", "root", data=True)]

@@ -10,7 +10,7 @@ from difc_ray.config.checks import Where, origin_by_value
 from difc_ray.config.problems import DataProblems, Problem
 from difc_ray.config.resolve import absolute
 from difc_ray.config.tree import Config
-from difc_ray.domains import DatasetFamily, Domain
+from difc_ray.domains import DatasetFamily, Domain, open_domain
 from difc_ray.errors import DataError
 
 PROBE_BYTES = 1_000_000
@@ -47,7 +47,7 @@ def check_data(config: Config, family: DatasetFamily) -> dict[str, Domain]:
     problems: list[str] = []
     for name in (*config.sources, *([] if config.target is None else [config.target])):
         try:
-            domains[name] = family.load(name)
+            domains[name] = open_domain(config.dataset, family, name)
         except DataError as error:
             problems.append(str(error))
             continue

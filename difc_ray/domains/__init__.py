@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from difc_ray.domains.base import DATASETS, Batch, DatasetFamily, Domain, EvaluationSplit, Split
+from difc_ray.domains.base import DATASETS, Batch, DatasetFamily, Domain, EvaluationSplit, MalformedDataError, Split
 from difc_ray.domains.digits import Digits
+from difc_ray.domains.loading import open_domain, open_family
 
-__all__ = ["DATASETS", "Batch", "DatasetFamily", "Digits", "Domain", "EvaluationSplit", "Split"]
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "DatasetFamily",
+    "Digits",
+    "Domain",
+    "EvaluationSplit",
+    "MalformedDataError",
+    "Split",
+    "open_domain",
+    "open_family",
+]

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from difc_ray.determinism import generator
-from difc_ray.errors import ConfigError
+from difc_ray.errors import ConfigError, DataError
 from difc_ray.registry import Registry, did_you_mean
 
 Split = Literal["train", "val", "test"]
@@ -34,6 +35,29 @@ FRACTIONS: Final = (0.8, 0.1, 0.1)
 
 _KEPT_EPOCHS: Final = 4
 _HASH_CHUNK: Final = 512
+
+
+class MalformedDataError(DataError):
+    """A dataset that is not made as datasets must be.
+
+    Args:
+        what: the rule that is broken.
+        got: what was found.
+        where: dataset and domain.
+        remedy: how to fix it.
+    """
+
+    def __init__(self, what: str, got: str, where: str, remedy: str) -> None:
+        super().__init__(f"{what}, got {got} ({where}). {remedy}")
+        self.parts = (what, got, where, remedy)
+
+    def __reduce__(self) -> tuple[type[MalformedDataError], tuple[str, str, str, str]]:
+        return type(self), self.parts
+
+    def at(self, where: str) -> MalformedDataError:
+        """The same, with a place that says more."""
+        what, got, _, remedy = self.parts
+        return MalformedDataError(what, got, where, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +124,9 @@ class Domain(ABC):
         labels: (M,) class numbers of all examples.
         seed: decides the splits (not the content).
         fractions: shares of train, val and test, sum 1.
+
+    Raises:
+        DataError: the labels are not class numbers.
     """
 
     def __init__(
@@ -107,15 +134,14 @@ class Domain(ABC):
         name: str,
         class_names: Sequence[str],
         image_shape: tuple[int, int, int],
-        labels: Int[np.ndarray, " M"],
+        labels: npt.ArrayLike,
         seed: int,
         fractions: Sequence[float] = FRACTIONS,
     ) -> None:
         self.name = name
         self.class_names = tuple(class_names)
         self.image_shape = image_shape
-        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
-        assert self.labels.size == 0 or 0 <= self.labels.min() <= self.labels.max() < len(self.class_names)
+        self.labels = self._class_numbers(np.asarray(labels))
         self._splits = stratified_splits(self.labels, fractions, generator(seed, "split", name))
         self._epochs: dict[tuple[int, int], Int[np.ndarray, " _"]] = {}
 
@@ -171,8 +197,43 @@ class Domain(ABC):
         digest.update(self.labels.astype("<i8").tobytes())
         for start in range(0, len(self.labels), _HASH_CHUNK):
             indices = np.arange(start, min(start + _HASH_CHUNK, len(self.labels)), dtype=np.int64)
-            digest.update(self.images_at(indices).astype("<f4").tobytes())
+            digest.update(self.checked_images(indices).astype("<f4").tobytes())
         return digest.hexdigest()
+
+    def checked_images(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B C H W"]:
+        """What :meth:`images_at` returns, if it is what it must be.
+
+        Raises:
+            DataError: it is no float32 array of the right shape.
+        """
+        images, expected = self.images_at(indices), (len(indices), *self.image_shape)
+        dtype, shape = getattr(images, "dtype", None), tuple(getattr(images, "shape", ()))
+        if isinstance(images, np.ndarray) and dtype == np.float32 and shape == expected:
+            return images
+        kind = "an array" if isinstance(images, np.ndarray) else f"a {type(images).__qualname__}"
+        raise MalformedDataError(
+            f"`images_at` must return a float32 array of NumPy with the shape (number of indices, channels, height, "
+            f"width), here {expected}",
+            f"{kind} of {dtype} with the shape {shape}",
+            f"domain `{self.name}`",
+            "Turn the images into that, such as by `.transpose(0, 3, 1, 2).astype(np.float32) / 255` from bytes with "
+            "channels last.",
+        )
+
+    def _class_numbers(self, labels: np.ndarray) -> Int[np.ndarray, " M"]:
+        """The labels as int64."""
+        n_classes, found = len(self.class_names), ""
+        if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+            found = f"an array of {labels.dtype} with the shape {labels.shape}"
+        else:
+            wrong = labels[~np.isin(labels, np.arange(n_classes))]
+            found = f"{wrong[0]} among them" if len(wrong) else ""
+        if found:
+            raise MalformedDataError(
+                f"labels must be one class number from 0 to {n_classes - 1} for each example", found,
+                f"domain `{self.name}`", "Number the classes in the order of `class_names`, from 0.",
+            )  # fmt: skip
+        return np.ascontiguousarray(labels, dtype=np.int64)
 
     def _permutation(self, seed: int, epoch: int) -> Int[np.ndarray, " _"]:
         """Order of the train split in an epoch; the latest few are kept."""
@@ -185,7 +246,7 @@ class Domain(ABC):
         return self._epochs[key]
 
     def _collect(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        images, labels = self.images_at(indices), self.labels[indices]
+        images, labels = self.checked_images(indices), self.labels[indices]
         return Batch(images=torch.from_numpy(images), labels=torch.from_numpy(labels), indices=indices)
 
 
@@ -201,10 +262,12 @@ class DatasetFamily(ABC):
         ConfigError: an option is unknown or has a wrong value.
     """
 
-    description: str
-    """One line for ``difc-ray domains``."""
+    description: str = ""
+    """One line for ``difc-ray domains``; may stay empty."""
     class_names: tuple[str, ...]
+    """The classes by number, from 0."""
     image_shape: tuple[int, int, int]
+    """Channels, height and width."""
 
     def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
         self.options = dict(options)
@@ -231,4 +294,4 @@ class DatasetFamily(ABC):
 
 
 DATASETS: Registry[type[DatasetFamily]] = Registry("dataset")
-"""Dataset families by name; ``DATASETS.get(name)(options, root, seed)``."""
+"""Dataset families by name; :func:`difc_ray.domains.open_family` makes one."""

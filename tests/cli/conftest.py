@@ -45,8 +45,9 @@ def _fresh_registries() -> Iterator[None]:
     for registry, held in zip(registries, items, strict=True):
         registry._items.clear()
         registry._items.update(held)
-    for name in {"squares", "surprise", "normalised", "broken"} - modules:
-        sys.modules.pop(name, None)
+    ours = {"squares", "surprise", "normalised", "broken", "my_plugin"}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours and name not in modules]:
+        del sys.modules[name]
 
 
 @pytest.fixture

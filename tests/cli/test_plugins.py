@@ -8,24 +8,25 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from difc_ray.losses import LOSSES
 from tests.cli import user_module
 from tests.cli.shell import ROOT, Cli, difc_ray
 
 SETTINGS = (*user_module.SETTINGS, "harmonize.rule=longest", "tracking.mode=off")
 
-PRELUDE = """
-from dataclasses import dataclass
-from difc_ray.harmonizers import HARMONIZERS, Harmonization, Harmonizer
-"""
+
+def documented() -> list[str]:
+    """The pieces of Python in CONTRIBUTING.md."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the module; its rule is the one that the documentation shows."""
-    rule = re.search(r"```python\n(@HARMONIZERS.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    assert rule is not None
-    (tmp_path / "squares.py").write_text(user_module.TEXT + PRELUDE + rule[1])
+    (rule,) = [text for text in documented() if "HARMONIZERS" in text]
+    (tmp_path / "squares.py").write_text(user_module.TEXT + rule)
     return tmp_path
 
 
@@ -40,3 +41,27 @@ def test_inline_and_on_ray_workers(folder: Path, cli: Cli) -> None:
     assert str(os.getpid()) in (folder / "imported-by.txt").read_text().split()
     one, other = (json.loads((folder / "runs" / name / "summary.json").read_text()) for name in ("inline", "ray"))
     assert one["accuracy"] == other["accuracy"]
+
+
+def test_what_contributing_shows_trains(cli: Cli, tmp_path: Path) -> None:
+    """Every piece alone is complete, and all of them together train, by the command that stands there."""
+    pieces = documented()
+    kinds = ("DATASETS", "MODELS", "HARMONIZERS", "LOSSES", "OBJECTIVES")
+    assert [kind for piece in pieces for kind in kinds if f"@{kind}.register" in piece] == list(kinds)
+    package = tmp_path / "my_plugin"
+    package.mkdir()
+    for i, piece in enumerate(pieces):
+        (package / f"piece_{i}.py").write_text(piece)
+    (package / "__init__.py").write_text("".join(f"import my_plugin.piece_{i}\n" for i in range(len(pieces))))
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    command = re.search(r"^difc-ray train (plugins=my_plugin .*)$", text, re.MULTILINE)
+    assert command is not None
+    more = ("engine=inline", "steps=3", "batch_size=8", "tracking.mode=off", "name=p", "loss=smoothed")
+    answer = cli("train", *command[1].split(), *more, "objective=diagonals")
+    assert (answer.code, answer.err) == (0, ""), answer.err
+    summary = json.loads((tmp_path / "runs" / "p" / "summary.json").read_text())
+    assert set(summary["accuracy"]) == {"dim", "normal", "bright"}
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels, loss = torch.tensor([0, 1, 2, 1, 0]), LOSSES.get("smoothed")()
+    (gradient,) = torch.autograd.grad(5 * loss.value(logits, labels), logits)
+    torch.testing.assert_close(gradient, loss.residual(logits, labels))
