@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from difc_ray.checkpoint import RunLock, compare_layout, save
 from difc_ray.config import Config, check_data, flat, load_config, resolve, to_yaml
@@ -26,6 +26,7 @@ from difc_ray.preparation import (
     expected_shapes,
     open_run,
     prepare,
+    repetition_warnings,
     resume_point,
     run_tags,
     selected_checkpoint,
@@ -86,6 +87,7 @@ class Result:
     tracking: TrackingSummary | None = None
 
 
+@runtime_checkable
 class Interruption(Protocol):
     """Who says that a run is to stop."""
 
@@ -120,6 +122,7 @@ class Membership:
         interruption: who stops all runs of the sweep.
         make_engine: makes the engine, or hands over one that an earlier run has left.
         stopped: why this run is to end after the evaluation in hand; empty while it may go on.
+        save: writes a checkpoint of the state in hand; there once the run has paused for the first time.
     """
 
     parent: str
@@ -127,20 +130,22 @@ class Membership:
     interruption: Interruption
     make_engine: MakeEngine = engine_of
     stopped: str = ""
+    save: Callable[[], None] = lambda: None
 
 
-def train(config: Config, display: Display | None = None) -> Result:
+def train(config: Config, display: Display | None = None, *, repeats: Mapping[str, str] | None = None) -> Result:
     """Trains one run to its end.
 
     Args:
         config: a resolved configuration (see :func:`difc_ray.config.load_config`).
         display: where a person looks; silent by default.
+        repeats: tags of the MLflow run whose configuration this is; a notice says what else differs from it.
 
     Raises:
         DifcError: what the user can act on, by kind; `Interrupted` after SIGINT or SIGTERM, with a checkpoint written.
     """
     with Signals() as signals:
-        running = stages(config, display or Silent(), signals)
+        running = stages(config, display or Silent(), signals, repeats=repeats)
         while True:
             try:
                 next(running)
@@ -150,7 +155,11 @@ def train(config: Config, display: Display | None = None) -> Result:
 
 
 def stages(
-    config: Config, display: Display, signals: Interruption, member: Membership | None = None
+    config: Config,
+    display: Display,
+    signals: Interruption,
+    member: Membership | None = None,
+    repeats: Mapping[str, str] | None = None,
 ) -> Generator[Evaluation, None, Result]:
     """One run, which pauses at every evaluation; its value at the end is what it came to.
 
@@ -161,6 +170,7 @@ def stages(
         display: where a person looks.
         signals: who may stop it.
         member: the sweep that it belongs to, if to one.
+        repeats: as for :func:`train`.
 
     Raises:
         DifcError: as :func:`train`.
@@ -193,6 +203,8 @@ def stages(
         stack.enter_context(run_log(run_dir))
         for message in [*(point.rejected if point else []), *version_warnings(start)]:
             notice(message)
+        for message in repetition_warnings(start, engine.facts, repeats or {}):
+            notice(message)
         if point is None:
             save_start(start, run_dir)
         tracker = make_tracker(config, run_dir, uri, resumed=point is not None, notice=notice, member=member)
@@ -204,6 +216,8 @@ def stages(
             tracker.tags({f"engine.{name}": value for name, value in engine.facts.items()})  # devices, nodes
             training = Training(start, engine, run_dir, tracker, display, signals.interrupted)
             stack.callback(training.log.close)
+            if member:
+                member.save = training.save
             for evaluation in training.evaluations():
                 try:
                     yield evaluation

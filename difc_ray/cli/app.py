@@ -70,27 +70,44 @@ def top(
 
 
 @app.command(context_settings=LOOSE)
-def train(settings: Settings = None, config: ConfigFile = None) -> None:
-    """Train one run, or continue one.
+def train(
+    settings: Settings = None,
+    config: ConfigFile = None,
+    from_run: Annotated[
+        str | None, typer.Option("--from-run", metavar="RUN_ID", help="Repeat the run that MLflow holds under this id.")
+    ] = None,
+) -> None:
+    """Train one run, continue one, or repeat one.
 
     \b
     difc-ray train sources=mnist,fonts target=mnistm steps=100
     difc-ray train engine=inline                    without Ray, in this process
     difc-ray train resume=runs/NAME steps=600       continue a run
     difc-ray train resume=auto                      continue the newest one
+    difc-ray train --from-run RUN_ID                the configuration of an MLflow run again
     """  # noqa: D301
     from difc_ray.cli.tables import print_banner, print_result
     from difc_ray.cli.view import open_view
     from difc_ray.config import cautions, resolve
-    from difc_ray.preparation import requested_config
+    from difc_ray.preparation import repeated_config, requested_config
     from difc_ray.run import train as run
 
-    resolved = resolve(requested_config(config, checked(settings)))
+    recorded = None
+    if from_run is None:
+        requested = requested_config(config, checked(settings))
+    elif config is None:
+        requested, recorded = repeated_config(from_run, checked(settings))
+    else:
+        raise ConfigError(
+            f"a run takes its configuration from one place, got --from-run and `--config {config}` (command line). "
+            "Remove one of them."
+        )
+    resolved = resolve(requested)
     print_banner(resolved)
     with open_view(resolved) as view:
         for caution in cautions(resolved):
             view.notice(caution)
-        result = run(resolved, view)
+        result = run(resolved, view, repeats=recorded.tags if recorded else None)
     print_result(result, resolved)
 
 
@@ -183,6 +200,42 @@ def rules(
     raise typer.Exit(5 if any(row.promised_conflicts for row in rows) else 0)
 
 
+@app.command(context_settings=LOOSE)
+def tune(
+    space: Annotated[str, typer.Argument(metavar="SPACE", hidden=True)],
+    settings: Settings = None,
+    config: ConfigFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep of this space.")] = False,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Register the best model in MLflow under this name.")
+    ] = None,
+) -> None:
+    """Search settings with Ray Tune.
+
+    SPACE is a YAML file, or the name of one in tune_spaces/. One trial is one run, as `difc-ray train` makes it.
+
+    \b
+    difc-ray tune smoke                             a look at everything, in two minutes
+    difc-ray tune lambda_alpha_beta steps=600       settings of all trials are written key=value
+    difc-ray tune smoke --resume                    after an interruption
+    """  # noqa: D301
+    from difc_ray.cli.tune import open_sweep_view, print_sweep, print_sweep_banner
+    from difc_ray.tuning.points import base_config, check_sweep, told_keys
+    from difc_ray.tuning.space import find_space, read_space
+    from difc_ray.tuning.sweep import run_sweep
+
+    given = checked(settings)
+    searched = read_space(find_space(space))
+    base = base_config(searched, config, given)
+    points = check_sweep(searched, base, told_keys(given, config))
+    print_sweep_banner(searched, base, points)
+    trials = len(points) or searched.samples * len(searched.seeds)
+    with open_sweep_view(searched, base, trials) as view:
+        result = run_sweep(searched, base, points, view, resume=resume, register=register)
+    print_sweep(result, searched)
+    raise typer.Exit(7 if result.failed else 0)
+
+
 @app.command()
 def sync(
     run_dir: RunFolder,
@@ -255,7 +308,9 @@ def checked(settings: Sequence[str] | None) -> list[str]:
     """
     for argument in settings or ():
         name = argument.partition("=")[0]
-        if near := difflib.get_close_matches(name, ("--config", "--help", "--print", "--version"), n=1, cutoff=0.7):
+        if near := difflib.get_close_matches(
+            name, ("--config", "--from-run", "--help", "--print", "--version"), n=1, cutoff=0.7
+        ):
             wrong = "unknown option" if near[0] != name else "this option is in the wrong place"
             remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."
             raise ConfigError(f"{wrong}, got `{name}` (command line). {remedy}")

@@ -18,6 +18,7 @@ from difc_ray.config.tree import (
     HarmonizeConfig,
     OptimizerConfig,
     TrackingConfig,
+    TrialConfig,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "OptimizerConfig",
     "Problem",
     "TrackingConfig",
+    "TrialConfig",
     "cautions",
     "check",
     "check_data",

@@ -29,6 +29,7 @@ RESUMABLE = (
     "resume",
     "steps",
     "tracking",
+    "trial",
 )
 """Keys, and sections, that may differ between a run and its continuation: none of them changes a step that is taken."""
 

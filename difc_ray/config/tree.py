@@ -183,6 +183,19 @@ class ClusterConfig(Section):
     """Size of a local cluster's object store in MiB, >= 75; null: Ray decides."""
 
 
+class TrialConfig(Section):
+    """How a sweep runs its trials; a single run does not read it."""
+
+    engine: Literal["auto", "ray", "inline"] = "auto"
+    """Engine of every trial; `auto`: that of `engine`. `inline` packs a trial into one process."""
+    cpus: Positive = 1.0
+    """CPUs reserved for a trial of the inline engine, > 0; those of the Ray engine take `cluster.cpus_per_worker`."""
+    concurrent: Count | None = None
+    """Most trials at the same time, >= 1; null: as many as the cluster has room for."""
+    max_failures: Natural = 1
+    """How often a trial whose process died is continued from its checkpoint, >= 0."""
+
+
 class Config(Section):
     """One training run, completely."""
 
@@ -244,6 +257,8 @@ class Config(Section):
     """Where MLflow is told about the run."""
     cluster: ClusterConfig = ClusterConfig()
     """What Ray is asked for."""
+    trial: TrialConfig = TrialConfig()
+    """How a sweep runs its trials."""
     on_nonfinite: Literal["skip_step", "abort"] = "skip_step"
     """A step with non-finite numbers is left out, or ends the run."""
     resume: Text | None = None

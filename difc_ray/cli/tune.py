@@ -1,0 +1,199 @@
+"""What a person sees of a sweep: a line per evaluation, or a table that stays in place; and what it came to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from difc_ray.cli.tables import console, print_facts, print_note, print_table, print_tracking
+from difc_ray.config import Config
+from difc_ray.tuning.folder import ENDED, TrialRecord
+from difc_ray.tuning.outcome import SweepResult, settings_of
+from difc_ray.tuning.points import Point, label
+from difc_ray.tuning.space import Space
+
+SHOWN = 12
+"""Trials in the live table: those that run, then the best of the others."""
+
+
+class SweepView:
+    """A line per evaluation, for logs and pipes.
+
+    Args:
+        space: the search space.
+        base: what all trials share.
+        trials: number of trials.
+    """
+
+    def __init__(self, space: Space, base: Config, trials: int) -> None:
+        self.space, self.base, self.trials = space, base, trials
+        self.records: dict[int, TrialRecord] = {}
+        self.values: dict[int, float] = {}
+        self.began = time.monotonic()
+
+    def phase(self, text: str) -> None:
+        """One line."""
+        self.say(f"{text} ...")
+
+    def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
+        """One line."""
+        self.keep(record, values)
+        point = record.point
+        fold = f" without {point.fold}" if point.fold else ""
+        measure = f"  {self.measured(point.number)}" if point.number in self.values else ""
+        ending = {"finished": "  finished", "failed": f"  failed: {record.reason}"}.get(record.status, "")
+        self.say(
+            f"{self.ended()}/{self.trials}  trial {point.number}  seed {point.seed}{fold}  {label(point.values)}  "
+            f"step {record.step}/{self.base.steps}{measure}{ending}"
+        )
+
+    def notice(self, message: str) -> None:
+        """One line."""
+        self.say(f"note: {' '.join(message.split())}")
+
+    def keep(self, record: TrialRecord, values: Mapping[str, float]) -> None:
+        """Remembers how a trial stands."""
+        self.records[record.point.number] = record
+        value = values.get(self.space.metric, math.nan)
+        if math.isfinite(value):
+            self.values[record.point.number] = value
+
+    def ended(self) -> int:
+        """How many trials have ended as far as they have told."""
+        return sum(record.status in ENDED for record in self.records.values())
+
+    def measured(self, number: int) -> str:
+        """The metric of a trial as it is shown."""
+        name, value = self.space.metric.rpartition("/")[0] or self.space.metric, self.values[number]
+        shown = f"{value:.4f}" if "loss" in self.space.metric else f"{value:.1%}"
+        return f"{'validation' if name == 'selection' else self.space.metric} {shown}"
+
+    def say(self, text: str) -> None:
+        """A line at once."""
+        console.print(escape(text), soft_wrap=True)
+
+
+class LiveSweepView(SweepView):
+    """A table that stays in place."""
+
+    def __init__(self, space: Space, base: Config, trials: int, live: Live) -> None:
+        super().__init__(space, base, trials)
+        self.live, self.doing = live, ""
+
+    def phase(self, text: str) -> None:
+        """Names it above the table."""
+        self.doing = text
+        self.live.update(self.table())
+
+    def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
+        """Moves the table."""
+        self.keep(record, values)
+        self.doing = "training"
+        self.live.update(self.table())
+
+    def notice(self, message: str) -> None:
+        """A line above the table, which stays."""
+        self.live.console.print(f"[yellow]note[/] {escape(' '.join(message.split()))}")
+
+    def table(self) -> Table:
+        """Trials that run, then the best of the others."""
+        minutes = (time.monotonic() - self.began) / 60
+        title = f"{self.doing}: {self.ended()} of {self.trials} trials have ended, {minutes:.1f} min"
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+        for name in ("trial", "seed", "setting", "step", "validation", "status"):
+            table.add_column(name, justify="right" if name in ("trial", "seed", "step", "validation") else "left")
+        sign = -1 if self.space.mode == "max" else 1
+        order = sorted(
+            self.records.values(),
+            key=lambda r: (r.status != "running", sign * self.values.get(r.point.number, -sign * math.inf)),
+        )
+        for record in order[:SHOWN]:
+            number = record.point.number
+            shown = self.measured(number).rpartition(" ")[2] if number in self.values else ""
+            table.add_row(
+                str(number), str(record.point.seed), escape(label(record.point.values)), str(record.step), shown,
+                record.status,
+            )  # fmt: skip
+        if len(order) > SHOWN:
+            table.add_row("", "", f"and {len(order) - SHOWN} more", "", "", "")
+        return table
+
+
+@contextmanager
+def open_sweep_view(space: Space, base: Config, trials: int) -> Iterator[SweepView]:
+    """The view that fits standard output."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield SweepView(space, base, trials)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield LiveSweepView(space, base, trials, live)
+
+
+def print_sweep_banner(space: Space, base: Config, points: list[Point]) -> None:
+    """Two lines on what is about to run."""
+    engine = base.engine if base.trial.engine == "auto" else base.trial.engine
+    seeds = f"{len(space.seeds)} seeds each" if len(space.seeds) > 1 else f"seed {space.seeds[0]}"
+    number = len({point.setting for point in points}) if points else space.samples
+    console.print(f"[bold]{escape(space.name)}[/]  {escape(space.description)}", soft_wrap=True)
+    console.print(
+        escape(
+            f"{number} settings of {', '.join(space.space)}, {seeds}, {base.steps} steps, {space.searcher} search, "
+            f"scheduler {space.scheduler}, engine {engine}"
+        ),
+        soft_wrap=True,
+    )
+
+
+def print_sweep(result: SweepResult, space: Space) -> None:
+    """The best settings, what each selection rule picks, what failed, and where everything lies."""
+    folder = result.folder
+    print_table(settings_table(result, space))
+    print_table(choices_table(result))
+    for record in result.failed:
+        print_note(f"trial {record.point.number} ({label(record.point.values)}) failed: {record.reason}")
+    counts = {status: sum(r.status == status for r in result.records) for status in ("finished", "stopped", "failed")}
+    print_facts({"trials": ", ".join(f"{n} {status}" for status, n in counts.items() if n)})
+    if result.best is not None:
+        print_facts({"best setting": f"{folder / 'best.yaml'} (trial {result.best})"})
+    print_facts({"sweep": str(folder), "compare": f"difc-ray compare {folder}"})
+    if result.tracking is not None:
+        print_tracking(result.tracking)
+
+
+def settings_table(result: SweepResult, space: Space) -> Table:
+    """Settings by validation accuracy, means over seeds."""
+    table = Table(title="settings", title_justify="left")
+    for name in ("setting", "values", "seeds", "steps", "validation", "target"):
+        table.add_column(name, justify="left" if name == "values" else "right")
+    for row in settings_of(result)[:SHOWN]:
+        chosen = "[bold]" if row.setting == result.chosen.point else ""
+        target = "" if row.target is None else f"{row.target:.1%}"
+        table.add_row(
+            f"{chosen}{row.setting}", f"{chosen}{escape(label(row.values))}", str(row.seeds), row.steps,
+            f"{chosen}{row.validation:.1%}", target,
+        )  # fmt: skip
+    return table
+
+
+def choices_table(result: SweepResult) -> Table:
+    """What each selection rule picks."""
+    table = Table(title="what each selection rule picks", title_justify="left")
+    for name in ("rule", "setting", "its criterion", "target", ""):
+        table.add_column(name, justify="right" if name in ("setting", "its criterion", "target") else "left")
+    for choice in result.choices:
+        if choice.point is None:
+            table.add_row(choice.rule, "-", "", "", escape(choice.remark))
+            continue
+        error = "" if choice.target_error is None else f" ± {100 * choice.target_error:.1f}"
+        target = "" if choice.target is None else f"{choice.target:.1%}{error}"
+        remark = "" if choice.honest else "chosen on the target: no estimate"
+        if choice.rule == result.chosen.rule:
+            remark = "the rule of this space" + (f"; {remark}" if remark else "")
+        table.add_row(choice.rule, choice.point, f"{choice.score:.1%}", target, remark)
+    return table

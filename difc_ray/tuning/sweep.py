@@ -1,0 +1,392 @@
+"""A sweep from its space to its best setting: Ray, the folder, Tune, selection, and a clean end.
+
+What Tune keeps of its own is scratch and is thrown away. A sweep is resumed from its folder: trials that have ended are
+not touched, the others go on from the checkpoints of their run folders.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+
+from difc_ray.checkpoint import RunLock
+from difc_ray.config import Config, flat
+from difc_ray.distributed.placement import connect, plan_for
+from difc_ray.distributed.processes import describe
+from difc_ray.errors import CheckpointError, ClusterError, DifcError, Interrupted
+from difc_ray.preparation import tracking_uri
+from difc_ray.signals import Signals
+from difc_ray.tracking import MlflowTracker, probe
+from difc_ray.tuning.folder import ENDED, SweepFolder, TrialRecord
+from difc_ray.tuning.outcome import SweepResult, conclude, hand_over
+from difc_ray.tuning.points import Point
+from difc_ray.tuning.search import optuna_searcher, replay, scheduler_of
+from difc_ray.tuning.space import Space
+from difc_ray.tuning.trial import SweepInfo, Trial
+
+log = logging.getLogger("difc_ray")
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+"""Tune's output, loggers, signal handler and state files: all of them are ours here."""
+
+
+class SweepDisplay(Protocol):
+    """Where a person sees the sweep."""
+
+    def phase(self, text: str) -> None:
+        """The sweep is busy with something else than trials."""
+
+    def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
+        """A trial was evaluated, or has ended."""
+
+    def notice(self, message: str) -> None:
+        """Something worth a line happened."""
+
+
+def sweep_name(space: Space, now: datetime | None = None) -> str:
+    """``<space>-<YYYYmmdd-HHMMSS>``."""
+    return f"{space.name}-{now or datetime.now():%Y%m%d-%H%M%S}"
+
+
+def find_sweep(space: Space, base: Config) -> SweepFolder:
+    """The sweep to resume: the one that `name` names, else the newest of this space under `output`.
+
+    Raises:
+        CheckpointError: there is none, or it is one of another space.
+    """
+    if base.name is not None:
+        folder = SweepFolder(base.output / base.name)
+        sheet = folder.read()
+        if sheet["digest"] != space.digest:
+            raise CheckpointError(
+                f"a sweep can only be resumed with its own space, got `{space.source}` for a sweep of "
+                f"`{sheet['space']}` (`{folder.path}`). Use `{folder.path / 'space.yaml'}`, or start a new sweep."
+            )
+        return folder
+    found = []
+    for sheet_path in base.output.glob("*/sweep.json"):
+        folder = SweepFolder(sheet_path.parent)
+        try:
+            if folder.read()["digest"] == space.digest:
+                found.append((sheet_path.stat().st_mtime, folder))
+        except CheckpointError:
+            continue
+    if not found:
+        raise CheckpointError(
+            f"there must be a sweep of `{space.source}` to resume, got none (`{base.output}`). Leave out --resume to "
+            "start one, or name it with `name=`; a changed space is another one."
+        )
+    return max(found, key=lambda each: each[0])[1]
+
+
+def run_sweep(
+    space: Space, base: Config, points: Sequence[Point], display: SweepDisplay, *, resume: bool, register: str | None
+) -> SweepResult:
+    """Runs a sweep to its end.
+
+    Args:
+        space: the search space.
+        base: what all trials share, resolved but for its name.
+        points: the trials, from :func:`difc_ray.tuning.points.check_sweep`.
+        display: where a person looks.
+        resume: whether to go on with an interrupted sweep.
+        register: name under which the best model is registered in MLflow; None: it is not.
+
+    Raises:
+        DifcError: what the user can act on, by kind; `Interrupted` after SIGINT or SIGTERM: finished trials are kept.
+    """
+
+    def notice(message: str) -> None:
+        log.warning("%s", message)
+        display.notice(message)
+
+    os.environ.update(QUIET)
+    with Signals() as signals, ExitStack() as stack:
+        folder = find_sweep(space, base) if resume else SweepFolder(base.output / (base.name or sweep_name(space)))
+        with signals.before_the_run():
+            if not resume and folder.path.exists() and any(folder.path.iterdir()):
+                raise CheckpointError(
+                    f"a new sweep must have a new folder, got `{folder.path}`, which holds something (`name`). Choose "
+                    "another `name`, or continue that sweep with --resume."
+                )
+            uri = tracking_uri(base)
+            display.phase("starting Ray")
+            if connect(base):
+                stack.callback(ray.shutdown)
+            resources = Resources(base, ray.cluster_resources(), folds=space.selection == "leave_one_domain_out")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(RunLock(folder.path))
+        folder.interrupted.unlink(missing_ok=True)
+        tracker = sweep_tracker(base, folder, uri, resume=resume, notice=notice)
+        key = tracker.key if tracker else ""
+        if not resume:
+            folder.create(space, base, points, key)
+        try:
+            if tracker:
+                tracker.start(
+                    run_name=folder.path.name, params=sweep_params(space, base), tags=sweep_tags(space, base, folder)
+                )
+                tracker.artifact(folder.path / "space.yaml")
+                tracker.artifact(folder.path / "config.yaml")
+            display.phase("starting trials")
+            sweep = Sweep(space, base, folder, resources, key, display, signals, notice)
+            sweep.run()
+            if signals.interrupted():
+                raise Interrupted(
+                    f"Stopped by {signals.name}; trials that have ended are kept in {folder.path}. Continue with "
+                    f"`difc-ray tune {space.source} --resume name={folder.path.name} output={base.output}`.",
+                    signals.number,
+                )
+            display.phase("comparing")
+            result = conclude(space, base, folder)
+            if tracker:
+                hand_over(result, base, tracker, register)
+                if result.failed:
+                    tracker.tags({"error": f"{len(result.failed)} of {len(result.records)} trials failed"})
+                display.phase("sending records to MLflow")
+                result = replace(result, tracking=tracker.finish("FINISHED"))
+            return result
+        except BaseException as error:
+            if tracker:
+                stopped = signals.interrupted() or isinstance(error, KeyboardInterrupt)
+                text = str(error) if isinstance(error, DifcError) else type(error).__name__
+                tracker.finish("KILLED" if stopped else "FAILED", text)
+            raise
+        finally:
+            shutil.rmtree(folder.path / "ray", ignore_errors=True)
+
+
+@dataclass
+class Resources:
+    """What a trial asks Ray for, checked against what there is.
+
+    Args:
+        base: what all trials share.
+        cluster: the cluster's totals.
+        folds: whether some trials train on one source less.
+    """
+
+    base: Config
+    cluster: Mapping[str, float]
+    folds: bool = False
+
+    def __post_init__(self) -> None:
+        engine = self.base.engine if self.base.trial.engine == "auto" else self.base.trial.engine
+        self.inline = engine == "inline"
+        if self.inline and self.base.trial.cpus > self.cluster.get("CPU", 0.0):
+            raise ClusterError(
+                f"the cluster must have room for one trial, got too little of CPUs (CPU: wanted "
+                f"{self.base.trial.cpus:g}, available {self.cluster.get('CPU', 0.0):g}). Lower `trial.cpus`, or add "
+                "nodes."
+            )
+        if not self.inline:
+            self.bundles = [{}, *plan_for(self.base, self.cluster).bundles]
+
+    def request(self, config: Mapping[str, Any]) -> Any:
+        """A trial's placement group: for the Ray engine nothing for Tune's process, then the engine's bundles."""
+        if self.inline:
+            return tune.PlacementGroupFactory([{"CPU": self.base.trial.cpus}])
+        less = 1 if config.get("point", {}).get("fold") else 0
+        return tune.PlacementGroupFactory(self.bundles[: len(self.bundles) - less], strategy="PACK")
+
+
+class Sweep:
+    """Runs the trials of a sweep that have not ended.
+
+    Args:
+        space: the search space.
+        base: what all trials share.
+        folder: the sweep's folder, created.
+        resources: what a trial asks for.
+        key: key of the sweep's MLflow run; empty where nothing is tracked.
+        display: where a person looks.
+        signals: who may stop the sweep.
+        notice: where to put one-line messages.
+    """
+
+    def __init__(
+        self, space: Space, base: Config, folder: SweepFolder, resources: Resources, key: str,
+        display: SweepDisplay, signals: Signals, notice: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.space, self.base, self.folder, self.resources, self.key = space, base, folder, resources, key
+        self.display, self.signals, self.notice = display, signals, notice
+        self.next_number = 0
+
+    def run(self) -> None:
+        """All trials that are left; returns early when the sweep is to stop."""
+        records = self.folder.records()
+        self.next_number = max((record.point.number for record in records), default=-1) + 1
+        left = [record.point for record in records if record.status not in ("finished", "stopped")]
+        if left:
+            listed = [{"number": p.number, "values": dict(p.values), "fold": p.fold} for p in left]
+            self._fit({"point": tune.grid_search(listed)}, None, 1, {p.number: p for p in left})
+        if self.space.searcher == "optuna" and not self.signals.interrupted():
+            seeds = len(self.space.seeds)
+            wanted = self.space.samples * seeds - self.next_number
+            if wanted > 0:
+                searcher = optuna_searcher(self.space, self.base, self._earlier())
+                self._fit({}, searcher, wanted, {})
+
+    def _earlier(self) -> list[tuple[Mapping[str, Any], float]]:
+        """Settings that have ended, and the mean of their last reports over the seeds."""
+        found: dict[int, tuple[Mapping[str, Any], list[float]]] = {}
+        for record in self.folder.records():
+            reports = self.folder.evaluations(record.point.number).values
+            if record.status in ("finished", "stopped") and reports and self.space.metric in reports[-1]:
+                values = found.setdefault(record.point.setting, (record.point.values, []))
+                values[1].append(reports[-1][self.space.metric])
+        return [(values, math.fsum(rewards) / len(rewards)) for values, rewards in found.values()]
+
+    def _fit(self, space: dict[str, Any], searcher: Any, samples: int, points: Mapping[int, Point]) -> None:
+        """One round of Tune."""
+        info = SweepInfo(
+            folder=self.folder.path, base=self.base, points=points, seeds=self.space.seeds, metric=self.space.metric,
+            mode=self.space.mode, scheduler=self.space.scheduler, parent=self.key, cwd=os.getcwd(),
+        )  # fmt: skip
+        scheduler = scheduler_of(self.space, self.base)
+        replay(scheduler, {r.point.number: self.folder.evaluations(r.point.number) for r in self.folder.records()
+                           if r.status in ENDED}, self.space.metric)  # fmt: skip
+        trainable = tune.with_resources(tune.with_parameters(Trial, info=info), self.resources.request)
+        attempt = len(list((self.folder.path / "ray").glob("*")))
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler, search_alg=searcher, num_samples=samples, reuse_actors=True,
+                max_concurrent_trials=self.base.trial.concurrent, trial_name_creator=self._name,
+                trial_dirname_creator=self._name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"round-{attempt}", storage_path=str(self.folder.path / "ray"), verbose=0, stop=End(self),
+                callbacks=[Watch(self)], failure_config=tune.FailureConfig(max_failures=self.base.trial.max_failures),
+            ),
+        )  # fmt: skip
+        for name in ("ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        tuner.fit()
+
+    def _name(self, trial: Any) -> str:
+        """A name that ends with the trial's number; trials that the searcher makes up get the next one."""
+        held: dict[str, int] = self.__dict__.setdefault("numbers", {})
+        if trial.trial_id not in held:
+            point = trial.config.get("point")
+            held[trial.trial_id] = self.next_number if point is None else int(point["number"])
+            self.next_number += point is None
+        return f"trial-{held[trial.trial_id]:05d}"
+
+    def number(self, trial: Any) -> int:
+        """The number of a trial of Tune."""
+        return int(self._name(trial).rpartition("-")[2])
+
+    def died(self, trial: Any) -> None:
+        """Writes down that a trial's process died for good; what the trial itself found out stays as it is."""
+        number = self.number(trial)
+        record = self.folder.record(number)
+        if record is None or record.status == "failed":
+            return
+        error = trial.get_error() if hasattr(trial, "get_error") else None
+        reason = f"the trial's process {describe(error) if error else 'ended without a word'}"
+        self.folder.write(replace(record, status="failed", reason=reason))
+        run_dir, uri = self.folder.run_dir(number), tracking_uri(self.base)
+        if uri is not None and (run_dir / "tracking").is_dir():
+            experiment = self.base.tracking.experiment
+            MlflowTracker(run_dir, uri, experiment, resume=True, upload=False, parent=self.key).finish("FAILED", reason)
+
+    def guarded(self, action: Callable[[], None]) -> None:
+        """Does something for Tune's callbacks; what goes wrong there must not end the sweep."""
+        try:
+            action()
+        except Exception as error:
+            log.warning("a message of the sweep was lost", exc_info=True)
+            self.notice(f"a message of the sweep was lost ({type(error).__name__}: {error})")
+
+    def show(self, number: int, result: Mapping[str, Any]) -> None:
+        """Shows how a trial stands."""
+        if (record := self.folder.record(number)) is not None:
+            self.display.trial(record, result)
+
+
+class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types for it
+    """Tells the sweep what happens to its trials."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial was evaluated, or has ended."""
+        self.sweep.guarded(lambda: self.sweep.show(self.sweep.number(trial), result))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died; it goes on from its checkpoint."""
+        number = self.sweep.number(trial)
+        self.sweep.guarded(lambda: self.sweep.notice(f"trial {number} has lost its process; it is continued"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died more often than allowed."""
+        self.sweep.guarded(lambda: self.sweep.died(trial))
+        self.sweep.guarded(lambda: self.sweep.show(self.sweep.number(trial), {}))
+
+
+class End(tune.Stopper):  # type: ignore[misc]  # as above
+    """Ends all trials when the sweep is to stop."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Trials end by themselves."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether a signal came; the trials are told by a file, which they look for between two steps."""
+        if self.sweep.signals.interrupted():
+            self.sweep.folder.interrupted.touch()
+            return True
+        return False
+
+
+def sweep_tracker(
+    base: Config, folder: SweepFolder, uri: str | None, *, resume: bool, notice: Callable[[str], None]
+) -> MlflowTracker | None:
+    """The tracker of the sweep's own MLflow run, whose uploader sends the journals of all trials."""
+    if uri is None:
+        return None
+    if trouble := probe(uri, timeout_s=2.0):
+        notice(f"{trouble} The sweep goes on; records are kept in {folder.path} and sent when the server is back.")
+    return MlflowTracker(folder.path, uri, base.tracking.experiment, resume=resume, notice=notice, family=True)
+
+
+def sweep_params(space: Space, base: Config) -> dict[str, object]:
+    """What the parent run records: the shared configuration, and the space."""
+    searched = {f"sweep.space.{key}": f"{d.kind} {json.dumps(list(d.values))}" for key, d in space.space.items()}
+    return {**flat(base), **searched, "sweep.samples": space.samples, "sweep.seeds": json.dumps(list(space.seeds))}
+
+
+def sweep_tags(space: Space, base: Config, folder: SweepFolder) -> dict[str, str]:
+    """Tags by which a sweep is found and read."""
+    return {
+        "kind": "sweep", "sweep": folder.path.name, "sweep.metric": space.metric, "sweep.mode": space.mode,
+        "sweep.space": space.name, "sweep.digest": space.digest, "sweep.scheduler": space.scheduler,
+        "sweep.selection": space.selection, "dataset": base.dataset, "target": base.target or "none",
+        "domains": ",".join(base.sources),
+    }  # fmt: skip
