@@ -26,6 +26,9 @@ HELP = {"help_option_names": ["-h", "--help"]}
 LOOSE = {"ignore_unknown_options": True}
 """Unknown options become arguments, so that ``--steps 100`` is answered with ``steps=100``."""
 
+OPTIONS = ("--config", "--from-run", "--help", "--print", "--version")
+"""Options that a misspelt setting is compared with."""
+
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What every wrong option or command raises; it belongs to click in some versions of typer, to typer in others."""
 
@@ -237,6 +240,30 @@ def tune(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="SWEEP_OR_RUNS", hidden=True)],
+    baseline: Annotated[str | None, typer.Option(metavar="NAME", help="Rule or method; else `mean`.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the report.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs with this target.")] = None,
+    uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow store of names and run ids.")] = None,
+    selection: Annotated[
+        str, typer.Option(metavar="RULE", help="train_domain_val, leave_one_domain_out or oracle.")
+    ] = "train_domain_val",
+) -> None:
+    """Compare finished runs: better than the baseline, and by how much?
+
+    Give folders of sweeps or runs, names of sweeps, or MLflow run ids. Writes a page with figures, and all numbers.
+
+    \b
+    difc-ray compare runs/SWEEP
+    difc-ray compare runs/A runs/B runs/C --baseline mean --out report
+    """  # noqa: D301
+    from difc_ray.cli.compare import compare_runs
+
+    compare_runs(runs, baseline, out, target, uri, selection)
+
+
+@app.command()
 def sync(
     run_dir: RunFolder,
     uri: Annotated[str | None, typer.Option(metavar="URI", help="Another MLflow store than before.")] = None,
@@ -308,9 +335,7 @@ def checked(settings: Sequence[str] | None) -> list[str]:
     """
     for argument in settings or ():
         name = argument.partition("=")[0]
-        if near := difflib.get_close_matches(
-            name, ("--config", "--from-run", "--help", "--print", "--version"), n=1, cutoff=0.7
-        ):
+        if near := difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7):
             wrong = "unknown option" if near[0] != name else "this option is in the wrong place"
             remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."
             raise ConfigError(f"{wrong}, got `{name}` (command line). {remedy}")

@@ -20,9 +20,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from difc_ray.figures import COLOURS
 from difc_ray.reports.comparison import MIN_CORRELATED, Comparison
 from difc_ray.reports.records import RunRecord
+from difc_ray.reports.settings import ALPHA, BETA, LAM, SYMBOLS
 
-LAM, ALPHA, BETA = "harmonize.lam", "alignment.alpha", "alignment.beta"
-SYMBOLS: Final[Mapping[str, str]] = {LAM: "λ", ALPHA: "α", BETA: "β"}
 LOG_SPAN: Final = 20.0
 """Axes are logarithmic where the largest value is more than so many times the smallest positive one."""
 _WIDTH, _HEIGHT, _DPI = 5.8, 4.0, 160
@@ -136,26 +135,33 @@ def lam_sensitivity(comparison: Comparison) -> Drawing:
         return Drawing(
             name=name, title=title, caption="No sensitivity to λ: `harmonize.lam` was not varied.", figure=None
         )
-    figure, axes = _canvas()
-    figures: list[tuple[str, str, Any]] = [("validation", "--", lambda run: run.validation)]
+    panels: list[tuple[str, Any]] = [("validation", lambda run: run.validation)]
     if comparison.target is not None:
-        figures.insert(0, (comparison.target, "-", lambda run: run.target_accuracy))
+        panels.insert(0, (comparison.target, lambda run: run.target_accuracy))
+    figure = Figure(figsize=(_WIDTH, 1.0 + 2.1 * len(panels)), dpi=_DPI, layout="constrained")
+    alone = not {ALPHA, BETA} & {key for setting in comparison.settings for key in setting.values}
     order = [method.name for method in comparison.methods]
-    for method, runs in varied.items():
-        colour = _colour(order.index(method) if method in order else len(order))
-        for kind, (label, line, accuracy) in enumerate(figures):
+    for axes, (label, accuracy) in zip(
+        figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True
+    ):
+        _tidy(axes)
+        for method, runs in varied.items():
+            index = order.index(method) if method in order else len(order)
             points = [(lam, accuracy(run)) for lam, run in runs if accuracy(run) is not None]
-            lams = sorted({lam for lam, _ in points})
-            means = [float(np.mean([y for x, y in points if x == lam])) for lam in lams]
-            axes.plot(lams, means, color=colour, linestyle=line, linewidth=1.6, label=f"{_short(method)}, {label}")
-            face = colour if kind == 0 else "white"
-            axes.plot(*zip(*points, strict=True), _MARKERS[kind], color=colour, markerfacecolor=face, markersize=5)
-    axes.set(xlabel="λ (harmonize.lam)", ylabel="accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.plot(*zip(*points, strict=True), _MARKERS[index % len(_MARKERS)], color=_colour(index), alpha=0.8,
+                      markersize=6, markeredgecolor="white", label=_short(method))  # fmt: skip
+            if alone:
+                lams = sorted({lam for lam, _ in points})
+                means = [float(np.mean([y for x, y in points if x == lam])) for lam in lams]
+                axes.plot(lams, means, color=_colour(index), linewidth=1.6)
+        axes.set_ylabel(f"accuracy, {label}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if np.ptp(axes.get_ylim()) < 0.05 else 0))
+    axes.set_xlabel("λ (harmonize.lam)")
     _legend(figure)
-    caption = "Every finished run is a point, the line joins the means at each λ."
-    if {ALPHA, BETA} & {key for setting in comparison.settings for key in setting.values}:
-        caption += " α or β varied as well: what is seen is not the effect of λ alone."
+    caption = "Every finished run is a point"
+    caption += (
+        ", the line joins the means at each λ." if alone else "; α or β varied too: this is not λ's effect alone."
+    )
     return Drawing(name=name, title=title, caption=caption, figure=figure)
 
 
@@ -175,9 +181,11 @@ def parallel_coordinates(comparison: Comparison) -> Drawing:
         )
     figure, axes = _canvas()
     scores = np.array([score for _, score in scored])
-    columns = [_Axis.of(SYMBOLS[key], np.array(values[key], dtype=np.float64)) for key in keys]
-    columns.append(_Axis.of("validation", scores, percent=True))
-    norm, colours = Normalize(float(scores.min()), float(scores.max())), colormaps["viridis"]
+    columns = [_Axis.of(SYMBOLS[key], np.array(values[key], dtype=np.float64), share=key == LAM) for key in keys]
+    columns.append(_Axis.of("validation", scores, share=True, percent=True))
+    ended = [score for run, score in scored if run.finished]
+    lowest = min(ended) if len(set(ended)) > 2 else min(scores)  # early stops would take all of the scale
+    norm, colours = Normalize(float(lowest), float(scores.max()), clip=True), colormaps["viridis"]
     heights = np.stack([column.height for column in columns], axis=1)
     for row in np.argsort(scores):
         run = scored[row][0]
@@ -215,7 +223,7 @@ def hessian_scatter(comparison: Comparison) -> Drawing:
         )
         return Drawing(name=name, title=title, caption=caption, figure=None)
     figure, axes = _canvas()
-    methods = list(dict.fromkeys(setting.method for setting in comparison.settings))
+    methods = list(dict.fromkeys([m.name for m in comparison.methods] + [s.method for s in comparison.settings]))
     everything: list[float] = []
     for index, method in enumerate(methods):
         runs = [run for setting in comparison.settings if setting.method == method for run in setting.finished]
@@ -251,10 +259,10 @@ class _Axis:
     ticks: list[tuple[float, str]]
 
     @classmethod
-    def of(cls, label: str, values_N: np.ndarray, *, percent: bool = False) -> _Axis:
-        """Logarithmic where the values span more than :data:`LOG_SPAN`; zero then lies a step below the smallest."""
+    def of(cls, label: str, values_N: np.ndarray, *, share: bool = False, percent: bool = False) -> _Axis:
+        """Logarithmic where values span more than :data:`LOG_SPAN` and are no shares; zero lies below the rest."""
         positive = values_N[values_N > 0]
-        log = not percent and values_N.min() >= 0 and positive.size > 0 and positive.max() > LOG_SPAN * positive.min()
+        log = not share and values_N.min() >= 0 and positive.size > 0 and positive.max() > LOG_SPAN * positive.min()
         scaled = values_N
         if log:
             floor = math.log10(positive.min()) - 0.15 * math.log10(positive.max() / positive.min())
@@ -267,8 +275,9 @@ class _Axis:
             marks = marks if len(marks) > 1 else {math.log10(x): f"{x:.2g}" for x in (positive.min(), positive.max())}
             marks |= {low: "0"} if (values_N == 0).any() else {}
         else:
-            ends = np.linspace(low, low + span, 4)
-            marks = {float(x): f"{x:.1%}" if percent else f"{x:.2g}" for x in ends}
+            round_values = MaxNLocator(4).tick_values(low, low + span)
+            inside = [float(x) for x in round_values if low - 1e-9 * span <= x <= low + (1 + 1e-9) * span]
+            marks = {x: f"{100 * x:.3g}%" if percent else f"{x:.3g}" for x in inside}
         return cls(label=f"{label} (log)" if log else label, height=height,
                    ticks=[((mark - low) / span, text) for mark, text in marks.items()])  # fmt: skip
 

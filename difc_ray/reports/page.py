@@ -12,6 +12,7 @@ from difc_ray import __version__
 from difc_ray.reports import wording
 from difc_ray.reports.comparison import Comparison, Estimate
 from difc_ray.reports.figures import Drawing
+from difc_ray.reports.settings import SYMBOLS
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #5b6675; --paper: #ffffff; --panel: #f5f7fa; --line: #dde3ea;
@@ -21,35 +22,35 @@ _STYLE: Final = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
+main { max-width: 1240px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .3rem; }
 h3 { font-size: 1rem; margin: 0 0 .5rem; }
-p { margin: .3rem 0; max-width: 78ch; }
+p { margin: .3rem 0; max-width: 100ch; }
 .soft { color: var(--soft); font-size: .92rem; overflow-wrap: anywhere; }
 .verdict { background: var(--panel); border-left: 4px solid var(--accent); border-radius: 6px; padding: .8rem 1.1rem;
   margin: 1.3rem 0 0; font-size: 1.05rem; overflow-wrap: anywhere; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; }
-.scroll { overflow: auto; max-height: 34rem; border: 1px solid var(--line); border-radius: 8px; margin: .7rem 0; }
+.scroll { overflow: auto; max-height: 40rem; border: 1px solid var(--line); border-radius: 8px; margin: .7rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .42rem .8rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 th { position: sticky; top: 0; background: var(--panel); font-weight: 600; font-size: .84rem; color: var(--soft); }
 .number { text-align: right; }
-.wide { white-space: normal; min-width: 15rem; max-width: 30rem; overflow-wrap: anywhere; }
+.wide { white-space: normal; min-width: 12rem; max-width: 30rem; overflow-wrap: anywhere; }
 .chosen td { background: color-mix(in srgb, var(--accent) 9%, transparent); }
 .ahead { color: var(--good); font-weight: 600; }
 .behind { color: var(--bad); font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.1rem;
-  margin: .7rem 0; }
-figure { margin: 0; padding: .9rem; border: 1px solid var(--line); border-radius: 8px; background: var(--panel); }
+.figures { columns: 2 440px; column-gap: 1.1rem; margin: .7rem 0; }
+figure { break-inside: avoid; margin: 0 0 1.1rem;
+  padding: .9rem; border: 1px solid var(--line); border-radius: 8px; background: var(--panel); }
 figure img { display: block; width: 100%; height: auto; background: #ffffff; border-radius: 5px; }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: .55rem; }
 ul { padding-left: 1.2rem; margin: .5rem 0; max-width: 82ch; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .7rem; }
 @media (max-width: 600px) { main { padding: 1.2rem .9rem 2rem; } h1 { font-size: 1.4rem; } figure { padding: .6rem; } }
-@media print { .scroll { max-height: none; overflow: visible; } figure { break-inside: avoid; } }
+@media print { .scroll { max-height: none; overflow: visible; } }
 """
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CODE = re.compile(r"`([^`]*)`")
@@ -113,7 +114,7 @@ def _methods(comparison: Comparison) -> str:
     against = f"difference to {comparison.baseline}, points" if comparison.baseline else ""
     ranked = comparison.target if comparison.ranked_by == "target" else "validation"
     heads = ["rank", "method", "validation", str(comparison.target or ""), "worst source", "n", against]
-    heads += ["tied with", "setting"]
+    heads += ["tied with" if any(method.rank.tied for method in comparison.methods) else "", "setting"]
     keep = [bool(head) for head in heads]
     rows = []
     for method in comparison.methods:
@@ -145,6 +146,7 @@ def _methods(comparison: Comparison) -> str:
 
 def _choices(comparison: Comparison) -> str:
     target = comparison.target or "target"
+    remarked = any(choice.remark for choice in comparison.choices)
     rows = []
     for choice in comparison.choices:
         score = wording.estimate(Estimate(n=choice.seeds, mean=choice.score))
@@ -154,10 +156,10 @@ def _choices(comparison: Comparison) -> str:
             _cell(score, "number"),
             _cell(wording.choice_target(choice), "number"),
             _cell(str(choice.seeds or ""), "number"),
-            _cell(choice.remark, "wide"),
+            *([_cell(choice.remark, "wide")] if remarked else []),
         ]
         rows.append(("chosen" if choice.rule == comparison.selection else "", cells))
-    heads = ["rule", "picks", "its criterion", f"{target} then", "n", "remark"]
+    heads = ["rule", "picks", "its criterion", f"{target} then", "n", *(["remark"] if remarked else [])]
     return f"<section><h2>What each selection rule would have picked</h2>{_table(heads, rows)}</section>"
 
 
@@ -202,7 +204,15 @@ def _settings(comparison: Comparison) -> str:
             _cell(setting.status, "wide"),
         ]
         rows.append(("chosen" if setting.label in standing else "", cells))
-    heads = ["setting", "method", *keys, "seeds", "validation", str(comparison.target or "target"), "status"]
+    heads = [
+        "setting",
+        "method",
+        *(SYMBOLS.get(key, key) for key in keys),
+        "seeds",
+        "validation",
+        str(comparison.target or "target"),
+        "status",
+    ]
     explained = (
         "Shaded: the setting that stands for its method. In brackets: the best value of a run that did not finish."
     )
@@ -217,13 +227,18 @@ def _notes(comparison: Comparison) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     """A table in a box of its own that scrolls; rows are (class, cells)."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    columns = list(zip(*(cells for _, cells in rows), strict=True))
+    numeric = [all(cell.startswith('<td class="number">') for cell in column) for column in columns]
+    head = "".join(
+        f'<th class="number">{escape(name)}</th>' if right else f"<th>{escape(name)}</th>"
+        for name, right in zip(heads, numeric, strict=True)
+    )
     body = "".join(f'<tr class="{kind}">{"".join(cells)}</tr>' for kind, cells in rows)
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(content: str, kind: str = "") -> str:
-    return f'<td class="{kind}">{escape(content)}</td>' if kind else f"<td>{escape(content)}</td>"
+    return f'<td class="{kind}">{text(content)}</td>' if kind else f"<td>{text(content)}</td>"
 
 
 def _counted(n: int, what: str) -> str:

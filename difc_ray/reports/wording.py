@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difc_ray.evaluation import Choice
 from difc_ray.reports.comparison import Comparison, Estimate, Method
+from difc_ray.reports.settings import SYMBOLS
 from difc_ray.reports.statistics import Difference
 
 
@@ -65,7 +66,7 @@ def verdict(comparison: Comparison) -> list[str]:
     told = []
     if setting is not None:
         reached = f" and reaches {choice_target(picked)} on {comparison.target}" if picked.target is not None else ""
-        values = ", ".join(f"{key} {value}" for key, value in setting.values.items() if value)
+        values = ", ".join(f"{SYMBOLS.get(key, key)} {value}" for key, value in setting.values.items() if value)
         told.append(
             f"Selection by `{comparison.selection}` picks `{setting.method}`"
             f"{f' with {values}' if values else ''}{reached}."
