@@ -260,8 +260,18 @@ def _unknown_domains(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
         yield asked.problem(what, str(error), "dataset", "root", data=True)
         return
     named = [("sources", name) for name in dict.fromkeys(config.sources)]
-    for key, name in [*named, *([] if config.target is None else [("target", config.target)])]:
-        if name not in known:
+    named += [] if config.target is None else [("target", config.target)]
+    wrong = [(key, name) for key, name in named if name not in known]
+    left = list(dict.fromkeys(key for key, _ in wrong if asked.where(key) == "default"))
+    if left:
+        named_keys = " and ".join(f"`{key}`" for key in left)
+        what, names = f"{named_keys} must name domains of dataset `{config.dataset}`", ", ".join(known)
+        got = ", ".join(f"`{name}`" for key, name in wrong if key in left)
+        remedy = f"Name {named_keys} of `{config.dataset}`: it has {names}."
+        depends = (*left, "dataset", "dataset_options", "root")
+        yield Problem(what=what, got=got, where="default", remedy=remedy, keys=depends)
+    for key, name in wrong:
+        if key not in left:
             what = f"`{key}` must name domains of dataset `{config.dataset}`"
             remedy = did_you_mean(name, known)
             keys = (key, "dataset", "dataset_options", "root")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from difc_ray.config.checks import semantic_problems
@@ -18,7 +20,7 @@ from difc_ray.config.preflight import path_problems
 from difc_ray.config.problems import ConfigProblems, DataProblems, Problem, show
 from difc_ray.config.schema import Leaf, leaves, sections
 from difc_ray.config.tree import Config
-from difc_ray.config.yaml_strict import AMBIGUOUS, FLOAT, Document, KeyPath, UnreadableError, read_file
+from difc_ray.config.yaml_strict import AMBIGUOUS, FLOAT, Document, Dumper, KeyPath, UnreadableError, read_file
 
 
 def load_config(
@@ -66,7 +68,8 @@ def load_config(
         draft.problems += [problem for problem in found if not draft.bad.intersection(problem.keys)]
     if draft.problems:
         only_data = all(problem.data for problem in draft.problems)
-        raise (DataProblems if only_data else ConfigProblems)([str(problem) for problem in draft.problems])
+        ordered = sorted(draft.problems, key=lambda problem: _line(problem.where))
+        raise (DataProblems if only_data else ConfigProblems)([str(problem) for problem in ordered])
     return config
 
 
@@ -85,6 +88,10 @@ def plugin_problems(plugins: Sequence[str], where: str) -> list[Problem]:
     """Imports the modules; one problem for each that cannot be imported."""
     problems = []
     for module in plugins:
+        if module.endswith(".py"):
+            what, remedy = "a plug-in must be the name of a module", f"Write `{module[:-3]}`, without `.py`."
+            problems.append(Problem(what=what, got=f"`{module}`", where=where, remedy=remedy, keys=("plugins",)))
+            continue
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:  # whatever a user's module raises
@@ -214,7 +221,7 @@ class _Draft:
         got = show(value, key)
         got = got.removeprefix("the text ") if leaf.kind == "text" else got
         return Problem(
-            what=f"`{key}` must be {leaf.rule}", got=got, where=where, remedy=_remedy(leaf, value), keys=(key,)
+            what=f"`{key}` must be {leaf.rule}", got=got, where=where, remedy=_remedy(leaf, value, where), keys=(key,)
         )
 
     def _get(self, path: KeyPath) -> Any:
@@ -240,17 +247,40 @@ def _path(location: tuple[int | str, ...]) -> tuple[str, ...]:
     return path
 
 
-def _remedy(leaf: Leaf, value: Any) -> str:
+def _line(where: str) -> tuple[bool, int]:
+    """Problems of a file come first, in the order of its lines."""
+    match = re.search(r", line (\d+)", where)
+    return match is None, int(match[1]) if match else 0
+
+
+def _remedy(leaf: Leaf, value: Any, where: str) -> str:
     """How to fix a value of the wrong type or out of range."""
+    in_file = _line(where)[1] > 0
     if leaf.choices:
         near = difflib.get_close_matches(str(value).lower(), leaf.choices, n=1)
-        return f"Did you mean `{near[0]}`?" if near else f"Write for example `{leaf.key}={leaf.default}`."
+        return f"Did you mean `{near[0]}`?" if near else f"Write for example `{_example(leaf, leaf.default, in_file)}`."
     if leaf.kind == "value" and isinstance(value, str) and FLOAT.fullmatch(value.strip()):
         return f"Write {value.strip()} without quotes."
     if "integer" in leaf.rule and isinstance(value, float) and value.is_integer():
         return f"Write {int(value)}."
+    if in_file and leaf.kind in ("texts", "values") and isinstance(value, str) and value:
+        items = dict.fromkeys(item.strip() for item in value.split(","))
+        return f"Write a list, such as `{_example(leaf, list(items), in_file)}`."
     if leaf.remedy:
         return leaf.remedy
     if leaf.default is None:
         return "Correct it, or leave it out."
-    return f"Write for example `{leaf.key}={as_argument(leaf.key, leaf.default)}`."
+    return f"Write for example `{_example(leaf, leaf.default, in_file)}`."
+
+
+def _example(leaf: Leaf, value: Any, in_file: bool) -> str:
+    """A key with a value, as it is written in a file or on a command line."""
+    if not in_file:
+        return f"{leaf.key}={as_argument(leaf.key, value)}"
+    shown = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    text = yaml.dump([shown], Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=1000).strip()[1:-1]
+    *above, last = leaf.key.split(".")
+    text = f"{last}: {text}"
+    for section in reversed(above):
+        text = f"{section}: {{{text}}}"
+    return text

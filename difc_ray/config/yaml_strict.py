@@ -50,7 +50,7 @@ class Document:
 
     Args:
         data: the mapping in dicts, lists, text, int, float, bool and None.
-        lines: line of every value, from 1.
+        lines: line of every value, or of its key if it has one, from 1.
         plain: source text of every scalar written without quotes.
         problems: what is wrong and did not prevent reading on.
     """
@@ -222,22 +222,22 @@ class _Construct:
     def __init__(self, document: Document, source: str) -> None:
         self.document, self.source, self.count = document, source, 0
 
-    def value(self, node: Node, path: KeyPath, depth: int) -> Any:
-        """The value of a node."""
-        line = node.start_mark.line + 1
+    def value(self, node: Node, path: KeyPath, depth: int, line: int = 0) -> Any:
+        """The value of a node; ``line`` is that of its key, if it has one: what is below it begins further down."""
+        line = line or node.start_mark.line + 1
         self.count += 1
         _check_caps(depth, self.count, self.source, line)
         self.document.lines[path] = line
         if isinstance(node, MappingNode):
-            return {key: self.value(item, (*path, key), depth + 1) for key, item in self._items(node)}
+            return {key: self.value(item, (*path, key), depth + 1, at) for key, item, at in self._items(node)}
         if isinstance(node, SequenceNode):
             return [self.value(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
         if isinstance(node, ScalarNode) and node.style is None:
             self.document.plain[path] = node.value
         return _scalar(node.tag.removeprefix(_TAG), node.value)
 
-    def _items(self, node: MappingNode) -> Iterator[tuple[str, Node]]:
-        """Keys and value nodes; keys that are given twice or are not text become problems."""
+    def _items(self, node: MappingNode) -> Iterator[tuple[str, Node, int]]:
+        """Keys, value nodes and the keys' lines; keys that are given twice or are not text become problems."""
         seen: dict[str, int] = {}
         for key_node, value_node in node.value:
             line, key = key_node.start_mark.line + 1, key_node.value
@@ -254,7 +254,7 @@ class _Construct:
                 )
             else:
                 seen[key] = line
-                yield key, value_node
+                yield key, value_node, line
 
     def _refuse(self, what: str, got: str, line: int, remedy: str) -> None:
         self.document.problems.append(_problem(what, got, self.source, line, remedy))

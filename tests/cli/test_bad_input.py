@@ -141,6 +141,24 @@ CASES = {
     "plug-in broken": bad(
         "train plugins=broken", CONFIG, "importable, got ValueError: one two", broken_py="raise ValueError('one\\ntwo')"
     ),
+    "plug-in as a file": bad(
+        "train plugins=squares.py dataset=squares", CONFIG,
+        "the name of a module, got `squares.py`", "Write `squares`, without `.py`.", squares_py=user_module.TEXT,
+    ),
+    "list without brackets in a file": bad(
+        "train -c run.yaml", CONFIG, "`sources` must be", "(run.yaml, line 1)", "as `sources: [mnist, optdigits]`.",
+        run_yaml="sources: mnist,optdigits\n",
+    ),
+    "example in a file": bad(
+        "train -c run.yaml", CONFIG, "run.yaml, line 2", "example `optimizer: {lr: 0.001}`",
+        run_yaml="optimizer:\n  lr: -1",
+    ),
+    "unknown key with a mapping, and the order of lines": bad(
+        "train -c run.yaml", CONFIG,
+        ("`steps` must be", "(run.yaml, line 1)"), ("unknown key `model_opts`", "(run.yaml, line 2)"),
+        ("must name domains", "(run.yaml, line 6)"), ("`seed` must be", "(run.yaml, line 7)"),
+        run_yaml="steps: 0\nmodel_opts:\n\n  # words\n  hidden: 3\ntarget: nobody\nseed: x\n",
+    ),
     # data
     "36 domain smaller than a batch": bad(
         "train batch_size=1500", DATA, "`optdigits` must have at least `batch_size = 1500`", "`batch_size=1437`"

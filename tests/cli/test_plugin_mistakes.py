@@ -69,3 +69,17 @@ def test_a_description_may_be_left_out(cli: Cli, tmp_path: Path) -> None:
                  "alignment.alpha=0", "alignment.beta=0", "harmonize.rule=mean", "model=flat")  # fmt: skip
     assert (answer.code, answer.err) == (0, "")
     assert "100 each" in answer.out
+
+
+def test_domains_that_nobody_named(cli: Cli, tmp_path: Path) -> None:
+    """The defaults are of another dataset: that is one thing to do, and one sentence."""
+    (tmp_path / "squares.py").write_text(user_module.TEXT)
+    answer = cli("train", "plugins=squares", "dataset=squares", "model=flat")
+    assert answer.code == 2
+    assert_sentences(
+        answer,
+        (
+            "`sources` and `target` must name domains of dataset `squares`, got `mnist`, `optdigits`, `fonts`, `mnistm`",
+            "(default). Name `sources` and `target` of `squares`: it has plain, bright@1 é, far.",
+        ),
+    )

@@ -358,7 +358,8 @@ class _Sized(Domain):
         super().__init__(name, ("a", "b"), (1, 2, 2), np.zeros(n, dtype=np.int64), seed=0)
 
     def images_at(self, indices: Any) -> Any:
-        raise AssertionError("sizes are enough")
+        assert len(indices) <= 2, "sizes are enough, and a look at the first images"
+        return np.zeros((len(indices), 1, 2, 2), dtype=np.float32)
 
 
 class _Sizes(DatasetFamily):
