@@ -14,6 +14,7 @@ from difc_ray.tracking.driver import MlflowTracker
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.memory import MemoryTracker
 from difc_ray.tracking.names import figure_path
+from difc_ray.tracking.reading import RecordedRun, read_run, spoiled
 from difc_ray.tracking.settings import UploadSettings
 from difc_ray.tracking.syncing import SyncReport, sync
 from difc_ray.tracking.uris import masked, probe, resolve_uri
@@ -21,6 +22,7 @@ from difc_ray.tracking.uris import masked, probe, resolve_uri
 __all__ = [
     "MemoryTracker",
     "MlflowTracker",
+    "RecordedRun",
     "SavesFigure",
     "Status",
     "SyncReport",
@@ -31,6 +33,8 @@ __all__ = [
     "figure_path",
     "masked",
     "probe",
+    "read_run",
     "resolve_uri",
+    "spoiled",
     "sync",
 ]

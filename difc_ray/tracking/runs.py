@@ -51,7 +51,7 @@ class RunStore:
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
-            with _one_at_a_time(self.uri):  # two processes that create the same database break its migration
+            with one_at_a_time(self.uri):  # two processes that create the same database break its migration
                 self._client = MlflowClient(self.uri, registry_uri=self.uri)
         return self._client
 
@@ -185,7 +185,8 @@ class RunStore:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Around connecting to a SQLite database, which creates or migrates it."""
     if not uri.startswith("sqlite"):
         yield
         return

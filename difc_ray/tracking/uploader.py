@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patience-s", type=float, default=0.0, help="with --once: give up after so long a failure")
     given = parser.parse_args(arguments)
     _end_with(given.parent, given.kernel_guard)
-    _mask_output()
+    mask_output()
     with contextlib.suppress(OSError):
         os.nice(5)
     folder, lock = TrackingFolder(given.run_dir), FolderLock(TrackingFolder(given.run_dir).lock)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_IN_USE
     try:
         settings = UploadSettings.from_environ()
-        _configure_client(settings)
+        configure_client(settings)
         uri = os.environ[URI_VARIABLE]
         own = Uploader(folder, Replayer(given.run_dir, uri), settings)
         uploader = FamilyUploader(own, uri) if given.family else own
@@ -83,7 +83,7 @@ def _end_with(parent: int, kernel_guard: bool) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def _configure_client(settings: UploadSettings) -> None:
+def configure_client(settings: UploadSettings) -> None:
     """MLflow's own retries block for minutes and its checks of requirements for 15 s; both are ours to decide."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(settings.request_timeout_s)))
@@ -107,7 +107,7 @@ class _Masked(io.TextIOBase):
         self._stream.flush()
 
 
-def _mask_output() -> None:
+def mask_output() -> None:
     """Before mlflow is imported: its log messages may contain the URI as it is."""
     sys.stdout, sys.stderr = _Masked(sys.stdout), _Masked(sys.stderr)  # type: ignore[arg-type]
 

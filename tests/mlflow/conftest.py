@@ -12,7 +12,8 @@ from tests.mlflow.servers import MlflowServer, Proxy
 @pytest.fixture(autouse=True)
 def _quiet_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # remembered, because `mlflow.set_tracking_uri` sets it too
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 @pytest.fixture(scope="session")

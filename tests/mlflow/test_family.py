@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from difc_ray.tracking import MlflowTracker, TrackingFolder, UploadSettings, resolve_uri, sync
+from difc_ray.tracking.folder import write_json
 from difc_ray.tracking.lock import FolderLock
 from tests.mlflow.servers import MlflowServer, free_port, wait_until
-from tests.mlflow.test_round_trip import client, points, write_model
+from tests.mlflow.test_round_trip import client, points
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 
@@ -141,15 +142,23 @@ def test_a_sweep_whose_store_was_away_is_sent_by_sync(
     assert runs["sweep"].info.run_id == report.run_id
 
 
+def saved_model(path: Path, of_record: int) -> None:
+    """As much of a model in MLflow's format as the registry looks at; saving a real one is tested elsewhere."""
+    from mlflow.models import Model
+
+    path.mkdir()
+    Model(flavors={"python_function": {"loader_module": "mlflow.pytorch"}}).save(str(path / "MLmodel"))
+    write_json(path / "difc_ray.json", {"journal_record": of_record})
+
+
 def test_a_model_is_registered_once_on_a_server_and_in_sqlite(
     mlflow_server: MlflowServer, tmp_path: Path, run_dir: Path, quick: UploadSettings
 ) -> None:
     """However often its record is sent: the second time because the cursor was lost."""
-    import mlflow
-
     tracker = MlflowTracker(run_dir, mlflow_server.url, "registry", settings=quick)
     tracker.start(run_name="r", params={}, tags={})
-    write_model(run_dir / "best")
+    (run_dir / "best").mkdir()
+    saved_model(run_dir / "model", of_record=2)
     tracker.model(run_dir / "best", step=4, register="digits-best")
     assert tracker.finish("FINISHED").pending == 0
     tracker.folder.cursor.unlink()
@@ -157,15 +166,12 @@ def test_a_model_is_registered_once_on_a_server_and_in_sqlite(
     sqlite = resolve_uri(None, tmp_path, {})
     assert sync(run_dir, sqlite).sent == 3
 
-    former = mlflow.get_tracking_uri()
     for uri in (mlflow_server.url, sqlite):
         identity = tracker.folder.identity(uri)
         (version,) = client(uri).search_model_versions("name = 'digits-best'")
         (model,) = client(uri).search_logged_models([identity["experiment_id"]])
         assert version.run_id == identity["run_id"]
-        mlflow.set_tracking_uri(uri)
-        try:
-            assert mlflow.models.get_model_info(f"models:/digits-best/{version.version}").model_id == model.model_id
-        finally:
-            mlflow.set_tracking_uri(former)
+        assert client(uri).get_model_version_download_uri("digits-best", version.version) == model.artifact_location
+        files = {file.path for file in client(uri).list_logged_model_artifacts(model.model_id)}
+        assert "MLmodel" in files
     assert tracker.folder.count_refused() == 0
