@@ -305,10 +305,10 @@ def _tidy(axes: Axes) -> Axes:
 
 def _legend(figure: Figure) -> None:
     """Below the axes, where it covers nothing."""
-    _, labels = figure.axes[0].get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     if labels:
         columns = max(1, min(3, 64 // (max(map(len, labels)) + 5)))
-        figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
 
 
 def _colour(index: int) -> str:

@@ -31,14 +31,15 @@ p { margin: .3rem 0; max-width: 100ch; }
 .verdict { background: var(--panel); border-left: 4px solid var(--accent); border-radius: 6px; padding: .8rem 1.1rem;
   margin: 1.3rem 0 0; font-size: 1.05rem; overflow-wrap: anywhere; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; }
-.scroll { overflow: auto; max-height: 40rem; border: 1px solid var(--line); border-radius: 8px; margin: .7rem 0; }
+.scroll { overflow: auto; border: 1px solid var(--line); border-radius: 8px; margin: .7rem 0; }
+.tall { max-height: 40rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .42rem .8rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 th { position: sticky; top: 0; background: var(--panel); font-weight: 600; font-size: .84rem; color: var(--soft); }
 .number { text-align: right; }
-.wide { white-space: normal; min-width: 12rem; max-width: 30rem; overflow-wrap: anywhere; }
+.wide { white-space: normal; min-width: 16rem; max-width: 30rem; overflow-wrap: anywhere; }
 .chosen td { background: color-mix(in srgb, var(--accent) 9%, transparent); }
 .ahead { color: var(--good); font-weight: 600; }
 .behind { color: var(--bad); font-weight: 600; }
@@ -91,7 +92,8 @@ def text(sentence: str) -> str:
     >>> text("`a<b>` is & was")
     '<code>a&lt;b&gt;</code> is &amp; was'
     """
-    return _CODE.sub(r"<code>\1</code>", escape(sentence))
+    kept_together = re.sub(r" (?=[±%]( |$|[.,;)]))|(?<=±) ", "\u00a0", escape(sentence))
+    return _CODE.sub(r"<code>\1</code>", kept_together)
 
 
 def _facts(comparison: Comparison) -> str:
@@ -114,13 +116,13 @@ def _methods(comparison: Comparison) -> str:
     against = f"difference to {comparison.baseline}, points" if comparison.baseline else ""
     ranked = comparison.target if comparison.ranked_by == "target" else "validation"
     heads = ["rank", "method", "validation", str(comparison.target or ""), "worst source", "n", against]
-    heads += ["tied with" if any(method.rank.tied for method in comparison.methods) else "", "setting"]
+    heads += ["setting", "tied with" if any(method.rank.tied for method in comparison.methods) else ""]
     keep = [bool(head) for head in heads]
+    short = _rules([method.name for method in comparison.methods])
     rows = []
     for method in comparison.methods:
         found = method.difference
         kind = "" if found is None or found.tied else "ahead" if found.above else "behind"
-        tied = method.rank.tied
         worst = f"{wording.estimate(method.worst)} ({', '.join(method.worst_domains)})"
         baseline = method.name == comparison.baseline
         cells = [
@@ -131,8 +133,8 @@ def _methods(comparison: Comparison) -> str:
             _cell(worst, "number"),
             _cell(str(method.validation.n), "number"),
             _cell("baseline" if baseline else wording.difference(found), kind),
-            _cell(_several(tied), "wide" if len(tied) > 1 else ""),
             _cell(method.setting.label + (f" of {method.among}" if method.among > 1 else "")),
+            _cell(_several([short.get(name, name) for name in method.rank.tied])),
         ]
         rows.append(("", [cell for cell, kept in zip(cells, keep, strict=True) if kept]))
     explained = (
@@ -216,7 +218,7 @@ def _settings(comparison: Comparison) -> str:
     explained = (
         "Shaded: the setting that stands for its method. In brackets: the best value of a run that did not finish."
     )
-    return f'<section><h2>Settings</h2><p class="soft">{explained}</p>{_table(heads, rows)}</section>'
+    return f'<section><h2>Settings</h2><p class="soft">{explained}</p>{_table(heads, rows, "scroll tall")}</section>'
 
 
 def _notes(comparison: Comparison) -> str:
@@ -225,7 +227,7 @@ def _notes(comparison: Comparison) -> str:
     return f"<section><h2>Notes</h2><ul>{''.join(f'<li>{text(note)}</li>' for note in comparison.notes)}</ul></section>"
 
 
-def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], kind: str = "scroll") -> str:
     """A table in a box of its own that scrolls; rows are (class, cells)."""
     columns = list(zip(*(cells for _, cells in rows), strict=True))
     numeric = [all(cell.startswith('<td class="number">') for cell in column) for column in columns]
@@ -233,12 +235,18 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> s
         f'<th class="number">{escape(name)}</th>' if right else f"<th>{escape(name)}</th>"
         for name, right in zip(heads, numeric, strict=True)
     )
-    body = "".join(f'<tr class="{kind}">{"".join(cells)}</tr>' for kind, cells in rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(f'<tr class="{mark}">{"".join(cells)}</tr>' for mark, cells in rows)
+    return f'<div class="{kind}" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(content: str, kind: str = "") -> str:
     return f'<td class="{kind}">{text(content)}</td>' if kind else f"<td>{text(content)}</td>"
+
+
+def _rules(methods: Sequence[str]) -> dict[str, str]:
+    """Method -> its rule alone, where no other method has it."""
+    rules = [method.split(" + ")[0] for method in methods]
+    return {method: rule for method, rule in zip(methods, rules, strict=True) if rules.count(rule) == 1}
 
 
 def _counted(n: int, what: str) -> str:
