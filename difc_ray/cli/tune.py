@@ -47,7 +47,11 @@ class SweepView:
         point = record.point
         fold = f" without {point.fold}" if point.fold else ""
         measure = f"  {self.measured(point.number)}" if point.number in self.values else ""
-        ending = {"finished": "  finished", "failed": f"  failed: {record.reason}"}.get(record.status, "")
+        ending = {
+            "finished": "  finished",
+            "stopped": "  stopped",
+            "failed": f"  failed: {' '.join(record.reason.split())}",
+        }.get(record.status, "")
         self.say(
             f"{self.ended()}/{self.trials}  trial {point.number}  seed {point.seed}{fold}  {label(point.values)}  "
             f"step {record.step}/{self.base.steps}{measure}{ending}"
@@ -156,7 +160,9 @@ def print_sweep(result: SweepResult, space: Space) -> None:
     print_table(settings_table(result, space))
     print_table(choices_table(result))
     for record in result.failed:
-        print_note(f"trial {record.point.number} ({label(record.point.values)}) failed: {record.reason}")
+        print_note(
+            f"trial {record.point.number} ({label(record.point.values)}) failed: {' '.join(record.reason.split())}"
+        )
     counts = {status: sum(r.status == status for r in result.records) for status in ("finished", "stopped", "failed")}
     print_facts({"trials": ", ".join(f"{n} {status}" for status, n in counts.items() if n)})
     if result.best is not None:

@@ -84,9 +84,11 @@ def optuna_searcher(space: Space, base: Config, earlier: Sequence[tuple[Mapping[
         base: whose seed draws.
         earlier: settings of an interrupted sweep with what they came to.
     """
+    import optuna
     from ray.tune.search import Repeater
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     known: dict[str, Any] = {}
     if earlier:
         known["points_to_evaluate"] = [{f"values/{key}": value for key, value in each.items()} for each, _ in earlier]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import ray
 from ray import tune
@@ -33,7 +33,7 @@ from difc_ray.tuning.outcome import SweepResult, conclude, hand_over
 from difc_ray.tuning.points import Point
 from difc_ray.tuning.search import optuna_searcher, replay, scheduler_of
 from difc_ray.tuning.space import Space
-from difc_ray.tuning.trial import SweepInfo, Trial
+from difc_ray.tuning.trial import SweepInfo, Trial, number_of
 
 log = logging.getLogger("difc_ray")
 
@@ -271,8 +271,8 @@ class Sweep:
             param_space=space,
             tune_config=tune.TuneConfig(
                 scheduler=scheduler, search_alg=searcher, num_samples=samples, reuse_actors=True,
-                max_concurrent_trials=self.base.trial.concurrent, trial_name_creator=self._name,
-                trial_dirname_creator=self._name,
+                max_concurrent_trials=self.base.trial.concurrent, trial_name_creator=Names(self.next_number),
+                trial_dirname_creator=str,
             ),
             run_config=tune.RunConfig(
                 name=f"round-{attempt}", storage_path=str(self.folder.path / "ray"), verbose=0, stop=End(self),
@@ -283,22 +283,9 @@ class Sweep:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         tuner.fit()
 
-    def _name(self, trial: Any) -> str:
-        """A name that ends with the trial's number; trials that the searcher makes up get the next one."""
-        held: dict[str, int] = self.__dict__.setdefault("numbers", {})
-        if trial.trial_id not in held:
-            point = trial.config.get("point")
-            held[trial.trial_id] = self.next_number if point is None else int(point["number"])
-            self.next_number += point is None
-        return f"trial-{held[trial.trial_id]:05d}"
-
-    def number(self, trial: Any) -> int:
-        """The number of a trial of Tune."""
-        return int(self._name(trial).rpartition("-")[2])
-
     def died(self, trial: Any) -> None:
         """Writes down that a trial's process died for good; what the trial itself found out stays as it is."""
-        number = self.number(trial)
+        number = number_of(str(trial))
         record = self.folder.record(number)
         if record is None or record.status == "failed":
             return
@@ -323,6 +310,34 @@ class Sweep:
         if (record := self.folder.record(number)) is not None:
             self.display.trial(record, result)
 
+    def tell_stopped(self, number: int) -> None:
+        """Shows that a trial was stopped; its process writes it down when it leaves the trial."""
+        record = self.folder.record(number)
+        if record is not None and record.status == "running" and not self.signals.interrupted():
+            self.display.trial(replace(record, status="stopped"), {})
+
+
+class Names:
+    """Names trials by their numbers; one that the searcher makes up gets the next number.
+
+    Tune asks copies of this object, so what has been given away is kept with the class.
+
+    Args:
+        first: the first number to give away.
+    """
+
+    given: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.given.clear()
+
+    def __call__(self, trial: Any) -> str:
+        """The name of a trial."""
+        point = trial.config.get("point")
+        number = point["number"] if point else self.given.setdefault(trial.trial_id, self.first + len(self.given))
+        return f"trial-{int(number):05d}"
+
 
 class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types for it
     """Tells the sweep what happens to its trials."""
@@ -334,17 +349,21 @@ class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types for it
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial was evaluated, or has ended."""
-        self.sweep.guarded(lambda: self.sweep.show(self.sweep.number(trial), result))
+        self.sweep.guarded(lambda: self.sweep.show(number_of(str(trial)), result))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended; one that has not said so itself was stopped by the scheduler."""
+        self.sweep.guarded(lambda: self.sweep.tell_stopped(number_of(str(trial))))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died; it goes on from its checkpoint."""
-        number = self.sweep.number(trial)
+        number = number_of(str(trial))
         self.sweep.guarded(lambda: self.sweep.notice(f"trial {number} has lost its process; it is continued"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died more often than allowed."""
         self.sweep.guarded(lambda: self.sweep.died(trial))
-        self.sweep.guarded(lambda: self.sweep.show(self.sweep.number(trial), {}))
+        self.sweep.guarded(lambda: self.sweep.show(number_of(str(trial)), {}))
 
 
 class End(tune.Stopper):  # type: ignore[misc]  # as above

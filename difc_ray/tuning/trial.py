@@ -258,7 +258,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         self.engines.drop()
 
     def _take_up(self, config: Mapping[str, Any]) -> None:
-        """Makes a trial the one in hand; nothing starts yet."""
+        """Makes a trial the one in hand. Nothing is written yet: Tune also does this to processes it will not use."""
         os.chdir(self.info.cwd)  # Tune has changed into a folder of its own
         number = number_of(self.trial_name)
         point = self.info.points.get(number)
@@ -271,11 +271,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         record = TrialRecord(point=point, status="running")
         if before is not None:
             record = replace(record, step=before.step, seconds=before.seconds, lineage=before.lineage)
-        self.folder.write(record)
         self.running = Running(record=record, config=trial_config(self.info.base, point, self.folder.trials))
 
     def _start(self, trial: Running) -> None:
         """Starts the run, or continues it from its newest checkpoint."""
+        self._note(trial, "running")
         point, config = trial.record.point, trial.config
         if self.folder.can_resume(point.number):
             config = config.model_copy(update={"resume": str(self._run_dir(trial))})
@@ -302,7 +302,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         if trial is None:
             return
         if trial.stages is None or trial.latest is None:
-            self._note(trial, "interrupted")
             return
         pauses = self.info.scheduler == "pbt" or number == trial.record.point.number
         if pauses or self.folder.interrupted.exists():
