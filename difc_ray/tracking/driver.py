@@ -41,6 +41,7 @@ class MlflowTracker:
       ``difc_ray.renamed.<new name>`` keeps the old one.
     * A resumed run continues the same MLflow run. Points (metric, step) that an earlier attempt recorded are not
       recorded again: the resumed run computes the same values. Changed parameters become tags ``resume.<n>.<name>``.
+    * The end of a run whose process died without a word can be told by another: resumed, and finished without a start.
     * Values of parameters and tags that sound like secrets, and credentials in URIs, are replaced by ``***``.
     * A disk that is full costs records, with one warning, and never the run.
 
@@ -97,7 +98,7 @@ class MlflowTracker:
         self._names: dict[str, str] = {}
         self._nonfinite: dict[str, tuple[int, int]] = {}
         self._lost = 0
-        self._started = False
+        self._started = bool(self._before.start) and not self._before.finished
         self._next_look = self._next_warning = 0.0
         self._summary: TrackingSummary | None = None
 

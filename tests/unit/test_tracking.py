@@ -595,6 +595,14 @@ class TestDriver:
         assert (summary.pending, summary.run_id, summary.message) == (0, None, None)
         assert self.records(tmp_path) == []
 
+    def test_another_process_tells_the_end_of_a_run_that_died(self, tmp_path: Path) -> None:
+        dead = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e", upload=False, parent="p")
+        dead.start(run_name="r", params={}, tags={})
+        for status in ("FAILED", "FINISHED"):  # the second finds an end
+            MlflowTracker(tmp_path, "http://127.0.0.1:9", "e", resume=True, upload=False).finish(status, "lost")
+        kinds = [(record["kind"], record.get("status"), record.get("parent")) for record in self.records(tmp_path)]
+        assert kinds == [("start", None, "p"), ("finish", "FAILED", None)]
+
     def test_recording_is_cheap(self, tmp_path: Path) -> None:
         """30 values cost less than 0.3 ms (here: median; about 0.03 ms), in a process without run-time type checks."""
         script = (
@@ -632,12 +640,13 @@ def test_memory_tracker_is_a_twin(tmp_path: Path) -> None:
     tracker.tags({"t": "2"})
     tracker.figure("curves", Figure())
     tracker.artifact(tmp_path / "f", "folder")
-    tracker.model(tmp_path, step=7)
+    tracker.model(tmp_path, step=7, register="best")
     summary = tracker.finish("KILLED", "why")
     assert tracker.recorded_metrics == {"x": [(1, 2.0), (2, 3.0)]}
     assert (tracker.recorded_params, tracker.recorded_tags) == ({"a.b": 1}, {"t": "2"})
     assert (tmp_path / "figures" / "curves.png").exists()
     assert (tracker.recorded_artifacts, tracker.recorded_models) == ([(tmp_path / "f", "folder")], [(tmp_path, 7)])
+    assert tracker.registered_models == [("best", 7)]
     assert (tracker.status, tracker.error, summary.pending) == ("KILLED", "why", 0)
 
 
