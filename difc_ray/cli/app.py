@@ -272,6 +272,7 @@ def sync(
 
     \b
     difc-ray sync runs/NAME
+    difc-ray sync runs/SWEEP                        a sweep and all of its trials
     difc-ray sync runs/NAME --uri http://127.0.0.1:5000
     """  # noqa: D301
     from difc_ray.cli.tables import print_sync

@@ -175,6 +175,7 @@ def print_tracking(tracking: TrackingSummary) -> None:
 def print_sync(report: SyncReport) -> None:
     """What was sent, and what still waits."""
     counts = f"{report.sent} record(s); {report.pending} waiting, {report.refused} refused"
+    counts += f" (a sweep and its {report.trials} trial(s))" if report.trials else ""
     where = f"{report.run_id or 'not created yet'} in {report.uri}"
     print_facts({"sent": counts, "MLflow run": where, "open MLflow": report.ui_command})
     if report.message:
