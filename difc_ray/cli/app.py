@@ -8,19 +8,18 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from difc_ray import __version__
 from difc_ray.cli.output import let_go_of_stdout
+from difc_ray.cli.usage import usage_sentence, whole_number
 from difc_ray.errors import ConfigError, DifcError, Interrupted
-from difc_ray.registry import did_you_mean
 
 HELP = {"help_option_names": ["-h", "--help"]}
 LOOSE = {"ignore_unknown_options": True}
@@ -183,22 +182,30 @@ def doctor(settings: Settings = None, config: ConfigFile = None) -> None:
 
 @app.command()
 def rules(
+    rule: Annotated[str | None, typer.Argument(metavar="RULE", hidden=True)] = None,
     check: Annotated[bool, typer.Option("--check", help="Run every rule on random Gram matrices.")] = False,
-    draws: Annotated[int, typer.Option(metavar="N", min=1, help="Draws per rule with --check.")] = 200,
+    draws: Annotated[str, typer.Option(metavar="N", help="Draws per rule with --check.")] = "200",
 ) -> None:
-    """List the harmonization rules, or check them.
+    """List the harmonization rules, show one, or check them.
 
     \b
-    difc-ray rules                        each rule: what it does, what it guarantees, cost, source
+    difc-ray rules                        each rule: what it does, what it guarantees, cost
+    difc-ray rules upgrad                 one rule: its options with defaults, its source, and how it works
     difc-ray rules --check --draws 1000   conflicts, worst cosine, worst KKT residual, time; TorchJD beside it
     """  # noqa: D301
-    from difc_ray.cli.tables import print_rule_check, print_rules
+    from difc_ray.cli.rules import print_rule, print_rule_check, print_rules
     from difc_ray.rulebook import check_rules, rule_table
 
+    number = whole_number("--draws", draws)
+    if rule is not None and check:
+        raise ConfigError(f"`--check` is of all rules, got `{rule}` besides (command line). Remove one of them.")
+    if rule is not None:
+        print_rule(rule)
+        return
     if not check:
         print_rules(rule_table())
         return
-    rows = check_rules(draws)
+    rows = check_rules(number)
     print_rule_check(rows)
     raise typer.Exit(5 if any(row.promised_conflicts for row in rows) else 0)
 
@@ -278,6 +285,10 @@ def sync(
     from difc_ray.cli.tables import print_sync
     from difc_ray.tracking import sync as run
 
+    if not (run_dir / "tracking").is_dir():
+        from difc_ray.preparation import check_run_folder
+
+        check_run_folder(run_dir.absolute(), "RUN_DIR must be a run folder", "command line")
     report = run(run_dir, uri)
     print_sync(report)
     raise typer.Exit(4 if report.pending else 0)
@@ -341,26 +352,6 @@ def checked(settings: Sequence[str] | None) -> list[str]:
             remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."
             raise ConfigError(f"{wrong}, got `{name}` (command line). {remedy}")
     return list(settings or ())
-
-
-def usage_sentence(error: Any, commands: Sequence[str]) -> str:
-    """A wrong command or option (a :data:`UsageError`) in our form."""
-    text = " ".join(error.format_message().split())
-    quoted = re.search(r"'([^']*)'", text)
-    named = quoted[1] if quoted else text
-    where = error.ctx.command_path if error.ctx else "difc-ray"
-    remedy = f"See `{where} --help`; settings are written `key=value`."
-    if "No such command" in text:
-        if "=" in named:
-            return f"a command must come first, got `{named}` (command line). Write `difc-ray train {named}`."
-        return f"unknown command, got `{named}` (command line). {did_you_mean(named, commands)}"
-    if "Missing argument" in text:
-        return f"`{where}` needs an argument, got none (command line). Write `{where} {named}`, such as `runs/NAME`."
-    if match := re.search(r"No such option:? '?(-[^\s'.]+)", text):
-        return f"unknown option, got `{match[1]}` (command line). {remedy}"
-    if match := re.search(r"Option '([^']+)' requires an argument", text):
-        return f"option `{match[1]}` needs a value, got none (command line). {remedy}"
-    return f"the command line must be understood, got this: {text.rstrip('.')} (command line). {remedy}"
 
 
 def unexpected(error: Exception) -> str:

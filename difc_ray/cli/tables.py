@@ -27,8 +27,6 @@ from difc_ray.objectives import OBJECTIVES
 from difc_ray.registry import Registry
 
 if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list keys
-    from difc_ray.evaluation import SplitMetrics
-    from difc_ray.rulebook import CheckRow, RuleRow
     from difc_ray.run import Result
     from difc_ray.tracking import SyncReport, TrackingSummary
 
@@ -39,6 +37,13 @@ MANY_CLASSES = 20
 """From so many classes on, their counts are shown as a range."""
 
 LABEL = 14
+
+ROWS = {
+    "tasks": "between alignment and classification, before harmonization",
+    "domains": "between domains, before harmonization",
+    "both": "between domains and alignment, before harmonization",
+}
+"""What the rows are that a rule sees, by `harmonize.between`, and when their conflicts are counted."""
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "dataset": DATASETS,
@@ -108,8 +113,7 @@ def print_banner(config: Config) -> None:
 
 def print_result(result: Result, config: Config) -> None:
     """Accuracy by domain and split, the worst domain, and where everything lies."""
-    print_table(accuracy_table(result.metrics, config))
-    print_facts(summary_facts(result.summary))
+    print_summary(result.summary, config)
     print_facts({"run": str(result.run_dir), "checkpoint": checkpoint_fact(result.summary)})
     if config.tracking.mode == "off" and result.tracking is not None:
         print_facts({"MLflow": f"off; the records are in {result.run_dir / 'metrics.jsonl'}"})
@@ -117,22 +121,32 @@ def print_result(result: Result, config: Config) -> None:
         print_tracking(result.tracking)
 
 
-def accuracy_table(metrics: Sequence[SplitMetrics], config: Config) -> Table:
-    """One line per domain; the target has only one number, over all of its examples."""
-    by_place = {(m.domain, m.split): m for m in metrics}
+def print_summary(summary: Mapping[str, Any], config: Config) -> None:
+    """The figures of a run's summary."""
+    print_table(accuracy_table(summary["accuracy"], config))
+    print_facts(summary_facts(summary, config))
+
+
+def accuracy_table(accuracy: Mapping[str, Mapping[str, float]], config: Config) -> Table:
+    """One line per domain; the target has only one number, over all of its examples.
+
+    Args:
+        accuracy: domain -> split -> share of right answers.
+        config: the run's configuration.
+    """
     table = Table(title="accuracy", title_justify="left")
     for heading in ("domain", "role", "train", "val", "test", "all"):
         table.add_column(heading, justify="left" if heading in ("domain", "role") else "right")
     for domain in (*config.sources, *([config.target] if config.target else [])):
         held_out = domain == config.target
-        cells = [by_place.get((domain, split)) for split in ("train", "val", "test", "all")]
-        shown = ["" if m is None else f"{m.accuracy:.1%}" for m in cells]
+        found = accuracy.get(domain, {})
+        shown = [f"{found[split]:.1%}" if split in found else "" for split in ("train", "val", "test", "all")]
         role = "held out" if held_out else "source"
         table.add_row(escape(domain), role, *shown, style="bold" if held_out else None)
     return table
 
 
-def summary_facts(summary: Mapping[str, Any]) -> dict[str, str | Sequence[str]]:
+def summary_facts(summary: Mapping[str, Any], config: Config) -> dict[str, str | Sequence[str]]:
     """Worst domain, time, conflicts, and what went wrong and was mended; as far as the summary has it."""
     facts: dict[str, str | Sequence[str]] = {}
     if "worst_domain" in summary:
@@ -140,14 +154,14 @@ def summary_facts(summary: Mapping[str, Any]) -> dict[str, str | Sequence[str]]:
         facts["worst source"] = f"{worst['domain']}, {worst['accuracy']:.1%} on {worst['split']}"
     if "step_ms" in summary:
         ms = {part: f"{value:.0f}" for part, value in summary["step_ms"].items()}
-        facts["time"] = f"{summary['wall_s']:.0f} s"
+        facts["training"] = f"{summary['wall_s']:.0f} s"
         parts = " + ".join(f"{part} {ms[part]}" for part in ("compute", "transport", "coordinator"))
         facts["step"] = [
             f"{ms['step']} ms = {parts}",
             f"besides, per step: evaluation {ms['evaluation']} ms, checkpoints {ms['checkpoint']} ms",
         ]
     if "conflict_share" in summary:
-        facts["conflicts"] = f"in {summary['conflict_share']:.0%} of the steps"
+        facts["conflicts"] = f"in {summary['conflict_share']:.0%} of the steps, {ROWS[config.harmonize.between]}"
     if summary.get("skipped_steps"):
         facts["skipped"] = f"{summary['skipped_steps']} step(s), not finite"
     if restarts := {name: n for name, n in summary.get("restarts", {}).items() if n}:
@@ -165,7 +179,7 @@ def print_tracking(tracking: TrackingSummary) -> None:
     print_facts(
         {
             "MLflow run": f"{tracking.run_id or 'not created yet'} in {tracking.uri}",
-            "open MLflow": tracking.ui_command,
+            "open MLflow": tracking.ui_command if tracking.run_id else "",
         }
     )
     if tracking.message:
@@ -177,7 +191,7 @@ def print_sync(report: SyncReport) -> None:
     counts = f"{report.sent} record(s); {report.pending} waiting, {report.refused} refused"
     counts += f" (a sweep and its {report.trials} trial(s))" if report.trials else ""
     where = f"{report.run_id or 'not created yet'} in {report.uri}"
-    print_facts({"sent": counts, "MLflow run": where, "open MLflow": report.ui_command})
+    print_facts({"sent": counts, "MLflow run": where, "open MLflow": report.ui_command if report.run_id else ""})
     if report.message:
         print_note(report.message)
 
@@ -198,26 +212,6 @@ def print_keys(config: Config) -> None:
         shown = f"[bold]{escape(f'{key}={value}')}[/]" if changed else escape(f"{key}={value}")
         note = f" [bold](default: {escape(default.get(key, '{}'))})[/]" if changed else ""
         table.add_row(shown, f"{escape(meaning)} [dim]({escape(rule)})[/]{note}")
-    print_table(table)
-
-
-def print_rules(rows: Sequence[RuleRow]) -> None:
-    """One line per rule."""
-    table = Table("rule", "what it does", "no conflict", "cost", "source", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(escape, (row.name, row.summary, row.guarantee, row.cost, row.source)))
-    print_table(table)
-
-
-def print_rule_check(rows: Sequence[CheckRow]) -> None:
-    """What the rules did on random Gram matrices."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("rule", "promises", "draws", "conflicts", "worst cosine", "worst KKT", "median µs", "note"):
-        table.add_column(heading, justify="left" if heading in ("rule", "promises", "note") else "right")
-    for row in rows:
-        kkt = "" if row.worst_kkt is None else f"{row.worst_kkt:.0e}"
-        figures = (str(row.draws), f"{row.conflict_share:.1%}", f"{row.worst_cosine:.0e}", kkt, f"{row.median_us:.0f}")
-        table.add_row(escape(row.rule), row.guarantee or "", *figures, escape(row.note))
     print_table(table)
 
 

@@ -146,7 +146,7 @@ class GradientHarmonization(TwoRowHarmonizer):
     the direction goes to zero. For two rows it equals the PCGrad sum and twice UPGrad's mean.
 
     Source:
-        Seed 003, Eq. 28 and 42.
+        Huang et al. 2024 (arXiv 2408.00288), Eq. 28 and 42.
     """
 
     name: ClassVar[str] = "gh"
@@ -208,7 +208,7 @@ class SafeRotation(RotatingHarmonizer):
     the Gram except where ``s`` crosses ``s_min``.
 
     Source:
-        Seed 003, section 3.5, Eq. 33-43 (GH++).
+        Huang et al. 2024 (arXiv 2408.00288), section 3.5, Eq. 33-43 (GH++).
 
     Differs from the source:
         1. Eq. 34 writes the chord AE as a multiple of g1, but AE stands at ``π/2 + β/2`` to it: Eq. 35-43 rescale
@@ -238,7 +238,7 @@ class PlainRotation(RotatingHarmonizer):
     The formulas of ``ghpp`` without the clip; ``s < s_min`` -> ``gh``. Kept for comparison.
 
     Source:
-        Seed 003, section 3.5, Eq. 33 and 36-38.
+        Huang et al. 2024 (arXiv 2408.00288), section 3.5, Eq. 33 and 36-38.
 
     Differs from the source:
         The vector AE of Eq. 34 is not along g1; the rotation is done exactly.
@@ -268,7 +268,7 @@ class PublishedRotation(TwoRowHarmonizer):
         ``tau2 = -0.17`` and ``direction · g2 = -4.7``. Use ``ghpp``.
 
     Source:
-        Seed 003, Eq. 43, with its second line read as tau2.
+        Huang et al. 2024 (arXiv 2408.00288), Eq. 43, with its second line read as tau2.
     """
 
     lam: float = 0.5

@@ -169,7 +169,8 @@ CASES = {
     "49 evaluation of nothing": bad("evaluate nowhere", CHECKPOINT, "RUN_DIR must be a run folder", "does not exist"),
     "49 a folder that is no run": bad("evaluate .", CHECKPOINT, "a folder without config.yaml"),
     "54 a pickle": bad("evaluate model.pkl", CHECKPOINT, "which is a file", model_pkl=pickle.dumps([1])),
-    "synchronisation of nothing": bad("sync nowhere", CHECKPOINT, "must have a journal"),
+    "synchronisation of nothing": bad("sync nowhere", CHECKPOINT, "RUN_DIR must be a run folder", "does not exist"),
+    "synchronisation of a folder that is no run": bad("sync .", CHECKPOINT, "a folder without config.yaml"),
 }  # fmt: skip
 
 

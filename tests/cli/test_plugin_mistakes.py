@@ -79,7 +79,7 @@ def test_domains_that_nobody_named(cli: Cli, tmp_path: Path) -> None:
     assert_sentences(
         answer,
         (
-            "`sources` and `target` must name domains of dataset `squares`, got `mnist`, `optdigits`, `fonts`, `mnistm`",
+            "`sources` and `target` must name domains of dataset `squares`, got `mnist`, `optdigits`",
             "(default). Name `sources` and `target` of `squares`: it has plain, bright@1 é, far.",
         ),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from difc_ray.harmonizers import HARMONIZERS
-from tests.cli.shell import Cli
+from tests.cli.shell import Cli, assert_sentences
 
 
-def test_every_rule_is_listed_with_its_guarantee_and_source(cli: Cli) -> None:
+def test_every_rule_is_listed_with_its_guarantee(cli: Cli) -> None:
     answer = cli("rules")
     assert answer.code == 0, answer.err
     lines = {line.split()[0]: line for line in answer.out.splitlines() if line.strip()}
@@ -14,7 +16,26 @@ def test_every_rule_is_listed_with_its_guarantee_and_source(cli: Cli) -> None:
         rule = HARMONIZERS.get(name)
         assert rule.summary in lines[name]
         assert rule.guarantee in lines[name]
-        assert rule.source in lines[name]
+        assert rule.cost in lines[name]
+    assert max(map(len, answer.out.splitlines())) <= 150
+
+
+def test_one_rule(cli: Cli) -> None:
+    """All that it says of itself: guarantee, source, every option with its default, and its docstring."""
+    answer = cli("rules", "ghpp")
+    assert (answer.code, answer.err) == (0, "")
+    rule = HARMONIZERS.get("ghpp")
+    for words in (rule.summary, rule.guarantee, rule.cost, rule.source, "harmonize.lam=0.5", "s_min=0.05"):
+        assert words in answer.out
+    assert "max_weight=null" in answer.out
+    assert "Differs from the source:" in answer.out
+    assert "options       none" in cli("rules", "mean").out
+
+
+def test_one_rule_that_there_is_not(cli: Cli) -> None:
+    answer = cli("rules", "ghpq")
+    assert answer.code == 2
+    assert_sentences(answer, ("a rule must be known, got `ghpq` (command line). Did you mean `ghpp`?",))
 
 
 def test_rules_that_promise_no_conflict_have_none(cli: Cli) -> None:
@@ -28,7 +49,8 @@ def test_rules_that_promise_no_conflict_have_none(cli: Cli) -> None:
     assert " 0.0%" not in lines["mean"]  # the same draws do conflict
 
 
-def test_no_draws_is_refused(cli: Cli) -> None:
-    answer = cli("rules", "--check", "--draws", "0")
+@pytest.mark.parametrize("draws", ["0", "x", "1.5"])
+def test_no_draws_is_refused(draws: str, cli: Cli) -> None:
+    answer = cli("rules", "--draws", draws)
     assert answer.code == 2
-    assert "difc-ray: error:" in answer.err
+    assert_sentences(answer, (f"`--draws` must be an integer >= 1, got {draws} (command line). Write",))

@@ -1,0 +1,48 @@
+"""Wrong commands and options in the form of all our errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from difc_ray.errors import ConfigError
+from difc_ray.registry import did_you_mean
+
+
+def usage_sentence(error: Any, commands: Sequence[str]) -> str:
+    """A wrong command or option (what :data:`difc_ray.cli.app.UsageError` names) in our form."""
+    text = " ".join(error.format_message().split())
+    quoted = re.search(r"'([^']*)'", text)
+    named = quoted[1] if quoted else text
+    where = error.ctx.command_path if error.ctx else "difc-ray"
+    remedy = f"See `{where} --help`; settings are written `key=value`."
+    if "No such command" in text:
+        if "=" in named:
+            return f"a command must come first, got `{named}` (command line). Write `difc-ray train {named}`."
+        return f"unknown command, got `{named}` (command line). {did_you_mean(named, commands)}"
+    if "Missing argument" in text:
+        return f"`{where}` needs an argument, got none (command line). Write `{where} {named}`, such as `runs/NAME`."
+    if match := re.search(r"No such option:? '?(-[^\s'.]+)", text):
+        return f"unknown option, got `{match[1]}` (command line). {remedy}"
+    if match := re.search(r"Option '([^']+)' requires an argument", text):
+        return f"option `{match[1]}` needs a value, got none (command line). {remedy}"
+    return f"the command line must be understood, got this: {text.rstrip('.')} (command line). {remedy}"
+
+
+def whole_number(option: str, text: str) -> int:
+    """The value of an option that counts something.
+
+    Args:
+        option: its name, with dashes.
+        text: what the user wrote.
+
+    Raises:
+        ConfigError: it is no integer from 1 on.
+    """
+    if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1 and len(text) <= 18):
+        raise ConfigError(
+            f"`{option}` must be an integer >= 1, got {text or 'nothing'} (command line). Write for example "
+            f"`{option} 200`."
+        )
+    return int(text)
