@@ -147,7 +147,7 @@ def print_sweep_banner(space: Space, base: Config, points: list[Point]) -> None:
     console.print(f"[bold]{escape(space.name)}[/]  {escape(space.description)}", soft_wrap=True)
     console.print(
         escape(
-            f"{number} settings of {', '.join(space.space)}, {seeds}, {base.steps} steps, {space.searcher} search, "
+            f"{number} settings of {', '.join(space.keys)}, {seeds}, {base.steps} steps, {space.searcher} search, "
             f"scheduler {space.scheduler}, engine {engine}"
         ),
         soft_wrap=True,

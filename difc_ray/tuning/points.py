@@ -73,7 +73,7 @@ def settings(space: Space, seed: int) -> list[dict[str, Any]]:
             rng = generator(seed, "sweep", str(again) if again else "", sample)
             values = {key: space.space[key].draw(rng) for key in drawn}
             for combination in combinations:
-                setting = {key: (values | combination)[key] for key in space.space}
+                setting = space.spread({key: (values | combination)[key] for key in space.space})
                 found.setdefault(json.dumps(setting, sort_keys=True), setting)
             if len(found) > before:
                 break  # else all of it was drawn before, as happens with short lists
@@ -176,7 +176,7 @@ def _any_point(space: Space) -> Point:
     """A point inside the space, to vary one key at a time."""
     rng = generator(0, "sweep")
     values = {key: d.values[0] if d.kind == "grid" else d.draw(rng) for key, d in space.space.items()}
-    return Point(number=0, setting=0, seed=space.seeds[0], values=values)
+    return Point(number=0, setting=0, seed=space.seeds[0], values=space.spread(values))
 
 
 def _ends(space: Space, inside: Point) -> Iterator[Point]:
@@ -185,16 +185,16 @@ def _ends(space: Space, inside: Point) -> Iterator[Point]:
         low, high = distribution.values[0], distribution.values[-1]
         ends = (low, high - 1 if distribution.kind == "randint" else high)
         for value in ends if distribution.is_range else distribution.listed():
-            yield Point(number=0, setting=0, seed=inside.seed, values={**inside.values, key: value})
+            yield Point(number=0, setting=0, seed=inside.seed, values={**inside.values, **space.spread({key: value})})
 
 
 def _contradictions(space: Space, told: Collection[str]) -> Iterator[Problem]:
     """What the space searches and somebody sets as well; measures that point the wrong way."""
     inside = dict.fromkeys(flat_keys(space.config), "under `config`") | dict.fromkeys(told, "by the user")
     for key, by in inside.items():
-        if key in space.space:
+        if key in space.keys:
             what, remedy = f"`{key}` must be searched or set, not both", "Remove one of them."
-            yield Problem(what=what, got=f"a distribution, and a value {by}", where=space.where(key), remedy=remedy)
+            yield Problem(what=what, got=f"a distribution, and a value {by}", where=space.source, remedy=remedy)
     better = "min" if "/loss/" in f"{space.metric}/" else "max"
     if space.mode != better:
         what = f"`mode` must be `{better}` for the metric `{space.metric}`"
@@ -314,4 +314,5 @@ def base_config(space: Space, file: Path | None, overrides: list[str]) -> Config
             f"`resume` continues a single run, got `{config.resume}` (command line). Write `difc-ray tune SPACE "
             "--resume` to continue a sweep."
         )
-    return resolve(config).model_copy(update={"name": config.name})
+    resolved = resolve(config)  # only the folders: what `auto` means depends on the trial
+    return config.model_copy(update={"output": resolved.output, "root": resolved.root})

@@ -105,7 +105,7 @@ class Space:
         metric: the metric that trials are compared by while they train.
         mode: `max` or `min`.
         config: settings of every trial, nested; the user's own are above them.
-        space: dotted key -> distribution.
+        space: dotted key -> distribution; ``a, b`` for keys that change together, whose values are lists.
         scheduler: one of :data:`SCHEDULERS`.
         options: its options.
         searcher: one of :data:`SEARCHERS`.
@@ -131,6 +131,19 @@ class Space:
     selection: str
     lines: Mapping[str, int]
     content: Mapping[str, Any]
+
+    @property
+    def keys(self) -> list[str]:
+        """The searched keys, one by one."""
+        return [key for together in self.space for key in keys_of(together)]
+
+    def spread(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """What was drawn, key by key."""
+        found: dict[str, Any] = {}
+        for together, value in drawn.items():
+            keys = keys_of(together)
+            found |= dict(zip(keys, value if len(keys) > 1 else [value], strict=True))
+        return found
 
     @property
     def digest(self) -> str:
@@ -311,15 +324,25 @@ class _Reader:
             self.refuse("`space` must name at least one key to search", ("space",), remedy, got)
             return {}
         found = {}
-        for key, given in value.items():
-            leaf = owner(str(key))
-            if leaf is None:
-                self.problems.append(unknown_key(str(key), show(given), self.at("space", key)))
-            elif key in _OURS or str(key).split(".")[0] in _OUR_SECTIONS:
-                remedy = "Write `seeds: [0, 1, 2]`." if key == "seed" else "Set it for all trials, under `config`."
-                self.refuse(f"`{key}` belongs to the sweep and cannot be searched", ("space", key), remedy)
-            elif (distribution := self.distribution(str(key), given)) is not None:
-                found[str(key)] = distribution
+        seen: set[str] = set()
+        for together, given in value.items():
+            usable = True
+            for key in keys_of(str(together)):
+                problem: str | None = None
+                if owner(key) is None:
+                    self.problems.append(unknown_key(key, show(given), self.at("space", together)))
+                    usable = False
+                elif key in _OURS or key.split(".")[0] in _OUR_SECTIONS:
+                    problem = f"`{key}` belongs to the sweep and cannot be searched"
+                    remedy = "Write `seeds: [0, 1, 2]`." if key == "seed" else "Set it for all trials, under `config`."
+                elif key in seen:
+                    problem, remedy = f"`{key}` must be searched once", "Remove one of its distributions."
+                if problem is not None:
+                    self.refuse(problem, ("space", together), remedy)
+                    usable = False
+                seen.add(key)
+            if usable and (distribution := self.distribution(str(together), given)) is not None:
+                found[", ".join(keys_of(str(together)))] = distribution
         return found
 
     def distribution(self, key: str, given: Any) -> Distribution | None:
@@ -333,6 +356,13 @@ class _Reader:
             return None
         ((kind, values),) = given.items()
         inner = (*path, kind)
+        width = len(keys_of(key))
+        if width > 1 and (
+            kind not in LISTS or not isinstance(values, list) or not all(_is_row(v, width) for v in values)
+        ):
+            remedy = f"Write `{{grid: [[...], [...]]}}` with {width} values in each."
+            self.refuse(f"keys that change together, `{key}`, must have a list of lists", inner, remedy)
+            return None
         if kind in LISTS:
             if not isinstance(values, list) or not values:
                 self.refuse(f"`{kind}` of `{key}` must be a list of values", inner, "Write for example `[0.1, 1]`.")
@@ -345,6 +375,15 @@ class _Reader:
             self.refuse(f"`{kind}` of `{key}` must be {problem}", inner, "Write for example `[0.001, 10]`.")
             return None
         return Distribution(kind=kind, values=tuple(values) if kind == "randint" else tuple(map(float, values)))
+
+
+def keys_of(together: str) -> list[str]:
+    """The keys that change together, as ``a, b`` names them; mostly one."""
+    return [key.strip() for key in together.split(",")]
+
+
+def _is_row(value: Any, width: int) -> bool:
+    return isinstance(value, list) and len(value) == width
 
 
 def _range_problem(kind: str, values: Any) -> str:

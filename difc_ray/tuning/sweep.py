@@ -13,24 +13,26 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import ray
 from ray import tune
 
 from difc_ray.checkpoint import RunLock
 from difc_ray.config import Config, flat
-from difc_ray.distributed.placement import connect, plan_for
+from difc_ray.distributed.placement import connect
 from difc_ray.distributed.processes import describe
-from difc_ray.errors import CheckpointError, ClusterError, DifcError, Interrupted
+from difc_ray.errors import CheckpointError, DifcError, Interrupted
 from difc_ray.preparation import tracking_uri
 from difc_ray.signals import Signals
 from difc_ray.tracking import MlflowTracker, probe
 from difc_ray.tuning.folder import ENDED, SweepFolder, TrialRecord
+from difc_ray.tuning.hooks import End, Names, Watch
 from difc_ray.tuning.outcome import SweepResult, conclude, hand_over
 from difc_ray.tuning.points import Point
+from difc_ray.tuning.resources import Resources
 from difc_ray.tuning.search import optuna_searcher, replay, scheduler_of
 from difc_ray.tuning.space import Space
 from difc_ray.tuning.trial import SweepInfo, Trial, number_of
@@ -174,40 +176,6 @@ def run_sweep(
             shutil.rmtree(folder.path / "ray", ignore_errors=True)
 
 
-@dataclass
-class Resources:
-    """What a trial asks Ray for, checked against what there is.
-
-    Args:
-        base: what all trials share.
-        cluster: the cluster's totals.
-        folds: whether some trials train on one source less.
-    """
-
-    base: Config
-    cluster: Mapping[str, float]
-    folds: bool = False
-
-    def __post_init__(self) -> None:
-        engine = self.base.engine if self.base.trial.engine == "auto" else self.base.trial.engine
-        self.inline = engine == "inline"
-        if self.inline and self.base.trial.cpus > self.cluster.get("CPU", 0.0):
-            raise ClusterError(
-                f"the cluster must have room for one trial, got too little of CPUs (CPU: wanted "
-                f"{self.base.trial.cpus:g}, available {self.cluster.get('CPU', 0.0):g}). Lower `trial.cpus`, or add "
-                "nodes."
-            )
-        if not self.inline:
-            self.bundles = [{}, *plan_for(self.base, self.cluster).bundles]
-
-    def request(self, config: Mapping[str, Any]) -> Any:
-        """A trial's placement group: for the Ray engine nothing for Tune's process, then the engine's bundles."""
-        if self.inline:
-            return tune.PlacementGroupFactory([{"CPU": self.base.trial.cpus}])
-        less = 1 if config.get("point", {}).get("fold") else 0
-        return tune.PlacementGroupFactory(self.bundles[: len(self.bundles) - less], strategy="PACK")
-
-
 class Sweep:
     """Runs the trials of a sweep that have not ended.
 
@@ -315,73 +283,6 @@ class Sweep:
         record = self.folder.record(number)
         if record is not None and record.status == "running" and not self.signals.interrupted():
             self.display.trial(replace(record, status="stopped"), {})
-
-
-class Names:
-    """Names trials by their numbers; one that the searcher makes up gets the next number.
-
-    Tune asks copies of this object, so what has been given away is kept with the class.
-
-    Args:
-        first: the first number to give away.
-    """
-
-    given: ClassVar[dict[str, int]] = {}
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-        self.given.clear()
-
-    def __call__(self, trial: Any) -> str:
-        """The name of a trial."""
-        point = trial.config.get("point")
-        number = point["number"] if point else self.given.setdefault(trial.trial_id, self.first + len(self.given))
-        return f"trial-{int(number):05d}"
-
-
-class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types for it
-    """Tells the sweep what happens to its trials."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial was evaluated, or has ended."""
-        self.sweep.guarded(lambda: self.sweep.show(number_of(str(trial)), result))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended; one that has not said so itself was stopped by the scheduler."""
-        self.sweep.guarded(lambda: self.sweep.tell_stopped(number_of(str(trial))))
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process died; it goes on from its checkpoint."""
-        number = number_of(str(trial))
-        self.sweep.guarded(lambda: self.sweep.notice(f"trial {number} has lost its process; it is continued"))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process died more often than allowed."""
-        self.sweep.guarded(lambda: self.sweep.died(trial))
-        self.sweep.guarded(lambda: self.sweep.show(number_of(str(trial)), {}))
-
-
-class End(tune.Stopper):  # type: ignore[misc]  # as above
-    """Ends all trials when the sweep is to stop."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Trials end by themselves."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether a signal came; the trials are told by a file, which they look for between two steps."""
-        if self.sweep.signals.interrupted():
-            self.sweep.folder.interrupted.touch()
-            return True
-        return False
 
 
 def sweep_tracker(
