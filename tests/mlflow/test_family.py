@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from difc_ray.tracking import MlflowTracker, TrackingFolder, UploadSettings, resolve_uri, sync
-from difc_ray.tracking.folder import write_json
+from difc_ray.tracking.folder import read_json, write_json
 from difc_ray.tracking.lock import FolderLock
-from tests.mlflow.servers import MlflowServer, free_port, wait_until
+from tests.mlflow.servers import MlflowServer, Proxy, free_port, wait_until
 from tests.mlflow.test_round_trip import client, points
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
@@ -38,9 +39,11 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def journal_of_a_trial(sweep: Path, uri: str, name: str, parent: str, value: float) -> MlflowTracker:
+def journal_of_a_trial(
+    sweep: Path, uri: str, name: str, parent: str, value: float, experiment: str = "sweep"
+) -> MlflowTracker:
     """A trial that only writes its journal, and has ended."""
-    tracker = MlflowTracker(sweep / "trials" / name, uri, "sweep", upload=False, parent=parent)
+    tracker = MlflowTracker(sweep / "trials" / name, uri, experiment, upload=False, parent=parent)
     tracker.start(run_name=name, params={"lr": value}, tags={})
     for step in range(5):
         tracker.metrics(step, {"loss": value + step})
@@ -60,9 +63,9 @@ def left_behind(sweep: Path, uri: str, name: str, parent: str) -> None:
         process.kill()
 
 
-def runs_by_name(uri: str) -> dict[str, object]:
+def runs_by_name(uri: str, experiment: str = "sweep") -> dict[str, Any]:
     store = client(uri)
-    found = store.search_runs([store.get_experiment_by_name("sweep").experiment_id])
+    found = store.search_runs([store.get_experiment_by_name(experiment).experiment_id])
     assert len({run.info.run_name for run in found}) == len(found)
     return {run.info.run_name: run for run in found}
 
@@ -140,6 +143,37 @@ def test_a_sweep_whose_store_was_away_is_sent_by_sync(
     }  # fmt: skip
     assert points(mlflow_server.url, runs["b"].info.run_id, "loss") == [(step, 1.0 + step) for step in range(5)]
     assert runs["sweep"].info.run_id == report.run_id
+
+
+def test_a_store_that_comes_back_gets_the_trials_in_order(
+    mlflow_server: MlflowServer, proxy: Proxy, sweep: Path, quick: UploadSettings
+) -> None:
+    """No trial is nested in nothing, and none is lost: neither the run of the sweep nor, later, a trial can be made."""
+    proxy.rule = lambda method, path, body: 503
+    parent = MlflowTracker(sweep, proxy.url, "back", settings=quick, family=True)
+    parent.start(run_name="sweep", params={}, tags={"kind": "sweep"})
+    journal_of_a_trial(sweep, proxy.url, "a", parent.key, 1.0, "back")
+    wait_until(lambda: "waiting" in read_json(parent.folder.status).values(), 40, "the sweep waits")
+    assert {path.split("?")[0].rsplit("/", 1)[-1] for _, path, _ in proxy.seen} == {"get-by-name"}
+    proxy.rule = lambda method, path, body: 503 if b"parentRunId" in body else "forward"
+    wait_until(lambda: parent.folder.sent_seq(proxy.url) == 1, 40, "the sweep has arrived")
+    wait_until(
+        lambda: "waiting" in read_json(parent.folder.status).values(), 40, "the trial waits, and the sweep says so"
+    )
+    assert parent.folder.identity(proxy.url)["run_id"]
+    journal_of_a_trial(sweep, proxy.url, "b", parent.key, 2.0, "back")
+    proxy.rule = lambda method, path, body: "forward"
+    summary = parent.finish("FINISHED")
+
+    assert (summary.pending, summary.refused, summary.message) == (0, 0, None)
+    assert read_json(parent.folder.status) == {"state": "ok"}
+    created = [path for method, path, verdict in proxy.seen if path.endswith("runs/create") and verdict == "forward"]
+    assert len(created) == 3
+    runs = runs_by_name(mlflow_server.url, "back")
+    assert {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()} == {
+        "sweep": None, "a": summary.run_id, "b": summary.run_id,
+    }  # fmt: skip
+    assert points(mlflow_server.url, runs["a"].info.run_id, "loss") == [(step, 1.0 + step) for step in range(5)]
 
 
 def saved_model(path: Path, of_record: int) -> None:
