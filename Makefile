@@ -26,6 +26,7 @@ format: .venv/installed
 bench: .venv/installed  ## the figures of the README
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/rules.py
+	$(BIN)/python benchmarks/sweep.py
 
 clean:
 	rm -rf .venv runs
