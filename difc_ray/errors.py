@@ -62,3 +62,12 @@ class Interrupted(DifcError):
     def code(self) -> int:
         """Exit code by the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signal_number
+
+
+def ended(text: str) -> str:
+    """The text with a mark at its end, as another sentence follows.
+
+    >>> ended("no answer"), ended("is it running?")
+    ('no answer.', 'is it running?')
+    """
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -123,6 +123,12 @@ def run_to_resume(resume: str, output: Path) -> Path | None:
     if resume == "auto":
         return find_newest_run(output)
     run_dir = Path(resume).expanduser().resolve()
+    meant = output / run_dir.name
+    if not (run_dir / "config.yaml").is_file() and (meant / "config.yaml").is_file():
+        shown = os.path.relpath(meant) if meant.is_relative_to(Path.cwd()) else meant
+        raise CheckpointError(
+            f"`resume` must be `auto` or a run folder, got `{resume}` (resume). Did you mean `resume={shown}`?"
+        )
     check_run_folder(run_dir, "`resume` must be `auto` or a run folder", "resume")
     return run_dir
 
@@ -161,7 +167,9 @@ def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool
     """
     resume, output = _resume_and_output(file, overrides)
     run_dir = None if resume is None else run_to_resume(resume, output)
-    base = None if run_dir is None else yaml.safe_load(newest_valid(run_dir / "checkpoints")[1].config_yaml)
+    base = None
+    if run_dir is not None:  # which may have been moved since its configuration was written
+        base = yaml.safe_load(newest_valid(run_dir / "checkpoints")[1].config_yaml) | {"output": str(run_dir.parent)}
     config = load_config(file, overrides, base=base, paths=paths)
     tracking_uri(resolve(config))
     return config

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from difc_ray.checkpoint import RunLock, compare_layout, save
 from difc_ray.config import Config, check_data, flat, load_config, resolve, to_yaml
 from difc_ray.distributed.engine import RayEngine
-from difc_ray.errors import DifcError, Interrupted
+from difc_ray.errors import DifcError, Interrupted, ended
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.global_step import StepRecord
 from difc_ray.local_step import LocalStep, family_of, model_of
@@ -187,6 +187,8 @@ def stages(
             uri = tracking_uri(config)
             if point is not None:
                 stack.enter_context(RunLock(point.run_dir))
+                if wanted.resume == "auto":
+                    notice(f"the newest run is `{point.run_dir}`: it goes on from step {point.snapshot.step}")
             elif wanted.resume == "auto":
                 notice(f"there is no run with a checkpoint in `{config.output}`: a new one begins")
             display.phase("loading data")
@@ -272,7 +274,7 @@ def final_status(
     except DifcError as error:
         if signals.interrupted():
             tracker.finish("KILLED", str(error))
-            raise stopped(signals, run_dir, f"before the step in hand was taken ({error})") from error
+            raise stopped(signals, run_dir, f"before the step in hand was taken. {ended(str(error))}") from error
         tracker.finish("FAILED", str(error))
         raise
     except KeyboardInterrupt:

@@ -106,6 +106,11 @@ def train(
         )
     resolved = resolve(requested)
     print_banner(resolved)
+    if resolved.resume is not None:
+        from difc_ray.cli.finished import told_again
+
+        if told_again(resolved):
+            return
     with open_view(resolved) as view:
         for caution in cautions(resolved):
             view.notice(caution)

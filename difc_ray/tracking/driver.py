@@ -16,7 +16,7 @@ from typing import Any, SupportsFloat
 
 import psutil
 
-from difc_ray.errors import CheckpointError
+from difc_ray.errors import CheckpointError, ended
 from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
 from difc_ray.tracking.child import UploaderProcess
 from difc_ray.tracking.family import Family
@@ -223,7 +223,7 @@ class MlflowTracker:
         if pending and self._upload:
             reason = read_json(self.folder.status).get("reason", f"Its log is `{self.folder.log}`")
             sentences.append(
-                f"MLflow at `{masked(self._uri)}` has not taken {_count(pending)} yet. {reason.rstrip('.')}. "
+                f"MLflow at `{masked(self._uri)}` has not taken {_count(pending)} yet. {ended(reason)} "
                 f"They are kept; send them with `difc-ray sync {shlex.quote(str(self.folder.run_dir))}`."
             )
         if refused:

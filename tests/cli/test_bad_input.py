@@ -337,6 +337,7 @@ def test_28_and_30_mlflow_out_of_reach_secrets_and_odd_names(
     assert "cannot be reached" in answer.out
     assert "Training goes on" in answer.out
     assert "difc-ray sync" in answer.out
+    assert "open MLflow" not in answer.out  # there is nothing to open
     assert "s3cret" not in answer.out
     assert (tmp_path / "runs" / "m" / "summary.json").exists()
     assert not [name for name, content in files_below(tmp_path).items() if b"s3cret" in content]

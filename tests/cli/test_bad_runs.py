@@ -15,7 +15,7 @@ from safetensors.torch import save as serialised
 
 from difc_ray.checkpoint import RunLock
 from tests.cli import user_module
-from tests.cli.shell import Cli, assert_sentences, files_below
+from tests.cli.shell import Cli, assert_sentences, files_below, table_rows
 
 CONFIG, NUMERIC, CHECKPOINT, WORKERS = 2, 5, 6, 7
 
@@ -86,6 +86,7 @@ def test_49_a_damaged_checkpoint_is_named_and_the_previous_one_used(cli: Cli, tr
     answer = cli("train", "-c", "run.yaml", "resume=auto", "steps=7", "tracking.mode=off")
     assert answer.code == 0, answer.err
     assert "checkpoint step-00000006 rejected (`manifest.json` is missing" in answer.out
+    assert f"note: the newest run is `{elsewhere}`: it goes on from step 4" in answer.out
     assert json.loads((elsewhere / "summary.json").read_text())["steps"] == 7
 
 
@@ -95,6 +96,30 @@ def test_resume_auto_without_a_run_begins_one_and_says_so(cli: Cli, tmp_path: Pa
     assert answer.code == 0, answer.err
     assert f"note: there is no run with a checkpoint in `{tmp_path / 'runs'}`" in answer.out
     assert (tmp_path / "runs" / "n" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("resume", ["auto", "runs/first"])
+def test_a_complete_run_is_not_done_again(resume: str, cli: Cli, trained: Path) -> None:
+    before, summary = files_below(trained), json.loads((trained / "summary.json").read_text())
+    answer = cli("train", f"resume={resume}", "engine=inline")
+    assert (answer.code, answer.err) == (0, "")
+    assert f"note the run `{trained}` is complete at step 6; raise `steps` to train on" in answer.out
+    assert table_rows(answer.out)["mnistm"][3] == f"{summary['accuracy']['mnistm']['all']:.1%}"
+    assert files_below(trained) == before
+
+
+def test_a_complete_run_without_its_summary_is_evaluated(cli: Cli, trained: Path) -> None:
+    (trained / "summary.json").write_text("{}")
+    answer = cli("train", "resume=auto", "engine=inline", "tracking.mode=off")
+    assert (answer.code, answer.err) == (0, "")
+    assert "is complete at step 6" in answer.out
+    assert json.loads((trained / "summary.json").read_text())["steps"] == 6
+
+
+def test_a_run_by_its_name_alone(cli: Cli, trained: Path) -> None:
+    answer = cli("train", f"resume={trained.name}")
+    assert answer.code == CHECKPOINT
+    assert_sentences(answer, ("must be `auto` or a run folder", "Did you mean `resume=runs/first`?"))
 
 
 def test_options_below_those_of_the_run_are_placed_where_they_were_given(cli: Cli, trained: Path) -> None:

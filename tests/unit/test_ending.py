@@ -1,0 +1,32 @@
+"""How a run that is told to stop ends, in words."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from difc_ray.errors import ClusterError, Interrupted, ended
+from difc_ray.run import final_status
+from difc_ray.signals import Signals
+from difc_ray.tracking import MemoryTracker
+
+
+@pytest.mark.parametrize(("text", "whole"), [("a", "a."), ("a.", "a."), ("is it?", "is it?"), ("no!", "no!")])
+def test_one_mark_ends_a_sentence(text: str, whole: str) -> None:
+    assert ended(text) == whole
+
+
+def test_a_signal_while_something_failed(tmp_path: Path) -> None:
+    signals = Signals()
+    signals.number = signal.SIGINT
+    with (
+        pytest.raises(Interrupted) as caught,
+        final_status(MemoryTracker(tmp_path), signals, tmp_path, None),
+    ):
+        raise ClusterError("The actors were still starting.")
+    assert str(caught.value) == (
+        "Stopped by SIGINT before the step in hand was taken. The actors were still starting. Continue with "
+        f"`difc-ray train resume={tmp_path}`."
+    )
