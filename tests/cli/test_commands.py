@@ -42,6 +42,9 @@ def test_train_prints_what_the_summary_says(trained_once: tuple[Path, Answer]) -
         f"checkpoint    {summary['checkpoint']} (step {summary['selected_step']}, ",
     ):
         assert line in answer.out
+    assert f"training      {summary['wall_s']:.0f} s" in answer.out
+    between = "between alignment and classification, before harmonization"
+    assert f"conflicts     in {summary['conflict_share']:.0%} of the steps, {between}" in answer.out
     assert f"in sqlite:///{output}/mlflow.db" in answer.out
     assert f"mlflow ui --backend-store-uri sqlite:///{output}/mlflow.db" in answer.out
     while_training = answer.out.split("evaluating ...")[0].split("\n", 1)[1]
@@ -165,12 +168,13 @@ def test_sync_sends_everything_to_another_store(at_once: dict[str, Answer]) -> N
 
 
 def test_sync_says_what_waits(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = SyncReport(uri="http://h:1", run_id=None, sent=0, pending=3, refused=0, ui_command="open", message="Down.")
+    report = SyncReport(uri="http://h:1", run_id=None, sent=0, pending=3, refused=0, ui_command="open", message="Down?")
     monkeypatch.setattr("difc_ray.tracking.sync", lambda run_dir, uri: report)
     answer = cli("sync", str(trained))
     assert answer.code == 4
     assert "3 waiting" in answer.out
-    assert "note Down." in answer.out
+    assert "note Down?" in answer.out
+    assert "open MLflow" not in answer.out  # there is no run yet
 
 
 def test_the_script_is_the_module(tmp_path: Path) -> None:
@@ -234,6 +238,15 @@ def test_every_make_target_in_the_documents_exists() -> None:
         named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / name).read_text(), re.MULTILINE))
         assert named <= targets, name
     assert {"demo", "test"} <= set(re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+
+
+def test_the_configuration_file_in_the_readme_is_one(cli: Cli, tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "run.yaml").write_text(text)
+    answer = cli("config", "--print", "--config", "run.yaml")
+    assert (answer.code, answer.err) == (0, "")
+    tree = yaml.safe_load(answer.out)
+    assert (tree["sources"], tree["optimizer"]["lr"], tree["harmonize"]["rule"]) == (["mnist", "optdigits"], 1e-3, "gh")
 
 
 def test_every_command_in_the_readme_is_one(cli: Cli) -> None:
