@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
+import time
 from dataclasses import dataclass
 
 import psutil
@@ -47,11 +47,23 @@ def describe(error: BaseException) -> str:
     return f"died ({text[:200] or type(error).__name__})"
 
 
+GRACE_S = 1.0
+"""How long a process that Ray was asked to end may take; killed at once, Ray would report it as an accident."""
+
+
 def end_process(pid: int) -> None:
-    """SIGKILL to one of Ray's own worker processes on this machine; any other process is left alone."""
+    """Sees to it that one of Ray's own worker processes on this machine ends; any other process is left alone.
+
+    Ray must have been asked to end it. A stopped process does not hear that, and gets SIGKILL at once.
+    """
     try:
-        if any("ray" in part for part in psutil.Process(pid).cmdline()[:2]):
-            os.kill(pid, signal.SIGKILL)
+        process = psutil.Process(pid)
+        if not any("ray" in part for part in process.cmdline()[:2]):
+            return
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(0.01)
+        process.kill()
     except (psutil.Error, ProcessLookupError, PermissionError):
         return
 

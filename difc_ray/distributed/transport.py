@@ -359,6 +359,8 @@ class ObjectStoreDomains:
 
     def close(self) -> None:
         """Ends all workers."""
+        for worker in self.workers:
+            ray.kill(worker, no_restart=True)
         for index in range(len(self.workers)):
             self._end(index)
         self.workers = []

@@ -170,18 +170,21 @@ def parallel_coordinates(comparison: Comparison) -> Drawing:
     name, title = "parallel_coordinates", "λ, α and β together"
     found = [(run, run.validation if run.finished else run.best_seen) for run in comparison.runs]
     scored = [(run, score) for run, score in found if score is not None and math.isfinite(score)]
-    values = {key: [run.number(key) for run, _ in scored] for key in SYMBOLS}
-    keys = [key for key, own in values.items() if None not in own and len(set(own)) > 1]
-    if len(keys) < 2:
+    keys = [key for key in SYMBOLS if len({run.number(key) for run, _ in scored} - {None}) > 1]
+    scored = [(run, score) for run, score in scored if all(run.number(key) is not None for key in keys)]
+    if len(keys) < 2 or len(scored) < 2:
         return Drawing(
             name=name,
             title=title,
-            caption="No parallel coordinates: at most one of λ, α and β was varied.",
+            caption="No parallel coordinates: no two of λ, α and β were varied together.",
             figure=None,
         )
     figure, axes = _canvas()
     scores = np.array([score for _, score in scored])
-    columns = [_Axis.of(SYMBOLS[key], np.array(values[key], dtype=np.float64), share=key == LAM) for key in keys]
+    columns = [
+        _Axis.of(SYMBOLS[key], np.array([run.number(key) for run, _ in scored], dtype=np.float64), share=key == LAM)
+        for key in keys
+    ]
     columns.append(_Axis.of("validation", scores, share=True, percent=True))
     ended = [score for run, score in scored if run.finished]
     lowest = min(ended) if len(set(ended)) > 2 else min(scores)  # early stops would take all of the scale

@@ -10,7 +10,7 @@ import copy
 import importlib.util
 import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,17 @@ def check_sweep(space: Space, base: Config, told: Collection[str]) -> list[Point
     if problems:
         raise ConfigProblems([str(problem) for problem in problems])
     found = points(space, base) if space.searcher != "optuna" else []
-    trials = [*found, *_ends(space, found[0] if found else _any_point(space))]
+    ends = list(_ends(space, found[0] if found else _any_point(space)))
+    sentences, only_data = _trial_problems(space, base, ends)
+    if not sentences:  # else the draws of a range that is wrong would be a sentence each
+        sentences, only_data = _trial_problems(space, base, found)
+    if sentences:
+        raise (DataProblems if only_data else ConfigProblems)(sentences)
+    return found
+
+
+def _trial_problems(space: Space, base: Config, trials: Iterable[Point]) -> tuple[list[str], bool]:
+    """What is wrong with the configurations of trials, each sentence once; and whether it is the data alone."""
     sentences: dict[str, None] = {}
     only_data = True
     for point in trials:
@@ -167,9 +177,7 @@ def check_sweep(space: Space, base: Config, told: Collection[str]) -> list[Point
             what = f"`metric` must be one that every trial reports, got `{space.metric}` ({space.source})."
             sentences[f"{what} {did_you_mean(space.metric, known)}"] = None
             only_data = False
-    if sentences:
-        raise (DataProblems if only_data else ConfigProblems)(list(sentences))
-    return found
+    return list(sentences), only_data
 
 
 def _any_point(space: Space) -> Point:
@@ -194,7 +202,7 @@ def _contradictions(space: Space, told: Collection[str]) -> Iterator[Problem]:
     for key, by in inside.items():
         if key in space.keys:
             what, remedy = f"`{key}` must be searched or set, not both", "Remove one of them."
-            yield Problem(what=what, got=f"a distribution, and a value {by}", where=space.source, remedy=remedy)
+            yield Problem(what=what, got=f"a distribution, and a value {by}", where=space.where(key), remedy=remedy)
     better = "min" if "/loss/" in f"{space.metric}/" else "max"
     if space.mode != better:
         what = f"`mode` must be `{better}` for the metric `{space.metric}`"
@@ -230,7 +238,7 @@ def _scheduler_problems(space: Space, base: Config) -> Iterator[Problem]:
     if bound > base.steps:
         yield problem("`max_t` must be at most `steps`", f"{bound} and {base.steps}", "Leave it out: it is `steps`.")
     grace = options.get("grace_period", options.get("perturbation_interval", base.eval_every))
-    if not base.eval_every <= grace < bound:
+    if base.eval_every < base.steps and not base.eval_every <= grace < bound:
         what = (
             f"`{'perturbation_interval' if name == 'pbt' else 'grace_period'}` must be in steps, at least `eval_every` "
         )

@@ -88,7 +88,7 @@ class Distribution:
         """All values, where they can be listed; empty for a continuous range."""
         return tuple(range(*self.values)) if self.kind == "randint" else () if self.is_range else self.values
 
-    def clipped(self, value: float) -> float:
+    def clipped(self, value: int | float) -> int | float:
         """The value inside the range."""
         low, high = self.values
         return int(min(max(value, low), high - 1)) if self.kind == "randint" else float(min(max(value, low), high))
@@ -151,8 +151,10 @@ class Space:
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
     def where(self, key: str) -> str:
-        """Where a key of the searched space was written."""
-        return f"{self.source}, line {self.lines.get(f'space/{key}', 1)}"
+        """Where a key of the searched space was written, alone or with others."""
+        written = {tuple(keys_of(path[6:])): line for path, line in self.lines.items() if path.startswith("space/")}
+        line = next((line for keys, line in written.items() if set(keys_of(key)) <= set(keys)), 1)
+        return f"{self.source}, line {line}"
 
 
 def find_space(given: str) -> Path:

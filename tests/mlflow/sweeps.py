@@ -98,10 +98,9 @@ class FakeSweep:
         return str(run)
 
 
-def alpha_beta_sweep(uri: str, name: str = "abc") -> FakeSweep:
+def fill_alpha_beta(sweep: FakeSweep) -> None:
     """Twelve settings of `ghpp + hutchinson`, six of them stopped, one failed; and the plain mean; three seeds each."""
     rng = np.random.default_rng(3)
-    sweep = FakeSweep(uri, name)
     for seed in range(3):
         noise = rng.normal(0, 0.006, size=4)
         good = {domain: 0.93 - 0.02 * i + float(noise[i]) for i, domain in enumerate(SOURCES)}
@@ -124,4 +123,3 @@ def alpha_beta_sweep(uri: str, name: str = "abc") -> FakeSweep:
             else:
                 hessian = [distance * (3 if step < 90 else 1) for step in range(100)]
                 sweep.trial(point, seed, good, 0.60 + merit + float(noise[3]), values=values, hessian=hessian)
-    return sweep
