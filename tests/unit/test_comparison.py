@@ -1,0 +1,243 @@
+"""Comparisons of records: who stands for a method, what is refused, what is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from difc_ray.errors import ConfigError
+from difc_ray.reports import wording
+from difc_ray.reports.comparison import Comparison, analyse
+from difc_ray.reports.figures import drawings
+from difc_ray.reports.records import RunRecord
+from difc_ray.reports.writing import as_json
+
+
+def record(
+    method: str = "gh + hutchinson",
+    point: int | None = 1,
+    seed: int = 0,
+    validation: float | None = 0.9,
+    target_accuracy: float | None = 0.6,
+    **changes: Any,
+) -> RunRecord:
+    """A run; validation None: it did not get to its end."""
+    sources = changes.pop("sources", ("m", "f"))
+    values: dict[str, Any] = {
+        "run_id": f"{method}/{point}/{seed}/{changes.get('fold')}/{changes.get('target')}/{changes.get('name')}",
+        "name": f"{method}-{point}-{seed}",
+        "state": "finished",
+        "sweep": None if point is None else "s",
+        "point": None if point is None else str(point),
+        "target": "t",
+        "dataset": "digits",
+        "fingerprint": "abc",
+        "sources": sources,
+        "params": {"harmonize.lam": "0.5", "steps": "100"},
+        "searched": {},
+        "curve": {50: 0.5, 100: 0.8},
+        "validation_by_source": {} if validation is None else {d: validation - 0.01 * i for i, d in enumerate(sources)},
+        "target_accuracy": None if validation is None else target_accuracy,
+    }
+    return RunRecord(method=method, seed=seed, **(values | changes))
+
+
+def seeds(method: str, point: int, figures: Sequence[tuple[float, float]], **changes: Any) -> list[RunRecord]:
+    return [record(method, point, seed, *pair, **changes) for seed, pair in enumerate(figures)]
+
+
+MEAN = seeds("mean + erm", 0, [(0.90, 0.50), (0.91, 0.60), (0.92, 0.55)])
+GOOD = seeds("gh + hutchinson", 1, [(0.93, 0.53), (0.94, 0.63), (0.95, 0.58)])
+LUCKY = seeds("gh + hutchinson", 2, [(0.80, 0.99), (0.81, 0.99), (0.80, 0.99)])
+
+
+def refusal(records: Sequence[RunRecord], **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        analyse(records, **options)
+    assert ", got " in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def rows(comparison: Comparison) -> dict[str, Any]:
+    return {method.name: method for method in comparison.methods}
+
+
+def test_the_setting_that_stands_for_a_method_is_not_chosen_by_its_target() -> None:
+    comparison = analyse([*LUCKY, *MEAN, *GOOD])
+    method = rows(comparison)["gh + hutchinson"]
+    assert (method.setting.label, method.among) == ("#1", 2)
+    assert method.target.mean == pytest.approx(0.58)
+    oracle = analyse([*LUCKY, *MEAN, *GOOD], selection="oracle")
+    assert rows(oracle)["gh + hutchinson"].setting.label == "#2"
+    assert any("oracle" in note for note in oracle.notes)
+
+
+def test_the_difference_is_paired_by_seed_whatever_the_seeds_do() -> None:
+    comparison = analyse([*MEAN, *reversed(GOOD)])
+    found = rows(comparison)["gh + hutchinson"].difference
+    assert found.n == 3
+    assert (found.mean, found.low, found.high) == pytest.approx((0.03, 0.03, 0.03))
+    assert wording.difference(found) == "+3.0 [+3.0, +3.0], 3 pairs"
+    assert rows(comparison)["mean + erm"].difference is None
+    assert [wording.rank(method) for method in comparison.methods] == ["1", "2"]
+    told = " ".join(wording.verdict(comparison))
+    assert "is ahead of `mean + erm`" in told
+    assert any("too narrow" in note for note in comparison.notes)
+
+
+def test_a_single_pair_is_said_to_be_one() -> None:
+    comparison = analyse([MEAN[0], GOOD[0]])
+    assert wording.difference(rows(comparison)["gh + hutchinson"].difference) == "+3.0, 1 pair: no interval"
+    assert {wording.rank(method) for method in comparison.methods} == {"1="}
+    assert any("fewer than two pairs" in note for note in comparison.notes)
+    assert "too few pairs" in " ".join(wording.verdict(comparison))
+
+
+def test_the_worst_source_is_found_run_by_run() -> None:
+    runs = [
+        record(seed=0, validation_by_source={"m": 0.9, "f": 0.7}),
+        record(seed=1, validation_by_source={"m": 0.6, "f": 0.8}),
+    ]
+    (method,) = analyse(runs).methods
+    assert method.worst.mean == pytest.approx(0.65)
+    assert set(method.worst_domains) == {"m", "f"}
+
+
+def test_baselines_match_rules_and_methods_and_typos_are_answered() -> None:
+    aligned_mean = seeds("mean + hutchinson", 3, [(0.9, 0.5)])
+    everything = [*MEAN, *GOOD, *aligned_mean]
+    assert analyse(everything).baseline == "mean + erm"
+    assert analyse(everything, baseline="mean + hutchinson").baseline == "mean + hutchinson"
+    assert analyse(everything, baseline="gh").baseline == "gh + hutchinson"
+    alone = analyse(GOOD)
+    assert alone.baseline is None
+    assert any("There is no baseline `mean`" in note for note in alone.notes)
+    assert "Did you mean `mean + erm`" in refusal(everything, baseline="mean + erms")
+    two = [*seeds("gh + gradient", 4, [(0.9, 0.5)]), *GOOD]
+    assert "must be one method" in refusal(two, baseline="gh")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "u"}, ("same target", "`t`", "`u`", "--target NAME")),
+        ({"dataset": "faces"}, ("same dataset", "faces", "digits")),
+        ({"fingerprint": "def"}, ("same data", "`abc (m, f)`", "`def (m, f)`")),
+    ],
+)
+def test_runs_of_different_kinds_are_not_compared(changes: Mapping[str, Any], words: Sequence[str]) -> None:
+    told = refusal([*MEAN, *seeds("gh + hutchinson", 1, [(0.9, 0.5)], **changes)])
+    assert all(word in told for word in words), told
+
+
+def test_one_target_of_several_can_be_asked_for() -> None:
+    both = [*MEAN, *GOOD, *seeds("gh + hutchinson", 7, [(0.99, 0.99)], target="u", fingerprint="def")]
+    comparison = analyse(both, target="t")
+    assert comparison.target == "t"
+    assert {setting.label for setting in comparison.settings} == {"#0", "#1"}
+    assert "Known: t, u" in refusal(both, target="x")
+
+
+def test_held_out_sources_serve_selection_and_nothing_else() -> None:
+    folds = [
+        record("gh + hutchinson", point, 0, 0.9, accuracy, fold=fold, target=fold, sources=others, fingerprint="other")
+        for point, accuracy in ((1, 0.3), (2, 0.8))
+        for fold, others in (("m", ("f",)), ("f", ("m",)))
+    ]
+    comparison = analyse([*MEAN, *GOOD, *LUCKY, *folds], selection="leave_one_domain_out")
+    assert rows(comparison)["gh + hutchinson"].setting.label == "#2"
+    assert rows(comparison)["mean + erm"].setting.label == "#0"  # one setting needs no choice
+    assert len(comparison.runs) == 9
+    leaking = [dataclasses.replace(fold, sources=(*fold.sources, "t")) for fold in folds]
+    choices = {choice.rule: choice for choice in analyse([*GOOD, *LUCKY, *leaking]).choices}
+    assert choices["leave_one_domain_out"].point is None
+    assert "held a source domain out" in refusal([*GOOD, *LUCKY], selection="leave_one_domain_out")
+
+
+def test_every_setting_is_listed_with_how_it_ended() -> None:
+    others = [
+        record(point=5, validation=None, state="stopped", why="asha"),
+        record(point=6, validation=None, state="failed", why="NumericError: no number", curve={}),
+        record(point=7, validation=None, state="running", curve={}),
+        record(point=8, seed=0),
+        record(point=8, seed=1, validation=None, state="failed", why="lost"),
+        record("unknown rule + unknown objective", 9, validation=None, state="failed", dataset="", fingerprint="",
+               sources=(), target=None, curve={}),
+    ]  # fmt: skip
+    comparison = analyse([*MEAN, *GOOD, *others])
+    status = {setting.label: setting.status for setting in comparison.settings}
+    assert status["#0"] == "finished"
+    assert status["#5"] == "stopped at step 100 (asha)"
+    assert status["#6"] == "failed: NumericError: no number"
+    assert status["#7"] == "running, before the first evaluation"
+    assert status["#8"] == "seed 0 finished; seed 1 failed: lost"
+    assert status["#9"] == "failed: no cause was recorded"
+    assert any("1 run is still going on" in note for note in comparison.notes)
+    assert any("between 1 and 3 finished seeds" in note for note in comparison.notes)
+
+
+def test_nothing_finished_is_refused_with_the_causes() -> None:
+    told = refusal([record(validation=None, state="failed", why="NumericError: no number")])
+    assert "at least one run must have finished" in told
+    assert "no number" in told
+
+
+def test_runs_outside_of_sweeps_are_one_setting_when_only_seed_and_place_differ() -> None:
+    runs = [
+        record(point=None, seed=seed, name=f"run{seed}-{lam}",
+               params={"harmonize.lam": lam, "steps": "100", "seed": str(seed), "output": f"o{seed}", "cluster.x": lam})
+        for lam in ("0.2", "0.8") for seed in (0, 1)
+    ]  # fmt: skip
+    comparison = analyse(runs)
+    assert [(setting.label, len(setting.runs)) for setting in comparison.settings] == [("run0-0.2", 2), ("run0-0.8", 2)]
+    assert [dict(setting.values) for setting in comparison.settings] == [
+        {"harmonize.lam": "0.2"}, {"harmonize.lam": "0.8"},
+    ]  # fmt: skip
+
+
+def test_a_repeated_run_counts_once_and_a_longer_training_is_told() -> None:
+    again = dataclasses.replace(GOOD[0], run_id="again", target_accuracy=0.7)
+    longer = [dataclasses.replace(run, params={**run.params, "steps": "900"}) for run in MEAN]
+    comparison = analyse([*longer, *GOOD, again])
+    assert rows(comparison)["gh + hutchinson"].validation.n == 3
+    assert rows(comparison)["gh + hutchinson"].target.mean == pytest.approx((0.7 + 0.63 + 0.58) / 3)
+    assert any("`steps`" in note for note in comparison.notes)
+    assert any("1 repeated run" in note for note in comparison.notes)
+
+
+def test_without_a_target_validation_ranks() -> None:
+    bare = [dataclasses.replace(run, target=None, target_accuracy=None) for run in [*MEAN, *GOOD]]
+    comparison = analyse(bare)
+    assert comparison.ranked_by == "validation"
+    assert rows(comparison)["gh + hutchinson"].difference.mean == pytest.approx(0.03)
+    assert "in validation" in " ".join(wording.verdict(comparison))
+
+
+def test_figures_without_data_are_left_out_with_a_sentence_and_others_have_them() -> None:
+    bare = {drawing.name: drawing for drawing in drawings(analyse(GOOD))}
+    assert {name for name, drawing in bare.items() if drawing.figure is not None} == {"learning_curves"}
+    assert all(drawing.caption.startswith("No ") for drawing in bare.values() if drawing.figure is None)
+    swept = [
+        record(point=point, seed=seed, target_accuracy=0.5 + 0.01 * point, hessian=0.1 * point,
+               searched={"harmonize.lam": 0.1 * point, "alignment.alpha": 10.0**-point, "alignment.beta": 0})
+        for point in (1, 2, 3) for seed in (0, 1)
+    ]  # fmt: skip
+    full = {drawing.name: drawing for drawing in drawings(analyse([*MEAN, *swept]))}
+    assert all(drawing.figure is not None for drawing in full.values())
+    assert "n = 6" in full["hessian"].caption
+    assert "Pearson +1.00" in full["hessian"].caption
+    labels = [label.get_text() for label in full["parallel_coordinates"].figure.axes[0].get_xticklabels()]
+    assert labels == ["λ", "α (log)", "validation"]  # β is constant
+
+
+def test_the_numbers_are_strict_json() -> None:
+    comparison = analyse([*MEAN, *GOOD, record(point=5, validation=None, state="failed", hessian=float("nan"))])
+    text = json.dumps(as_json(comparison), allow_nan=False)
+    read = json.loads(text)
+    assert read["methods"][0]["difference"]["mean"] == pytest.approx(0.03)
+    assert read["settings"][-1]["runs"][0]["hessian"] is None
