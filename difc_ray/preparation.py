@@ -257,7 +257,7 @@ def _put(values: dict[str, Any], read: Mapping[str, Any]) -> None:
 
 
 def repetition_warnings(start: Start, facts: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]:
-    """What keeps a run from the bits of the run that it repeats: other data, threads or versions.
+    """What keeps a run from the bits of the run that it repeats: other data, threads or versions, an early end.
 
     Args:
         start: what the new run begins with.
@@ -272,9 +272,15 @@ def repetition_warnings(start: Start, facts: Mapping[str, str], recorded: Mappin
         for tag, what in names.items()
         if tag in recorded and recorded[tag] != now.get(tag)
     ]
+    notices = []
+    if early := recorded.get("sweep.stopped"):
+        notices.append(f"the run that is repeated was stopped early ({early}); this one takes all of its steps")
     if not changed:
-        return []
-    return [f"not all is as in the run that is repeated ({', '.join(changed)}): the same bits are not promised"]
+        return notices
+    return [
+        *notices,
+        f"not all is as in the run that is repeated ({', '.join(changed)}): the same bits are not promised",
+    ]
 
 
 def tracking_uri(config: Config) -> str | None:

@@ -1,8 +1,10 @@
 """Tracking with MLflow that can neither stop nor slow a run.
 
 The process that trains never talks to MLflow. It appends JSON lines to ``<run>/tracking/journal.jsonl``; a child
-process (:mod:`difc_ray.tracking.uploader`, the only one that imports mlflow) reads them and sends them, each once in
-effect, at the pace the server allows. What is not sent when the run ends stays in the journal for :func:`sync`.
+process (:mod:`difc_ray.tracking.uploader`) reads them and sends them, each once in effect, at the pace the server
+allows. What is not sent when the run ends stays in the journal for :func:`sync`. The trials of a sweep only write; one
+child sends them all (:mod:`difc_ray.tracking.family_upload`). Only children import mlflow, also to read a run back
+(:func:`read_run`).
 
 Importing this package imports neither mlflow nor torch.
 """

@@ -10,11 +10,12 @@ import pytest
 
 from difc_ray.config import Config, ConfigProblems, flat, load_config, resolve
 from difc_ray.errors import ConfigError
-from difc_ray.preparation import _recorded_values, repeated_config
+from difc_ray.preparation import _recorded_values, prepare, repeated_config, repetition_warnings, run_tags
 from difc_ray.tracking import MlflowTracker, RecordedRun, UploadSettings, reader, resolve_uri
 from difc_ray.tracking.names import clean_params
 from difc_ray.tracking.runs import KEY_TAG
 from tests.mlflow.test_round_trip import client
+from tests.runs import small_config
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 
@@ -109,6 +110,19 @@ def test_what_mlflow_does_not_hold_in_full_is_refused() -> None:
     given = ("dataset_options.token", "dataset_options.long", "model_options", "optimizer.lr")
     del params["future"]
     assert _recorded_values(recorded(params), given)["steps"] == 300
+
+
+def test_what_else_differs_is_said() -> None:
+    start = prepare(small_config(), None)
+    same = run_tags(start, {"threads": "1"})
+    assert repetition_warnings(start, {"threads": "1"}, same) == []
+    assert repetition_warnings(start, {"threads": "1"}, {}) == []
+    other = same | {"engine.threads": "4", "version.torch": "1.0", "dataset.fingerprint": "f" * 64, "seed": "9"}
+    early, bits = repetition_warnings(start, {"threads": "1"}, other | {"sweep.stopped": "asha at step 40"})
+    assert "stopped early (asha at step 40)" in early
+    assert (
+        f"(threads per process 4 -> 1, data ffffffffffff -> {same['dataset.fingerprint'][:12]}, torch 1.0 -> " in bits
+    )
 
 
 def test_runs_that_cannot_be_repeated(tmp_path: Path, uri: str) -> None:
