@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ray
 from ray import tune
@@ -50,6 +50,7 @@ QUIET = {
 """Tune's output, loggers, signal handler and state files: all of them are ours here."""
 
 
+@runtime_checkable
 class SweepDisplay(Protocol):
     """Where a person sees the sweep."""
 
