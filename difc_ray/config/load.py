@@ -29,6 +29,7 @@ def load_config(
     base: Mapping[str, Any] | None = None,
     *,
     paths: bool = False,
+    new: bool = True,
 ) -> Config:
     """The configuration that a file and arguments describe, checked.
 
@@ -41,6 +42,7 @@ def load_config(
         overrides: ``key=value`` arguments with dotted keys.
         base: values to start from, nested, such as the configuration of another run.
         paths: whether the folders are checked too, as before a new run (see :func:`check_paths`).
+        new: whether the folder that `name` means must then be new.
 
     Raises:
         ConfigProblems: with all problems; nothing has been written.
@@ -64,7 +66,7 @@ def load_config(
     if readable:
         found = plugin_problems(config.plugins, draft.where("plugins")) if "plugins" not in draft.bad else []
         found += semantic_problems(config, draft.where, plugins_failed=bool(found) or "plugins" in draft.bad)
-        found += path_problems(config, draft.where) if paths else []
+        found += path_problems(config, draft.where, new=new) if paths else []
         draft.problems += [problem for problem in found if not draft.bad.intersection(problem.keys)]
     if draft.problems:
         only_data = all(problem.data for problem in draft.problems)

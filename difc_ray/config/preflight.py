@@ -25,9 +25,9 @@ def check_paths(config: Config) -> list[str]:
     return [str(problem) for problem in path_problems(config, lambda key: origin_by_value(config, key))]
 
 
-def path_problems(config: Config, where: Where) -> list[Problem]:
-    """The problems of :func:`check_paths`, with where each path was given."""
-    return [*_root_problems(config, where), *_output_problems(config, where)]
+def path_problems(config: Config, where: Where, *, new: bool = True) -> list[Problem]:
+    """The problems of :func:`check_paths`, with where each path was given; the run's folder may be there if not new."""
+    return [*_root_problems(config, where), *_output_problems(config, where, new)]
 
 
 def check_data(config: Config, family: DatasetFamily) -> dict[str, Domain]:
@@ -85,7 +85,7 @@ def _root_problems(config: Config, where: Where) -> list[Problem]:
     return [Problem(what=what, got=got, where=where("root"), remedy=remedy, keys=("root",), data=True)]
 
 
-def _output_problems(config: Config, where: Where) -> list[Problem]:
+def _output_problems(config: Config, where: Where, new: bool) -> list[Problem]:
     output = absolute(config.output)
 
     def problem(what: str, got: str, remedy: str, *keys: str) -> list[Problem]:
@@ -103,7 +103,7 @@ def _output_problems(config: Config, where: Where) -> list[Problem]:
         return problem(
             "`output` must be writable", got, "Name another folder, or free space and permissions.", "output"
         )
-    if config.name is None or config.resume is not None:
+    if config.name is None or config.resume is not None or not new:
         return []
     run = output / config.name
     if run.is_symlink() or run.is_file() or (run.is_dir() and any(run.iterdir())):

@@ -309,12 +309,14 @@ def label(values: Mapping[str, Any]) -> str:
 def base_config(space: Space, file: Path | None, overrides: list[str]) -> Config:
     """What all trials of a sweep share: defaults, below the space's settings, below the user's file and arguments.
 
+    Whether the folder of the sweep may be there is for the sweep to say: it may be resumed.
+
     Raises:
         ConfigProblems, DataProblems: as :func:`difc_ray.config.load_config`.
         ConfigError: the sweep would resume a single run.
     """
     try:
-        config = load_config(file, overrides, base=dict(space.config), paths=True)
+        config = load_config(file, overrides, base=dict(space.config), paths=True, new=False)
     except (ConfigProblems, DataProblems) as error:
         raise type(error)([t.replace("(base configuration)", f"({space.source})") for t in error.problems]) from None
     if config.resume is not None:
