@@ -81,7 +81,7 @@ def differences(comparison: Comparison) -> Drawing:
     axes.set_yticks(range(len(rows)), [_short(method) for method, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.grid(axis="y", visible=False)
-    where = f"on {comparison.target}" if comparison.ranked_by == "target" else "on the sources' validation"
+    where = f"on {_short(comparison.target)}" if comparison.ranked_by == "target" else "on the sources' validation"
     axes.set_xlabel(f"points of accuracy {where}")
     caption = (
         f"Mean paired difference to `{comparison.baseline}` and its 95 % interval; grey: the interval includes zero, "
@@ -154,7 +154,7 @@ def lam_sensitivity(comparison: Comparison) -> Drawing:
                 lams = sorted({lam for lam, _ in points})
                 means = [float(np.mean([y for x, y in points if x == lam])) for lam in lams]
                 axes.plot(lams, means, color=_colour(index), linewidth=1.6)
-        axes.set_ylabel(f"accuracy, {label}")
+        axes.set_ylabel(f"accuracy, {_short(label)}")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if np.ptp(axes.get_ylim()) < 0.05 else 0))
     axes.set_xlabel("λ (harmonize.lam)")
     _legend(figure)
@@ -242,7 +242,7 @@ def hessian_scatter(comparison: Comparison) -> Drawing:
         f"{kind} {value:+.2f}" if value is not None else f"{kind} undefined (constant)"
         for kind, value in (("Pearson", found.pearson), ("Spearman", found.spearman))
     )
-    axes.set(xlabel="distance between the sources' Hessians", ylabel=f"accuracy on {comparison.target}")
+    axes.set(xlabel="distance between the sources' Hessians", ylabel=f"accuracy on {_short(comparison.target)}")
     axes.set_title(f"{told}, n = {found.n}", fontsize=10, loc="left")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if np.ptp(axes.get_ylim()) < 0.05 else 0))
     _legend(figure)
@@ -318,6 +318,7 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _short(method: str) -> str:
-    """A method's name as it fits beside an axis."""
-    return method if len(method) <= 34 else method[:33] + "…"
+def _short(name: str | None) -> str:
+    """A name as it fits beside an axis; a dollar in it begins no formula."""
+    name = name or ""
+    return (name if len(name) <= 34 else name[:33] + "…").replace("$", r"\$")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from difc_ray.tracking.names import clean_key
+from difc_ray.tracking.runs import ATTEMPT_TAG
 
 Curve = Mapping[int, float]
 """Step -> value."""
@@ -111,10 +112,22 @@ def validation_key(domain: str) -> str:
     return clean_key(f"val/accuracy/{domain}")
 
 
+def settings_of(run: Any) -> dict[str, str]:
+    """Parameters of an MLflow run as it ended: those of its beginning, and what its last continuation changed.
+
+    MLflow lets nobody change a parameter; a run that was continued with other values has them in tags.
+    """
+    tags = run.data.tags
+    changes = f"resume.{tags.get(ATTEMPT_TAG)}."
+    return dict(run.data.params) | {
+        tag.removeprefix(changes): value for tag, value in tags.items() if tag.startswith(changes)
+    }
+
+
 def trailing_window(run: Any) -> tuple[int, int]:
     """First and last step of the last tenth of an MLflow run."""
     try:
-        steps = int(run.data.params.get("steps", ""))
+        steps = int(settings_of(run).get("steps", ""))
     except ValueError:
         steps = 0
     return math.floor((1 - TRAILING) * steps) + 1, max(1, steps)
@@ -128,7 +141,7 @@ def record_of(run: Any, validations: Mapping[str, Curve], hessian: Curve) -> Run
         validations: validation accuracy against the step, per source domain.
         hessian: ``align/hessian`` over the last tenth of the steps.
     """
-    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    tags, params, metrics = run.data.tags, settings_of(run), run.data.metrics
     sources = sources_of(run)
     target = None if tags.get("target", "none") == "none" else tags["target"]
     final = {domain: metrics.get(clean_key(f"final/val/accuracy/{domain}"), math.nan) for domain in sources}

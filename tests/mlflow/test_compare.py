@@ -21,6 +21,7 @@ from difc_ray.errors import ConfigError
 from difc_ray.reports import compare, report
 from difc_ray.reports.histories import histories
 from difc_ray.tracking import TrackingFolder
+from difc_ray.tracking.runs import ATTEMPT_TAG
 from tests.cli.shell import Answer, assert_sentences, difc_ray
 from tests.mlflow.browser import Browser, find_browser
 from tests.mlflow.servers import MlflowServer
@@ -146,6 +147,17 @@ def test_real_runs_are_compared_by_folder_and_by_id(
     assert [list(run.curve) for run in by_id.runs] == [[4, 8, 12]] * 2
     assert by_id.runs[1].hessian is not None
     assert by_id.runs[0].hessian is None
+
+
+def test_a_run_that_was_continued_for_longer_is_measured_at_its_new_end(store: SimpleNamespace) -> None:
+    sweep = FakeSweep(store.uri, "continued")
+    run_id = sweep.trial(
+        0, 0, dict.fromkeys(SOURCES, 0.9), 0.5, hessian=[1.0] * 180 + [0.25] * 20,
+        tags={ATTEMPT_TAG: "1", "resume.1.steps": "200", "resume.0.steps": "150"},
+    )  # fmt: skip
+    (run,) = compare([run_id], uri=store.uri).runs
+    assert run.hessian == pytest.approx(0.25)
+    assert run.params["steps"] == "200"
 
 
 def test_a_sweep_is_found_by_its_folder(store: SimpleNamespace, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from difc_ray.errors import ConfigError
 from difc_ray.reports import wording
 from difc_ray.reports.comparison import Comparison, analyse
 from difc_ray.reports.figures import drawings
+from difc_ray.reports.page import page
 from difc_ray.reports.records import RunRecord
 from difc_ray.reports.writing import as_json
 
@@ -233,6 +234,21 @@ def test_figures_without_data_are_left_out_with_a_sentence_and_others_have_them(
     assert "Pearson +1.00" in full["hessian"].caption
     labels = [label.get_text() for label in full["parallel_coordinates"].figure.axes[0].get_xticklabels()]
     assert labels == ["λ", "α (log)", "validation"]  # β is constant
+
+
+def test_names_are_no_formulas_and_no_markup() -> None:
+    odd = r"a$\frac{1$<i>"
+    runs = [dataclasses.replace(run, target=odd, hessian=0.1 * (run.seed + 1), method=f"{odd} + erm") for run in GOOD]
+    runs += [dataclasses.replace(run, target=odd) for run in MEAN]
+    comparison = analyse(runs, title=odd)
+    drawn = drawings(comparison)
+    for drawing in drawn:
+        if drawing.figure is not None:
+            drawing.figure.draw_without_rendering()
+    assert {drawing.name for drawing in drawn if drawing.figure is not None} >= {"differences", "hessian"}
+    html = page(comparison, drawn, {})
+    assert "<i>" not in html
+    assert html.count("&lt;i&gt;") > 5
 
 
 def test_the_numbers_are_strict_json() -> None:
