@@ -61,7 +61,7 @@ def methods_table(comparison: Comparison) -> Table:
             f"{wording.estimate(method.worst)} ({', '.join(method.worst_domains)})",
             str(method.validation.n),
             *(["baseline" if baseline else wording.difference(method.difference)] if comparison.baseline else []),
-            method.setting.label + (f" of {method.among}" if method.among > 1 else ""),
+            wording.standing(method),
         ]
         table.add_row(*map(escape, cells), style="bold" if method.difference and method.difference.above else None)
     return table

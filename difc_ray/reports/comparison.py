@@ -44,7 +44,7 @@ class Method:
     Args:
         name: rule and objective.
         setting: label of the setting.
-        among: number of the method's settings with a finished run, among which it was chosen.
+        among: number of the method's settings with a run that counts, among which it was chosen.
         validation: mean over the sources' ``val`` splits.
         target: on the whole target.
         worst: the lowest of the sources' validation accuracies, run by run.
@@ -132,16 +132,16 @@ def analyse(
     """
     settings, repeated = group(comparable(records, target))
     runs = [run for setting in settings for run in setting.runs]
-    if not any(run.finished for run in runs):
+    if not any(run.complete for run in runs):
         raise ConfigError(_nothing_finished(settings))
-    known = next(run for run in runs if run.finished)
+    known = next(run for run in runs if run.complete)
     candidates = {setting.label: _candidates(setting, known.target) for setting in settings}
     chosen, said = _representatives(settings, candidates, selection)
     reference, about_baseline = _baseline(list(chosen), baseline)
     ranked_by = "target" if all(_values(setting, "target") for setting, _ in chosen.values()) else "validation"
     methods = _methods(chosen, reference, ranked_by)
     every = [candidate for setting in settings for candidate in candidates[setting.label]]
-    measured = [run for run in runs if run.finished and run.hessian is not None and run.target_accuracy is not None]
+    measured = [run for run in runs if run.complete and run.hessian is not None and run.target_accuracy is not None]
     return Comparison(
         title=title,
         dataset=known.dataset,
@@ -214,7 +214,7 @@ def comparable(records: Sequence[RunRecord], target: str | None) -> list[RunReco
 def _candidates(setting: Setting, target: str | None) -> list[Candidate]:
     """A candidate per finished run, with the accuracies on the sources that extra runs held out."""
     found = []
-    for run in setting.finished:
+    for run in setting.complete:
         folds = [fold for fold in setting.folds if fold.seed == run.seed and fold.state == "finished"]
         held_out = {
             str(fold.fold): fold.target_accuracy
@@ -241,7 +241,7 @@ def _representatives(
     chosen: dict[str, tuple[Setting, int]] = {}
     notes: list[str] = []
     for method in dict.fromkeys(setting.method for setting in settings):
-        own = [setting for setting in settings if setting.method == method and setting.finished]
+        own = [setting for setting in settings if setting.method == method and setting.complete]
         choice = choose([candidate for setting in own for candidate in candidates[setting.label]], rule)
         if choice.point is not None:
             chosen[method] = (by_label[choice.point], len(own))
@@ -281,7 +281,7 @@ def _methods(chosen: Mapping[str, tuple[Setting, int]], baseline: str | None, ra
     found = []
     for method, (setting, among) in chosen.items():
         compared = baseline is not None and method != baseline
-        worst = [run.worst for run in setting.finished if run.worst is not None]
+        worst = [run.worst for run in setting.complete if run.worst is not None]
         found.append(
             Method(
                 name=method,
@@ -309,7 +309,7 @@ def _values(setting: Setting, figure: str) -> Values:
     """(target, seed) -> accuracy of a setting's finished runs; runs without it are left out."""
     accuracies = {
         (run.target or "", run.seed): run.target_accuracy if figure == "target" else run.validation
-        for run in setting.finished
+        for run in setting.complete
     }
     return {key: value for key, value in accuracies.items() if value is not None}
 
@@ -320,7 +320,7 @@ def _cautions(settings: Sequence[Setting], methods: Sequence[Method], selection:
     runs = [run for setting in settings for run in setting.runs]
     if selection == "oracle":
         notes.append("The settings were chosen on the target itself (oracle): no accuracy on it is an honest estimate.")
-    if marked := sum(run.finished and run.params.get("selection") == "oracle" for run in runs):
+    if marked := sum(run.complete and run.params.get("selection") == "oracle" for run in runs):
         notes.append(f"{marked} runs chose their checkpoint on the target; their accuracy on it is no honest estimate.")
     pairs = [method.difference.n for method in methods if method.difference is not None]
     if pairs and min(pairs) < 2:
@@ -335,12 +335,16 @@ def _cautions(settings: Sequence[Setting], methods: Sequence[Method], selection:
     if among and max(among) > min(among):
         told = ", ".join(f"`{method.name}` {method.among}" for method in methods)
         notes.append(f"Methods had different numbers of settings to choose from: {told}.")
-    counts = {len(setting.finished) for setting in settings if setting.finished}
+    counts = {len(setting.complete) for setting in settings if setting.complete}
     if len(counts) > 1:
-        notes.append(f"Settings have between {min(counts)} and {max(counts)} finished seeds each.")
+        notes.append(f"Settings have between {min(counts)} and {max(counts)} seeds that count.")
     if differing := budget_differences(settings):
         told = ", ".join(f"`{key}`" for key in differing)
         notes.append(f"The runs differ in {told}, which nobody searched over: a difference may come from there.")
+    if stopped := sum(run.complete and run.state == "stopped" for run in runs):
+        plural = stopped > 1
+        count = f"{stopped} run{'s' * plural} that the scheduler stopped count{'s' * (not plural)}"
+        notes.append(f"{count} with what was reached: without such runs a setting would be judged by its lucky seeds.")
     if running := sum(run.state == "running" for run in runs):
         notes.append(f"{running} run{'s are' if running > 1 else ' is'} still going on, and not counted.")
     if repeated:

@@ -96,14 +96,14 @@ def learning_curves(comparison: Comparison) -> Drawing:
     if not any(run.curve for run in comparison.runs):
         return Drawing(name=name, title=title, caption="No learning curves: no run was evaluated.", figure=None)
     figure, axes = _canvas()
-    standing = {run.run_id for method in comparison.methods for run in method.setting.finished}
+    standing = {run.run_id for method in comparison.methods for run in method.setting.complete}
     others = [run for run in comparison.runs if run.run_id not in standing and run.curve]
     for run in others:
         axes.plot(list(run.curve), list(run.curve.values()), color=_GREY, linewidth=0.8, alpha=0.45)
         if run.state == "stopped":
             axes.plot(*list(run.curve.items())[-1], "x", color=_GREY, markersize=5, alpha=0.8)
     for index, method in enumerate(comparison.methods):
-        steps, mean, error = _band([run.curve for run in method.setting.finished if run.curve])
+        steps, mean, error = _band(_curves(method.setting.complete))
         style: dict[str, Any] = {"color": _colour(index), "linestyle": _LINES[index // len(COLOURS) % len(_LINES)]}
         axes.plot(steps, mean, linewidth=2.0, label=_short(method.name), marker="o", markersize=3, **style)
         axes.fill_between(steps, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
@@ -127,8 +127,8 @@ def lam_sensitivity(comparison: Comparison) -> Drawing:
     name, title = "lambda", "Sensitivity to λ"
     by_method: dict[str, list[tuple[float, RunRecord]]] = {}
     for setting in comparison.settings:
-        for run in setting.finished:
-            if (lam := run.number(LAM)) is not None:
+        for run in setting.complete:
+            if run.state == "finished" and (lam := run.number(LAM)) is not None:
                 by_method.setdefault(setting.method, []).append((lam, run))
     varied = {method: runs for method, runs in by_method.items() if len({lam for lam, _ in runs}) > 1}
     if not varied:
@@ -168,7 +168,7 @@ def lam_sensitivity(comparison: Comparison) -> Drawing:
 def parallel_coordinates(comparison: Comparison) -> Drawing:
     """A line per run through λ, α and β, coloured by validation accuracy."""
     name, title = "parallel_coordinates", "λ, α and β together"
-    found = [(run, run.validation if run.finished else run.best_seen) for run in comparison.runs]
+    found = [(run, run.validation if run.complete else run.best_seen) for run in comparison.runs]
     scored = [(run, score) for run, score in found if score is not None and math.isfinite(score)]
     keys = [key for key in SYMBOLS if len({run.number(key) for run, _ in scored} - {None}) > 1]
     scored = [(run, score) for run, score in scored if all(run.number(key) is not None for key in keys)]
@@ -186,13 +186,13 @@ def parallel_coordinates(comparison: Comparison) -> Drawing:
         for key in keys
     ]
     columns.append(_Axis.of("validation", scores, share=True, percent=True))
-    ended = [score for run, score in scored if run.finished]
+    ended = [score for run, score in scored if run.state == "finished"]
     lowest = min(ended) if len(set(ended)) > 2 else min(scores)  # early stops would take all of the scale
     norm, colours = Normalize(float(lowest), float(scores.max()), clip=True), colormaps["viridis"]
     heights = np.stack([column.height for column in columns], axis=1)
     for row in np.argsort(scores):
         run = scored[row][0]
-        style = "-" if run.finished else (0, (3, 2))
+        style = "-" if run.state == "finished" else (0, (3, 2))
         axes.plot(heights[row], color=colours(norm(scores[row])), linestyle=style, linewidth=1.8, alpha=0.85)
     for place, column in enumerate(columns):
         axes.axvline(place, color=_INK, linewidth=1.0)
@@ -229,7 +229,7 @@ def hessian_scatter(comparison: Comparison) -> Drawing:
     methods = list(dict.fromkeys([m.name for m in comparison.methods] + [s.method for s in comparison.settings]))
     everything: list[float] = []
     for index, method in enumerate(methods):
-        runs = [run for setting in comparison.settings if setting.method == method for run in setting.finished]
+        runs = [run for setting in comparison.settings if setting.method == method for run in setting.complete]
         points = [(run.hessian, run.target_accuracy) for run in runs if None not in (run.hessian, run.target_accuracy)]
         if points:
             everything += [float(x or 0.0) for x, _ in points]
@@ -283,6 +283,12 @@ class _Axis:
             marks = {x: f"{100 * x:.3g}%" if percent else f"{x:.3g}" for x in inside}
         return cls(label=f"{label} (log)" if log else label, height=height,
                    ticks=[((mark - low) / span, text) for mark, text in marks.items()])  # fmt: skip
+
+
+def _curves(runs: Sequence[RunRecord]) -> list[Mapping[int, float]]:
+    """Those of runs that were trained to the end, if there are any; a stopped one would cut all of them short."""
+    whole = [run.curve for run in runs if run.curve and run.state == "finished"]
+    return whole or [run.curve for run in runs if run.curve]
 
 
 def _band(curves: Sequence[Mapping[int, float]]) -> tuple[list[int], np.ndarray, np.ndarray]:

@@ -133,7 +133,7 @@ def _methods(comparison: Comparison) -> str:
             _cell(worst, "number"),
             _cell(str(method.validation.n), "number"),
             _cell("baseline" if baseline else wording.difference(found), kind),
-            _cell(method.setting.label + (f" of {method.among}" if method.among > 1 else "")),
+            _cell(wording.standing(method)),
             _cell(_several([short.get(name, name) for name in method.rank.tied])),
         ]
         rows.append(("", [cell for cell, kept in zip(cells, keep, strict=True) if kept]))
@@ -188,7 +188,7 @@ def _settings(comparison: Comparison) -> str:
     for setting in comparison.settings:
         if not setting.runs:
             continue
-        done = setting.finished
+        done = setting.complete
         best = max((run.best_seen for run in setting.runs if run.best_seen is not None), default=None)
         reached = wording.estimate(Estimate.of([run.validation for run in done]))
         if not done and best is not None:

@@ -67,20 +67,24 @@ class RunRecord:
     hessian: float | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether it came to its end with a figure for every source."""
-        return self.state == "finished" and set(self.validation_by_source) == set(self.sources)
+    def complete(self) -> bool:
+        """Whether its selected checkpoint was evaluated on every source: finished, or stopped by a scheduler.
+
+        A scheduler stops the seeds that do badly; a comparison of the others alone would be one of lucky seeds.
+        """
+        reached_the_end = self.state in ("finished", "stopped") and bool(self.sources)
+        return reached_the_end and set(self.validation_by_source) == set(self.sources)
 
     @property
     def validation(self) -> float:
         """Mean final accuracy over the sources; NaN for a run without them."""
         values = self.validation_by_source.values()
-        return math.fsum(values) / len(values) if self.finished else math.nan
+        return math.fsum(values) / len(values) if self.complete else math.nan
 
     @property
     def worst(self) -> tuple[str, float] | None:
         """The source with the lowest final validation accuracy (the first of equal ones), and that accuracy."""
-        return min(self.validation_by_source.items(), key=lambda item: item[1]) if self.finished else None
+        return min(self.validation_by_source.items(), key=lambda item: item[1]) if self.complete else None
 
     @property
     def best_seen(self) -> float | None:

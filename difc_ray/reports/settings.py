@@ -39,9 +39,9 @@ class Setting:
     values: Mapping[str, str]
 
     @property
-    def finished(self) -> tuple[RunRecord, ...]:
-        """The runs that came to their end."""
-        return tuple(run for run in self.runs if run.finished)
+    def complete(self) -> tuple[RunRecord, ...]:
+        """The runs that count."""
+        return tuple(run for run in self.runs if run.complete)
 
     @property
     def status(self) -> str:
@@ -50,20 +50,21 @@ class Setting:
         if len(set(told.values())) == 1 and not any(fold.state == "failed" for fold in self.folds):
             return next(iter(told.values()))
         parts = [f"seed {run.seed} {told[run.run_id]}" for run in self.runs]
-        parts += [f"seed {fold.seed} without {fold.fold} {_ending(fold)}" for fold in self.folds if not fold.finished]
+        parts += [f"seed {fold.seed} without {fold.fold} {_ending(fold)}" for fold in self.folds if not fold.complete]
         return "; ".join(parts)
 
 
 def group(records: Sequence[RunRecord]) -> tuple[list[Setting], int]:
-    """The settings in the order in which they first occur, and the number of repeated runs that were left out.
+    """The settings, by number in their sweep or else as they come, and how many repeated runs were left out.
 
-    Of several runs with the same setting, seed and held-out domain, the last finished one counts.
+    Of several runs with the same setting, seed and held-out domain, the last complete one counts.
     """
+    records = sorted(records, key=_place)
     names = _labels(records)
     kept: dict[tuple[str, int, str | None], RunRecord] = {}
     for record in records:
         key = (names[record.run_id], record.seed, record.fold)
-        if key not in kept or record.finished or not kept[key].finished:
+        if key not in kept or record.complete or not kept[key].complete:
             kept[key] = record
     varying = _varying(list(kept.values()))
     members: dict[str, list[RunRecord]] = {}
@@ -81,7 +82,7 @@ def group(records: Sequence[RunRecord]) -> tuple[list[Setting], int]:
 
 def budget_differences(settings: Sequence[Setting]) -> list[str]:
     """Keys of the training budget in which finished runs differ although nobody searched over them."""
-    runs = [run for setting in settings for run in setting.finished]
+    runs = [run for setting in settings for run in setting.complete]
     searched = {key for run in runs for key in run.searched}
     return [key for key in BUDGET if key not in searched and len({run.params.get(key) for run in runs}) > 1]
 
@@ -123,6 +124,12 @@ def _varying(records: Sequence[RunRecord]) -> list[str]:
     return [key for key in keys if len({_text(record, key) for record in own}) > 1]
 
 
+def _place(record: RunRecord) -> tuple[str, int]:
+    """Settings of a sweep by their number; the others as they come (sorting is stable)."""
+    number = record.point or ""
+    return (record.sweep or "", int(number)) if number.isdecimal() else ("", 0)
+
+
 def _counts(key: str) -> bool:
     return key not in NOT_A_SETTING and not key.startswith(_SECTIONS)
 
@@ -138,10 +145,12 @@ def _text(record: RunRecord, key: str) -> str:
 def _ending(run: RunRecord) -> str:
     """`finished`, `stopped at step 100 (…)`, `failed: …`, `running, at step 50`."""
     step = "before the first evaluation" if run.last_step is None else f"at step {run.last_step}"
+    if run.state == "stopped" and "step" in run.why:
+        return f"stopped: {run.why}"
     if run.state == "stopped":
         return f"stopped {step}{f' ({run.why})' if run.why else ''}"
     if run.state == "failed":
         return f"failed: {run.why or 'no cause was recorded'}"
     if run.state == "finished":
-        return "finished" if run.finished else "finished without final accuracies"
+        return "finished" if run.complete else "finished without final accuracies"
     return f"running, {step}"

@@ -47,6 +47,11 @@ def tied(method: Method) -> str:
     return ", ".join(method.rank.tied)
 
 
+def standing(method: Method) -> str:
+    """The setting that stands for a method, and among how many it was chosen."""
+    return method.setting.label + (f", best of {method.among}" if method.among > 1 else "")
+
+
 def pick(comparison: Comparison, choice: Choice) -> str:
     """What a rule picked: setting and method."""
     setting = comparison.setting(choice.point)

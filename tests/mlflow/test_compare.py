@@ -88,7 +88,7 @@ def test_the_command_prints_the_methods_the_picks_and_the_page(
     assert differences.min() <= best["difference"]["low"] <= differences.mean() <= best["difference"]["high"]
     line = next(line for line in answer.out.splitlines() if "ghpp + hutchinson" in line and "1" in line)
     assert f"{100 * np.mean(ours):.1f} ± " in line
-    assert f"#{point} of 6" in line
+    assert f"#{point}, best of 6" in line
     assert "leave_one_domain_out" in answer.out
     assert answer.out.splitlines()[-1].split() == ["page", "page/index.html"]
 

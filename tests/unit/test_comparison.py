@@ -179,7 +179,20 @@ def test_every_setting_is_listed_with_how_it_ended() -> None:
     assert status["#8"] == "seed 0 finished; seed 1 failed: lost"
     assert status["#9"] == "failed: no cause was recorded"
     assert any("1 run is still going on" in note for note in comparison.notes)
-    assert any("between 1 and 3 finished seeds" in note for note in comparison.notes)
+    assert any("between 1 and 3 seeds" in note for note in comparison.notes)
+
+
+def test_seeds_that_the_scheduler_stopped_count_with_what_they_reached() -> None:
+    stopped = record("gh + hutchinson", 9, 1, 0.70, 0.30, state="stopped", why="asha at step 50")
+    lucky = [record("gh + hutchinson", 9, 0, 0.96, 0.70), stopped]
+    comparison = analyse([*lucky, *GOOD, *MEAN])
+    method = rows(comparison)["gh + hutchinson"]
+    assert (method.setting.label, method.among) == ("#1", 2)  # 0.96 alone would have won
+    alone = rows(analyse([*lucky, *MEAN]))["gh + hutchinson"]
+    assert alone.target.mean == pytest.approx(0.5)
+    assert alone.setting.status == "seed 0 finished; seed 1 stopped: asha at step 50"
+    assert any("1 run that the scheduler stopped counts" in note for note in comparison.notes)
+    assert [setting.label for setting in comparison.settings] == ["#0", "#1", "#9"]
 
 
 def test_nothing_finished_is_refused_with_the_causes() -> None:
