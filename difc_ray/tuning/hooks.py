@@ -34,11 +34,27 @@ class Names:
         return f"trial-{int(number):05d}"
 
 
-class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types for it
-    """Tells the sweep what happens to its trials."""
+class Bound:
+    """What belongs to the sweep of this process.
+
+    Tune also writes it to disk, where a display or a signal cannot go; nobody reads that, so it is left empty.
+
+    Args:
+        sweep: the sweep.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
+        return self
+
+
+class Watch(Bound, tune.Callback):  # type: ignore[misc]  # Ray has no types for it
+    """Tells the sweep what happens to its trials."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -61,11 +77,8 @@ class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types for it
         self.sweep.guarded(lambda: self.sweep.show(number_of(str(trial)), {}))
 
 
-class End(tune.Stopper):  # type: ignore[misc]  # as above
+class End(Bound, tune.Stopper):  # type: ignore[misc]  # as above
     """Ends all trials when the sweep is to stop."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Trials end by themselves."""

@@ -64,6 +64,35 @@ class SweepDisplay(Protocol):
         """Something worth a line happened."""
 
 
+class Careful:
+    """A display whose own mistakes go to the log and not to the sweep.
+
+    Args:
+        display: where a person looks.
+    """
+
+    def __init__(self, display: SweepDisplay) -> None:
+        self.display = display
+
+    def phase(self, text: str) -> None:
+        """Passes it on."""
+        self._try(lambda: self.display.phase(text))
+
+    def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
+        """Passes it on."""
+        self._try(lambda: self.display.trial(record, values))
+
+    def notice(self, message: str) -> None:
+        """Passes it on."""
+        self._try(lambda: self.display.notice(message))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            log.warning("the display of the sweep has failed", exc_info=True)
+
+
 def sweep_name(space: Space, now: datetime | None = None) -> str:
     """``<space>-<YYYYmmdd-HHMMSS>``."""
     return f"{space.name}-{now or datetime.now():%Y%m%d-%H%M%S}"
@@ -116,6 +145,7 @@ def run_sweep(
     Raises:
         DifcError: what the user can act on, by kind; `Interrupted` after SIGINT or SIGTERM: finished trials are kept.
     """
+    display = Careful(display)
 
     def notice(message: str) -> None:
         log.warning("%s", message)
