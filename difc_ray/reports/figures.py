@@ -109,7 +109,7 @@ def learning_curves(comparison: Comparison) -> Drawing:
         axes.fill_between(steps, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel="validation accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
     _legend(figure)
     caption = "Mean over the sources' validation splits, and over seeds at the setting of each method; the band is one "
     caption += "standard error."
