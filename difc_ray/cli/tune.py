@@ -177,13 +177,16 @@ def settings_table(result: SweepResult, space: Space) -> Table:
     table = Table(title="settings", title_justify="left")
     for name in ("setting", "values", "seeds", "steps", "validation", "target"):
         table.add_column(name, justify="left" if name == "values" else "right")
-    for row in settings_of(result)[:SHOWN]:
+    rows = settings_of(result)
+    for row in rows[:SHOWN]:
         chosen = "[bold]" if row.setting == result.chosen.point else ""
         target = "" if row.target is None else f"{row.target:.1%}"
         table.add_row(
             f"{chosen}{row.setting}", f"{chosen}{escape(label(row.values))}", str(row.seeds), row.steps,
             f"{chosen}{row.validation:.1%}", target,
         )  # fmt: skip
+    if len(rows) > SHOWN:
+        table.add_row("", f"and {len(rows) - SHOWN} more", "", "", "", "")
     return table
 
 
