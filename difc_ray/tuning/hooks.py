@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayTaskError
 
+from difc_ray.distributed.processes import describe
 from difc_ray.tuning.trial import number_of
 
 if TYPE_CHECKING:
@@ -32,6 +35,18 @@ class Names:
         point = trial.config.get("point")
         number = point["number"] if point else self.given.setdefault(trial.trial_id, self.first + len(self.given))
         return f"trial-{int(number):05d}"
+
+
+def cause_of(trial: Any) -> str:
+    """Why a trial of Tune's has failed, from the error that Tune has just written to its folder."""
+    try:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # there is none, or it is of a class that only the trial's process knew
+        return "the trial's process ended without a word"
+    if isinstance(error, RayTaskError):
+        cause = error.cause or error
+        return f"unexpected error, got {type(cause).__name__}: {cause} (run.log of the trial)"
+    return f"the trial's process {describe(error)}"
 
 
 class Bound:

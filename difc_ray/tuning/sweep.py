@@ -23,13 +23,12 @@ from ray import tune
 from difc_ray.checkpoint import RunLock
 from difc_ray.config import Config, flat
 from difc_ray.distributed.placement import connect
-from difc_ray.distributed.processes import describe
 from difc_ray.errors import CheckpointError, DifcError, Interrupted
 from difc_ray.preparation import tracking_uri
 from difc_ray.signals import Signals
 from difc_ray.tracking import MlflowTracker, probe
 from difc_ray.tuning.folder import ENDED, SweepFolder, TrialRecord
-from difc_ray.tuning.hooks import End, Names, Watch
+from difc_ray.tuning.hooks import End, Names, Watch, cause_of
 from difc_ray.tuning.outcome import SweepResult, conclude, hand_over
 from difc_ray.tuning.points import Point
 from difc_ray.tuning.resources import Resources
@@ -288,8 +287,7 @@ class Sweep:
         record = self.folder.record(number)
         if record is None or record.status == "failed":
             return
-        error = trial.get_error() if hasattr(trial, "get_error") else None
-        reason = f"the trial's process {describe(error) if error else 'ended without a word'}"
+        reason = cause_of(trial)
         self.folder.write(replace(record, status="failed", reason=reason))
         run_dir, uri = self.folder.run_dir(number), tracking_uri(self.base)
         if uri is not None and (run_dir / "tracking").is_dir():
