@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
@@ -47,6 +47,19 @@ QUIET = {
     "TUNE_WARN_THRESHOLD_S": "60",
 }
 """Tune's output, loggers, signal handler and state files: all of them are ours here."""
+
+
+@contextmanager
+def variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables inside; afterwards everything is as before."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
 
 
 @runtime_checkable
@@ -150,8 +163,7 @@ def run_sweep(
         log.warning("%s", message)
         display.notice(message)
 
-    os.environ.update(QUIET)
-    with Signals() as signals, ExitStack() as stack:
+    with Signals() as signals, variables(QUIET), ExitStack() as stack:
         folder = find_sweep(space, base) if resume else SweepFolder(base.output / (base.name or sweep_name(space)))
         with signals.before_the_run():
             if not resume and folder.path.exists() and any(folder.path.iterdir()):

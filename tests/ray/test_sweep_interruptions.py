@@ -1,0 +1,170 @@
+"""A sweep whose driver is killed or told to stop, and the same sweep resumed: no finished trial is lost or redone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from difc_ray.cli.app import execute
+from difc_ray.tuning.folder import SweepFolder
+from tests.checkpoints import ROOT, environment
+from tests.faults import end_of, eventually, fault, our_actors, our_groups
+from tests.ray.test_signals import ENDED_S, FAMILY, LEFT_S, Driver, mlflow_status
+from tests.sweeps import alone, assert_same_end, space_file, sweep
+
+pytestmark = pytest.mark.ray
+
+HEARD_S = 6.0
+"""How soon a sweep must have ended after SIGINT, the last records sent to MLflow, on a busy machine."""
+
+
+class SweepDriver(Driver):
+    """`difc-ray tune` as a process that joins the session's Ray."""
+
+    def __init__(self, path: Path, *arguments: str) -> None:
+        self.folder, self.run_dir = path.parent, path.parent / "runs" / "s"
+        self.ray_dir = Path(tempfile.mkdtemp(prefix="difc", dir="/tmp"))
+        command = [sys.executable, "-m", "difc_ray", "tune", str(path), "name=s", *arguments]
+        with (self.folder / "said").open("wb") as said:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env={**environment(), FAMILY: str(self.folder)}, stdout=said, stderr=said
+            )
+
+
+@pytest.fixture
+def drive() -> Iterator[Any]:
+    """Starts drivers; ends them whatever happens."""
+    drivers: list[SweepDriver] = []
+
+    def start(path: Path, *arguments: str) -> SweepDriver:
+        drivers.append(SweepDriver(path, *arguments))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.end()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(ray_session: None) -> Iterator[None]:
+    """No actor of a trial and no placement group more than before."""
+    actors, groups = our_actors(), our_groups()
+    yield
+    assert our_actors() == actors
+    eventually(lambda: our_groups() == groups, LEFT_S)
+
+
+def file_of(folder: Path, *faults: list[dict[str, Any]], **config: Any) -> Path:
+    """A space with a trial for every list of faults, whose sweep joins the session's Ray."""
+    address = ray.get_runtime_context().gcs_address
+    rows = [[0.02 + 0.001 * number, each] for number, each in enumerate(faults)]
+    cluster = {"cpus_per_worker": 0.5, "address": address}
+    return space_file(
+        folder, {"cluster": cluster, **config}, space={"optimizer.lr, dataset_options.faults": {"grid": rows}}
+    )
+
+
+def contents(folder: Path) -> dict[Path, int]:
+    """All files of a run but its records for MLflow, with the time of their last change."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "tracking" not in path.parts]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence with which a sweep is not resumed."""
+    capsys.readouterr()
+    assert execute(["tune", *arguments, "--resume"]) == 6
+    (sentence,) = capsys.readouterr().err.splitlines()
+    return sentence
+
+
+def test_a_sweep_whose_driver_was_killed(drive: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody could write down how it ended; what is resumed is what the folders of the trials say."""
+    path = file_of(tmp_path, [], [fault("wait", "a", 9, seconds=60)], [])
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-9-0")
+    driver.send(signal.SIGKILL)
+    assert driver.process.wait(LEFT_S) == -signal.SIGKILL
+    folder = SweepFolder(tmp_path / "runs" / "s")
+    assert [record.status for record in folder.records()] == ["finished", "running", "waiting"]
+    finished = contents(folder.run_dir(0))
+    before = contents(folder.path)
+
+    sheet = folder.sheet.read_text()
+    folder.sheet.write_text(sheet[: len(sheet) // 2])
+    assert "`sweep.json` must list the sweep's trials" in refused(capsys, str(path), "name=s")
+    folder.sheet.write_text(sheet)
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "seeds": [1]}))
+    assert "with its own space" in refused(capsys, str(other), "name=s")
+    assert "there must be a sweep of" in refused(capsys, str(other))
+    assert execute(["tune", str(path), "name=s"]) == 6
+    assert "must have a new folder" in capsys.readouterr().err
+    (folder.trials / "00002.json").write_text('{"point"')  # the kernel was at it
+    assert {file for file, at in contents(folder.path).items() if before.get(file) != at} == {
+        folder.sheet, folder.trials / "00002.json",
+    }  # fmt: skip
+
+    done = sweep(path, "name=s", resume=True)
+    assert done.statuses() == ["finished"] * 3
+    assert contents(folder.run_dir(0)) == finished
+    assert {record.point.number for record, _ in done.display.trials} == {1, 2}
+    for point in done.points:
+        assert_same_end(end_of(folder.run_dir(point.number)), alone(tmp_path, done.base, point))
+    assert [record["step"] for record in end_of(folder.run_dir(1)).records if record["kind"] == "evaluation"] == [
+        4, 8, 12, 16,
+    ]  # fmt: skip
+
+
+def children(store: Path) -> list[str]:
+    """The statuses of the trials, as the store itself has them."""
+    with closing(sqlite3.connect(store)) as database:
+        found = database.execute("select status from runs where name != 's' order by name").fetchall()
+    return [status for (status,) in found]
+
+
+def test_a_sweep_that_was_told_to_stop(drive: Any, tmp_path: Path) -> None:
+    store = tmp_path / "store.db"
+    slow = [fault("wait", "a", -1, seconds=0.15, times=0)]
+    tracking = {"mode": "on", "uri": f"sqlite:///{store}"}
+    path = file_of(tmp_path, [], slow, [], tracking=tracking)
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-5-0")
+    sent = driver.send(signal.SIGINT)
+    assert driver.process.wait(ENDED_S) == 130, driver.said
+    took = time.time() - sent
+    print(f"SIGINT: the sweep had ended after {took:.2f} s")
+    assert took < HEARD_S
+    assert "Stopped by SIGINT; trials that have ended are kept" in driver.said
+    assert "Traceback" not in driver.said
+    assert driver.family() == []
+    assert mlflow_status(store, "s") == "KILLED"
+    assert children(store) == ["FINISHED", "KILLED"]
+    folder = SweepFolder(tmp_path / "runs" / "s")
+    assert [record.status for record in folder.records()] == ["finished", "interrupted", "waiting"]
+    finished = contents(folder.run_dir(0))
+
+    command = next(line for line in driver.said.splitlines() if "--resume" in line).split("`")[1].split()
+    assert execute([*command[1:]]) == 0
+    assert [record.status for record in folder.records()] == ["finished"] * 3
+    assert contents(folder.run_dir(0)) == finished
+    assert mlflow_status(store, "s") == "FINISHED"
+    assert children(store) == ["FINISHED"] * 3
+    again = sweep(path, "name=s", "tracking.mode=off", resume=True)
+    assert again.display.trials == []
+    for point in again.points:
+        assert_same_end(end_of(folder.run_dir(point.number)), alone(tmp_path, again.base, point))
+    shutil.rmtree(tmp_path / "alone")
