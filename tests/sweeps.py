@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,11 +47,12 @@ def space_file(folder: Path, config: Mapping[str, Any] | None = None, **content:
 
 @dataclass
 class Collected:
-    """A display that keeps what it is told."""
+    """A display that keeps what it is told, and holds a lock as a live table does: nothing can pickle it."""
 
     phases: list[str] = field(default_factory=list)
     trials: list[tuple[TrialRecord, dict[str, Any]]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
 
     def phase(self, text: str) -> None:
         self.phases.append(text)

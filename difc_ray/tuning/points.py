@@ -252,6 +252,10 @@ def _scheduler_problems(space: Space, base: Config) -> Iterator[Problem]:
         if len(space.seeds) > 1 or space.samples < 2 or space.searcher == "optuna":
             got = f"`samples: {space.samples}`, {len(space.seeds)} seeds, `searcher: {space.searcher}`"
             yield problem("`pbt` needs a population drawn at random, of one seed", got, "Write `samples: 4` or more.")
+        elif base.trial.concurrent is not None and base.trial.concurrent < space.samples:
+            got = f"`trial.concurrent={base.trial.concurrent}` for `samples: {space.samples}`"
+            remedy = "Leave `trial.concurrent` out: trials take turns where there is no room for all."
+            yield problem("`pbt` needs its whole population in training at the same time", got, remedy)
 
 
 def _searcher_problems(space: Space) -> Iterator[Problem]:

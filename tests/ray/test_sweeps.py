@@ -205,9 +205,10 @@ RANGES = {"optimizer.lr": (1e-5, 0.1), "alignment.alpha": (0.01, 1.0)}
 
 
 def test_a_branch_has_its_parents_weights_and_its_own_values(tmp_path: Path) -> None:
+    """There is room for one trial: the population takes turns, which leaves nothing to chance."""
     path = space_file(
         tmp_path,
-        {"objective": "hutchinson", "steps": 20, "trial": {"engine": "inline", "concurrent": 2}},
+        {"objective": "hutchinson", "trial": {"engine": "inline", "cpus": 4}},
         space={key: {"loguniform": list(ends)} for key, ends in RANGES.items()},
         scheduler={"pbt": {"perturbation_interval": 4, "quantile_fraction": 0.5}},
         samples=4,

@@ -215,6 +215,10 @@ MISFITS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "PBT with seeds": (text_of(scheduler="pbt", seeds="[0, 1]"), ("`pbt` needs a population", "2 seeds")),
     "PBT of one": (text_of(scheduler="pbt", samples="1"), ("`pbt` needs a population", "`samples: 1`")),
+    "PBT with a part of its population": (
+        text_of(scheduler="pbt", config="{steps: 40, eval_every: 10, trial.concurrent: 3}"),
+        ("`pbt` needs its whole population", "`trial.concurrent=3` for `samples: 4`"),
+    ),
     "PBT too often": (
         text_of(scheduler="{pbt: {perturbation_interval: 3}}"), ("`perturbation_interval` must be in steps",),
     ),
