@@ -194,7 +194,7 @@ def test_actors_go_on_to_the_next_trial_and_to_the_same_weights(tmp_path: Path) 
     done = sweep(path)
     eventually(lambda: our_actors() == actors, 5)
     assert our_groups() == groups
-    assert done.statuses() == ["finished", "finished"]
+    assert done.statuses() == ["finished", "finished"], done.result.failed
     first, second = (int((tmp_path / f"batch-wait-a-2-{n}").read_text()) for n in range(2))
     assert first == second
     for point in done.points:
