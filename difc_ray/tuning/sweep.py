@@ -268,8 +268,8 @@ class Sweep:
     def _fit(self, space: dict[str, Any], searcher: Any, samples: int, points: Mapping[int, Point]) -> None:
         """One round of Tune."""
         info = SweepInfo(
-            folder=self.folder.path, base=self.base, points=points, seeds=self.space.seeds, metric=self.space.metric,
-            mode=self.space.mode, scheduler=self.space.scheduler, parent=self.key, cwd=os.getcwd(),
+            folder=self.folder.path, base=recorded_in(self.base), points=points, seeds=self.space.seeds,
+            metric=self.space.metric, mode=self.space.mode, scheduler=self.space.scheduler, parent=self.key, cwd=os.getcwd(),
         )  # fmt: skip
         scheduler = scheduler_of(self.space, self.base)
         replay(scheduler, {r.point.number: self.folder.evaluations(r.point.number) for r in self.folder.records()
@@ -324,6 +324,12 @@ class Sweep:
         record = self.folder.record(number)
         if record is not None and record.status == "running" and not self.signals.interrupted():
             self.display.trial(replace(record, status="stopped"), {})
+
+
+def recorded_in(base: Config) -> Config:
+    """The configuration with its store written out: trials have another output folder, perhaps another environment."""
+    tracking = base.tracking.model_copy(update={"uri": tracking_uri(base) or base.tracking.uri})
+    return base.model_copy(update={"tracking": tracking})
 
 
 def sweep_tracker(
