@@ -269,7 +269,8 @@ class Sweep:
         """One round of Tune."""
         info = SweepInfo(
             folder=self.folder.path, base=recorded_in(self.base), points=points, seeds=self.space.seeds,
-            metric=self.space.metric, mode=self.space.mode, scheduler=self.space.scheduler, parent=self.key, cwd=os.getcwd(),
+            metric=self.space.metric, mode=self.space.mode, scheduler=self.space.scheduler, parent=self.key,
+            cwd=os.getcwd(),
         )  # fmt: skip
         scheduler = scheduler_of(self.space, self.base)
         replay(scheduler, {r.point.number: self.folder.evaluations(r.point.number) for r in self.folder.records()
