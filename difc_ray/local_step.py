@@ -127,7 +127,9 @@ def objective_of(config: Config) -> Objective:
 
 def family_of(config: Config) -> DatasetFamily:
     """The configured dataset."""
-    return open_family(config.dataset, config.dataset_options, config.root, config.seed)
+    return open_family(
+        config.dataset, config.dataset_options, config.root, config.seed, config.image_size, config.on_bad_image
+    )
 
 
 def load_domain(config: Config, domain: str) -> Domain:

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from difc_ray import __version__
+from difc_ray.cli.data import data_app
 from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.cli.usage import usage_sentence, whole_number
 from difc_ray.errors import ConfigError, DifcError, Interrupted
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings=HELP,
 )
+app.add_typer(data_app, name="data")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")]
 Settings = Annotated[

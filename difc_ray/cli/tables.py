@@ -21,6 +21,7 @@ from difc_ray.config import Config, documentation, flat
 from difc_ray.domains import DATASETS, DatasetFamily, Domain, open_domain, open_family
 from difc_ray.errors import DataError
 from difc_ray.harmonizers import HARMONIZERS
+from difc_ray.local_step import family_of
 from difc_ray.losses import LOSSES
 from difc_ray.models import MODELS
 from difc_ray.objectives import OBJECTIVES
@@ -224,8 +225,7 @@ def print_domains(config: Config) -> None:
     for name in DATASETS:
         chosen = name == config.dataset
         try:
-            options, root = (config.dataset_options, config.root) if chosen else ({}, None)
-            family = open_family(name, options, root, config.seed)
+            family = family_of(config) if chosen else open_family(name, {}, None, config.seed)
             table = domain_table(name, family)
         except DataError as error:
             if chosen:
@@ -257,5 +257,16 @@ def class_counts(domain: Domain) -> str:
     if lowest == highest:
         return f"{lowest} each"
     if len(counts) >= MANY_CLASSES:
-        return f"{lowest} to {highest}"
+        missing = [name for name, count in zip(domain.class_names, counts, strict=True) if count == 0]
+        return f"{lowest} to {highest}" + (f"; none of {shortened(missing)}" if missing else "")
     return ", ".join(f"{name}: {count}" for name, count in zip(domain.class_names, counts, strict=True))
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """Some names on one line.
+
+    >>> shortened(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -18,6 +18,7 @@ def usage_sentence(error: Any, commands: Sequence[str]) -> str:
     where = error.ctx.command_path if error.ctx else "difc-ray"
     remedy = f"See `{where} --help`; settings are written `key=value`."
     if "No such command" in text:
+        commands = list(getattr(error.ctx.command, "commands", commands)) if error.ctx else commands
         if "=" in named:
             return f"a command must come first, got `{named}` (command line). Write `difc-ray train {named}`."
         return f"unknown command, got `{named}` (command line). {did_you_mean(named, commands)}"

@@ -15,7 +15,7 @@ from difc_ray.config.problems import Problem, masked_argument, masked_values, sh
 from difc_ray.config.resolve import PENALTIES, has_penalty, objective_name, penalty_weight, rule_options
 from difc_ray.config.schema import leaves
 from difc_ray.config.tree import Config
-from difc_ray.domains import DATASETS, DatasetFamily, MalformedDataError, open_family
+from difc_ray.domains import DATASETS, DatasetFamily, ImageSizeError, MalformedDataError, open_family
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS, make_harmonizer
 from difc_ray.losses import LOSSES
@@ -240,7 +240,10 @@ def _family(asked: _Asked) -> tuple[DatasetFamily | None, list[Problem]]:
     """The dataset, if its options and its folder are right."""
     config = asked.config
     try:
-        return open_family(config.dataset, config.dataset_options, config.root, config.seed), []
+        options, root = config.dataset_options, config.root
+        return open_family(config.dataset, options, root, config.seed, config.image_size, config.on_bad_image), []
+    except ImageSizeError as error:
+        return None, [asked.problem(f"`image_size` must suit dataset `{config.dataset}`", str(error), "image_size")]
     except ConfigError as error:
         return None, [_unsuited(asked, "dataset_options", f"dataset `{config.dataset}`", error, "dataset")]
     except MalformedDataError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from difc_ray.config.checks import Where, origin_by_value
 from difc_ray.config.problems import DataProblems, Problem
@@ -15,6 +17,10 @@ from difc_ray.errors import DataError
 
 PROBE_BYTES = 1_000_000
 """What is written, and removed, to learn whether a folder takes it."""
+
+
+SHOWN_CLASSES = 20
+"""Names of classes that a sentence lists."""
 
 
 def check_paths(config: Config) -> list[str]:
@@ -53,6 +59,8 @@ def check_data(config: Config, family: DatasetFamily) -> dict[str, Domain]:
             continue
         found = _target_problems if name == config.target else _source_problems
         problems += [str(problem) for problem in found(config, domains[name])]
+    if not problems and config.target is not None:
+        problems += [str(problem) for problem in strange_classes(config, domains)]
     if problems:
         raise DataProblems(problems)
     return domains
@@ -74,6 +82,22 @@ def _target_problems(config: Config, domain: Domain) -> Iterator[Problem]:
     if domain.size("all") == 0:
         what, where = f"target domain `{domain.name}` must have examples", f"dataset `{config.dataset}`"
         yield Problem(what=what, got="0", where=where, remedy="Add examples, or name another target.")
+
+
+def strange_classes(config: Config, domains: Mapping[str, Domain]) -> Iterator[Problem]:
+    """Classes of the target that no source has an example of: nothing can learn them."""
+    target = domains[str(config.target)]
+    seen = np.sum([domains[name].class_counts("all") for name in config.sources], axis=0)
+    strange = [
+        name for name, here, there in zip(target.class_names, target.class_counts("all"), seen, strict=True)
+        if here and not there
+    ]  # fmt: skip
+    if strange:
+        what = f"every class of target domain `{config.target}` must have examples in a source"
+        names = ", ".join(f"`{name}`" for name in strange[:SHOWN_CLASSES])
+        more = f" and {len(strange) - SHOWN_CLASSES} more" if len(strange) > SHOWN_CLASSES else ""
+        remedy = "Add a source that has them, or take them out of the target."
+        yield Problem(what=what, got=f"none of {names}{more}", where=f"dataset `{config.dataset}`", remedy=remedy)
 
 
 def _root_problems(config: Config, where: Where) -> list[Problem]:

@@ -24,6 +24,7 @@ RESUMABLE = (
     "engine",
     "eval_every",
     "name",
+    "on_bad_image",
     "on_nonfinite",
     "output",
     "resume",

@@ -223,6 +223,8 @@ class Config(Section):
     """The dataset's own options."""
     root: FilePath | None = None
     """Folder with the dataset's files; null where it needs none."""
+    image_size: Count | None = None
+    """Side of square images in pixels, >= 1; null: the dataset decides."""
     sources: Names = ("mnist", "optdigits", "fonts")
     """Domains that train, at least one, each once."""
     target: Text | None = "mnistm"
@@ -261,5 +263,7 @@ class Config(Section):
     """How a sweep runs its trials."""
     on_nonfinite: Literal["skip_step", "abort"] = "skip_step"
     """A step with non-finite numbers is left out, or ends the run."""
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    """An image file that cannot be read ends the run, or the next one of its class and split takes its place."""
     resume: Text | None = None
     """Run folder to continue, or `auto` for the newest one under `output`."""

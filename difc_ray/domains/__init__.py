@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from difc_ray.domains.base import DATASETS, Batch, DatasetFamily, Domain, EvaluationSplit, MalformedDataError, Split
+from difc_ray.domains.base import (
+    DATASETS,
+    Batch,
+    DatasetFamily,
+    Domain,
+    EvaluationSplit,
+    ImageSizeError,
+    MalformedDataError,
+    OnBadImage,
+    Split,
+)
 from difc_ray.domains.digits import Digits
+from difc_ray.domains.image_folder import ImageFolder
 from difc_ray.domains.loading import open_domain, open_family
 
 __all__ = [
@@ -13,7 +24,10 @@ __all__ = [
     "Digits",
     "Domain",
     "EvaluationSplit",
+    "ImageFolder",
+    "ImageSizeError",
     "MalformedDataError",
+    "OnBadImage",
     "Split",
     "open_domain",
     "open_family",

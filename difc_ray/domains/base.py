@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from difc_ray.registry import Registry, did_you_mean
 
 Split = Literal["train", "val", "test"]
 EvaluationSplit = Literal["train", "val", "test", "all"]
+OnBadImage = Literal["raise", "skip"]
 
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 FRACTIONS: Final = (0.8, 0.1, 0.1)
@@ -58,6 +59,10 @@ class MalformedDataError(DataError):
         """The same, with a place that says more."""
         what, got, _, remedy = self.parts
         return MalformedDataError(what, got, where, remedy)
+
+
+class ImageSizeError(ConfigError):
+    """A dataset does not make images of the size that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +129,14 @@ class Domain(ABC):
         labels: (M,) class numbers of all examples.
         seed: decides the splits (not the content).
         fractions: shares of train, val and test, sum 1.
+        splits: sorted positions by split, where the dataset brings its own; None: drawn, every class with its share.
 
     Raises:
         DataError: the labels are not class numbers.
     """
+
+    reads_files: ClassVar[bool] = False
+    """Whether images are read from disk when they are asked for; such domains are checked by several processes."""
 
     def __init__(
         self,
@@ -137,17 +146,33 @@ class Domain(ABC):
         labels: npt.ArrayLike,
         seed: int,
         fractions: Sequence[float] = FRACTIONS,
+        splits: Mapping[Split, Int[np.ndarray, " _"]] | None = None,
     ) -> None:
         self.name = name
         self.class_names = tuple(class_names)
         self.image_shape = image_shape
         self.labels = self._class_numbers(np.asarray(labels))
-        self._splits = stratified_splits(self.labels, fractions, generator(seed, "split", name))
+        if splits is None:
+            splits = stratified_splits(self.labels, fractions, generator(seed, "split", name))
+        self._splits = dict(splits)
         self._epochs: dict[tuple[int, int], Int[np.ndarray, " _"]] = {}
 
     @abstractmethod
     def images_at(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B C H W"]:
         """Normalised float32 images at positions of the domain; a pure function, a fresh array each time."""
+
+    def path_of(self, position: int) -> str:
+        """What a person calls the example at a position: its file, or its number."""
+        return f"example {position}"
+
+    def fault(self, position: int) -> str:
+        """Why the example at a position cannot be used, as it goes on after its name; empty: it can.
+
+        Raises:
+            DataError: the domain is not made as domains must be.
+        """
+        image = self.checked_images(np.array([position], dtype=np.int64))
+        return "" if np.isfinite(image).all() else "numbers that are not finite"
 
     def split_indices(self, split: EvaluationSplit) -> Int[np.ndarray, " _"]:
         """Sorted positions that belong to a split (``all``: every position)."""
@@ -273,6 +298,22 @@ class DatasetFamily(ABC):
         self.options = dict(options)
         self.root = root
         self.seed = seed
+
+    def take_image_settings(self, image_size: int | None, on_bad_image: OnBadImage) -> None:
+        """Takes over the keys `image_size` and `on_bad_image`; called once, after the constructor.
+
+        A family that can make images of any size, or that reads files, overrides this; the others have one size.
+
+        Args:
+            image_size: side in pixels; None: as the dataset likes.
+            on_bad_image: what to do with an example that cannot be read.
+
+        Raises:
+            ImageSizeError: the dataset does not make images of that size.
+        """
+        height, width = self.image_shape[1:]
+        if image_size is not None and (height, width) != (image_size, image_size):
+            raise ImageSizeError(f"Its images are {height}×{width}. Leave `image_size` out.")
 
     @abstractmethod
     def domain_names(self) -> tuple[str, ...]:

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from difc_ray.domains.base import DATASETS, DatasetFamily, Domain, MalformedDataError
+from difc_ray.domains.base import DATASETS, DatasetFamily, Domain, MalformedDataError, OnBadImage
 
 
-def open_family(name: str, options: Mapping[str, Any], root: Path | None, seed: int) -> DatasetFamily:
+def open_family(
+    name: str, options: Mapping[str, Any], root: Path | None, seed: int, image_size: int | None = None,
+    on_bad_image: OnBadImage = "raise",
+) -> DatasetFamily:  # fmt: skip
     """The family registered under a name, made and checked.
 
     Args:
@@ -23,9 +26,12 @@ def open_family(name: str, options: Mapping[str, Any], root: Path | None, seed: 
         options: its own options.
         root: folder with its files, if it has any.
         seed: seed of the run.
+        image_size: side of the images in pixels; None: the dataset decides.
+        on_bad_image: what is done with an example that cannot be read.
 
     Raises:
         ConfigError: the name is unknown, or an option is.
+        ImageSizeError: the dataset has no images of that size.
         DataError: its files cannot be used, or the class is incomplete.
     """
     kind, where = DATASETS.get(name), f"dataset `{name}`"
@@ -46,16 +52,18 @@ def open_family(name: str, options: Mapping[str, Any], root: Path | None, seed: 
             f"`image_shape` of `{kind.__qualname__}` must be (channels, height, width)", repr(shape), where,
             "Write `image_shape = (3, 32, 32)` in the class.",
         )  # fmt: skip
+    family.take_image_settings(image_size, on_bad_image)
     return family
 
 
-def open_domain(dataset: str, family: DatasetFamily, name: str) -> Domain:
+def open_domain(dataset: str, family: DatasetFamily, name: str, *, look: bool = True) -> Domain:
     """One domain of a family, checked: what it says of itself, its labels, and the first of its images.
 
     Args:
         dataset: the name that the family is registered under.
         family: the family.
         name: one of its domains.
+        look: whether the first images are made.
 
     Raises:
         ConfigError: there is no domain of that name.
@@ -90,7 +98,7 @@ def open_domain(dataset: str, family: DatasetFamily, name: str) -> Domain:
                 "Hand the same to `super().__init__` of the domain.",
             )  # fmt: skip
     try:
-        domain.checked_images(np.arange(min(2, len(domain.labels)), dtype=np.int64))
+        domain.checked_images(np.arange(min(2, len(domain.labels)) if look else 0, dtype=np.int64))
     except MalformedDataError as error:
         raise error.at(inside) from error
     return domain
