@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, cast
 
 import torch
@@ -42,6 +42,7 @@ class SplitMetrics:
         loss: mean loss in nats.
         per_class: recall of each class, NaN for a class without samples.
         confusion: counts, rows are true classes and columns predicted ones.
+        replaced: samples that could not be read and that others stood in for.
     """
 
     domain: str
@@ -53,6 +54,7 @@ class SplitMetrics:
     loss: float
     per_class: tuple[float, ...]
     confusion: tuple[tuple[int, ...], ...]
+    replaced: int = 0
 
 
 def metrics_from(
@@ -116,7 +118,8 @@ def evaluate_domain(model: nn.Module, loss: Loss, domain: Domain, split: str, ba
             probabilities.append(loss.predictions(logits).float().cpu())
             labels.append(batch.labels)
     labels_N = torch.cat(labels)
-    return metrics_from(torch.cat(probabilities), labels_N, domain.name, split, total / max(len(labels_N), 1))
+    found = metrics_from(torch.cat(probabilities), labels_N, domain.name, split, total / max(len(labels_N), 1))
+    return replace(found, replaced=domain.replaced(cast(EvaluationSplit, split)))
 
 
 def evaluate_state(step: LocalStep, state: ModelState, domain: Domain, split: str) -> SplitMetrics:

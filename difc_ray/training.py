@@ -288,8 +288,11 @@ class Training:
         """What `summary.json` holds."""
         config, seconds = self.config, self.progress.seconds
         accuracy: dict[str, dict[str, float]] = {}
+        bad: dict[str, int] = {}
         for m in metrics:
             accuracy.setdefault(m.domain, {})[m.split] = m.accuracy
+            if m.replaced:
+                bad[m.domain] = bad.get(m.domain, 0) + m.replaced
         worst = worst_domain([m for m in metrics if m.split == "val"])
         taken = max(1.0, seconds.get("steps", 1.0))
         parts = ("step", "compute", "transport", "coordinator", "evaluation", "checkpoint")
@@ -312,7 +315,7 @@ class Training:
             "restarts": dict(self.engine.restarts),
             "engine": dict(self.engine.facts),
             "checkpoint": str(path),
-        }
+        } | ({"bad_images": bad} if bad else {})
 
 
 def confusion_figure(metrics: SplitMetrics, class_names: Sequence[str]) -> Figure:

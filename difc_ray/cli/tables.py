@@ -165,6 +165,8 @@ def summary_facts(summary: Mapping[str, Any], config: Config) -> dict[str, str |
         facts["conflicts"] = f"in {summary['conflict_share']:.0%} of the steps, {ROWS[config.harmonize.between]}"
     if summary.get("skipped_steps"):
         facts["skipped"] = f"{summary['skipped_steps']} step(s), not finite"
+    if bad := summary.get("bad_images"):
+        facts["bad images"] = ", ".join(f"{name} {n}" for name, n in bad.items()) + "; others stood in for them"
     if restarts := {name: n for name, n in summary.get("restarts", {}).items() if n}:
         facts["restarts"] = ", ".join(f"{name} {n}" for name, n in restarts.items())
     return facts

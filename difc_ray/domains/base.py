@@ -174,6 +174,10 @@ class Domain(ABC):
         image = self.checked_images(np.array([position], dtype=np.int64))
         return "" if np.isfinite(image).all() else "numbers that are not finite"
 
+    def replaced(self, split: EvaluationSplit) -> int:
+        """How many examples of a split were met so far that others had to stand in for."""
+        return 0
+
     def split_indices(self, split: EvaluationSplit) -> Int[np.ndarray, " _"]:
         """Sorted positions that belong to a split (``all``: every position)."""
         return np.arange(len(self.labels), dtype=np.int64) if split == "all" else self._splits[split]

@@ -56,7 +56,15 @@ def test_metrics_agree_with_scikit_learn(n: int, n_classes: int, absent: int | N
 
 def test_types_are_plain_so_that_they_can_be_sent_and_written() -> None:
     found = metrics_from(*predicted(20, 3), "d", "val", 0.5)
-    assert [type(value) for value in dataclasses.asdict(found).values()] == [str, str, int, *[float] * 4, tuple, tuple]
+    assert [type(value) for value in dataclasses.asdict(found).values()] == [
+        str,
+        str,
+        int,
+        *[float] * 4,
+        tuple,
+        tuple,
+        int,
+    ]
     assert {type(value) for row in found.confusion for value in row} == {int}
 
 

@@ -22,6 +22,7 @@ from difc_ray.domains.base import (
     SPLITS,
     DatasetFamily,
     Domain,
+    EvaluationSplit,
     MalformedDataError,
     OnBadImage,
     Split,
@@ -87,6 +88,10 @@ class ImageDomain(Domain):
         for image, position in zip(images, indices.tolist(), strict=True):
             image[:] = self._picture(position)
         return images
+
+    def replaced(self, split: EvaluationSplit) -> int:
+        """Bad pictures of a split met so far; all of them once the split was evaluated."""
+        return int(np.isin(self.split_indices(split), list(self._replacements)).sum())
 
     def path_of(self, position: int) -> str:
         """Path of a picture below the root, escaped for people."""
