@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from difc_ray.config.tree import Config
+from difc_ray.domains import DATASETS
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.objectives import OBJECTIVES
 
@@ -35,6 +36,7 @@ def resolve(config: Config, now: datetime | None = None) -> Config:
         update={
             "name": config.name or unique_name(config, now or datetime.now()),
             "output": absolute(config.output),
+            "dataset_options": DATASETS.get(config.dataset).absolute_options(config.dataset_options),
             "root": None if config.root is None else absolute(config.root),
             "resume": resume,
             "objective": objective,

@@ -303,6 +303,11 @@ class DatasetFamily(ABC):
         self.root = root
         self.seed = seed
 
+    @classmethod
+    def absolute_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with paths from the root of the file system: workers may run in another folder."""
+        return dict(options)
+
     def take_image_settings(self, image_size: int | None, on_bad_image: OnBadImage) -> None:
         """Takes over the keys `image_size` and `on_bad_image`; called once, after the constructor.
 

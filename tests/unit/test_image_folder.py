@@ -248,6 +248,14 @@ def test_links_are_followed_if_allowed(tmp_path: Path) -> None:
     assert opened(root, "b", follow_links=True).size() == 1
 
 
+def test_links_inside_the_root_that_lead_in_a_circle_end(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"a": {"cat": 2, "dog": 3}})
+    (root / "a" / "cat" / "up").symlink_to(root / "a" / "cat")
+    (root / "a" / "cat" / "other").symlink_to(root / "a" / "dog")
+    (root / "a" / "dog" / "other").symlink_to(root / "a" / "cat")
+    assert opened(root, "a").class_counts().tolist() == [5, 5]  # each its own, and the other's through the link
+
+
 def test_link_inside_the_root_is_a_picture(tmp_path: Path) -> None:
     root = tree(tmp_path, {"a": {"cat": 2, "dog": 2}})
     (root / "a" / "dog" / "zz.png").symlink_to("000.png")
@@ -547,7 +555,7 @@ def manifest(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_manifests(tmp_path: Path, ending: str) -> None:
+def test_manifests(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree(tmp_path, {"a": {"cat": 10, "dog": 10}, "b": {"cat": 10, "dog": 10}})
     file = str(manifest(tmp_path / f"all.{ending}", ROWS))
     domain = opened(root, "the b", manifest=file)
@@ -557,6 +565,9 @@ def test_manifests(tmp_path: Path, ending: str) -> None:
     assert {domain.path_of(i) for i in domain.split_indices("test").tolist()} == expected
     assert [domain.fault(i) for i in range(20)] == [""] * 20
     assert opened(None, "the b", manifest=file).fingerprint() == domain.fingerprint()  # beside the manifest
+    monkeypatch.chdir(tmp_path)
+    arguments = ["dataset=image_folder", f"dataset_options.manifest=all.{ending}", "sources=the a,the b", "target="]
+    assert resolve(load_config(None, arguments)).dataset_options == {"manifest": file}  # workers run elsewhere
     plain = [{k: v for k, v in row.items() if k != "split"} for row in ROWS]
     drawn = opened(root, "the b", manifest=str(manifest(tmp_path / f"plain.{ending}", plain)))
     assert [drawn.size(split) for split in ("train", "val", "test")] == [16, 2, 2]

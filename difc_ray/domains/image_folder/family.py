@@ -225,7 +225,7 @@ class ImageFolder(DatasetFamily):
         manifest = _text(options, "manifest")
         self._follow_links = _flag(options, "follow_links")
         self._max_pixels = _count(options, "max_pixels", MAX_PIXELS)
-        file = None if manifest is None else Path(os.path.expanduser(manifest)).absolute()
+        file = None if manifest is None else _absolute(manifest)
         if root is None and file is None:
             remedy = "Write `root=PATH`; the layout is `PATH/<domain>/<class>/`."
             raise MalformedDataError("`root` must name the folder of the images", "null", WHERE, remedy)
@@ -234,6 +234,12 @@ class ImageFolder(DatasetFamily):
         self.class_names = self._index.class_names
         self.image_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
         self._on_bad_image: OnBadImage = "raise"
+
+    @classmethod
+    def absolute_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """With the absolute path of the manifest."""
+        manifest = _text(options, "manifest")
+        return dict(options) | ({} if manifest is None else {"manifest": str(_absolute(manifest))})
 
     def take_image_settings(self, image_size: int | None, on_bad_image: OnBadImage) -> None:
         """Any size will do."""
@@ -251,6 +257,10 @@ class ImageFolder(DatasetFamily):
             domain_name, self._index, self.image_shape[1], self.seed,
             on_bad_image=self._on_bad_image, follow_links=self._follow_links, max_pixels=self._max_pixels,
         )  # fmt: skip
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def _text(options: Mapping[str, Any], name: str) -> str | None:

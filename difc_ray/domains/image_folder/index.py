@@ -174,11 +174,10 @@ def _pictures(
 ) -> Iterator[tuple[str, int, int]]:
     """Path, size and time of change of the pictures in a folder and below it."""
     path = os.path.join(top, folder)
-    if follow_links:
-        here = os.path.realpath(path)
-        if here in above:
-            return  # a link to a folder that it lies in
-        above = (*above, here)
+    here = os.path.realpath(path)
+    if here in above:
+        return  # links in a circle
+    above = (*above, here)
     walk.folders[path] = _mtime(path)
     below = []
     with _scanned(path) as entries:
@@ -233,13 +232,10 @@ def _is_folder(entry: os.DirEntry[str], real: str, follow_links: bool) -> bool:
             return False
     except OSError:
         return False
-    if entry.is_symlink() and not follow_links:
-        if not is_inside(entry.path, real):
-            got = f"`{shown(entry.path)}`, which leads to `{shown(os.path.realpath(entry.path))}`"
-            remedy = "Write `dataset_options.follow_links=true` if this is meant, or remove the link."
-            raise MalformedDataError("a link to a folder must stay inside `root`", got, WHERE, remedy)
-        inside = os.path.realpath(entry.path)
-        return not f"{os.path.realpath(os.path.dirname(entry.path))}{os.sep}".startswith(f"{inside}{os.sep}")
+    if entry.is_symlink() and not follow_links and not is_inside(entry.path, real):
+        got = f"`{shown(entry.path)}`, which leads to `{shown(os.path.realpath(entry.path))}`"
+        remedy = "Write `dataset_options.follow_links=true` if this is meant, or remove the link."
+        raise MalformedDataError("a link to a folder must stay inside `root`", got, WHERE, remedy)
     return True
 
 

@@ -154,6 +154,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         got = f"`{shown(str(path))}`: {' '.join(str(error).split())[:200]}"
         raise MalformedDataError("a manifest must be a readable Parquet file", got, WHERE, "Write it anew.") from error
     for number, cells in enumerate(zip(*table.values(), strict=True), start=1):
+        cells = tuple(os.fsdecode(cell) if isinstance(cell, bytes) else cell for cell in cells)
         texts = ("" if cell is None else str(cell).strip() for cell in cells)
         yield number, dict(zip(table, texts, strict=True))
 
