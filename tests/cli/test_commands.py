@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shlex
@@ -241,7 +242,7 @@ def test_every_make_target_in_the_documents_exists() -> None:
 
 
 def test_the_configuration_file_in_the_readme_is_one(cli: Cli, tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text, *_ = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)  # the next is a space
     (tmp_path / "run.yaml").write_text(text)
     answer = cli("config", "--print", "--config", "run.yaml")
     assert (answer.code, answer.err) == (0, "")
@@ -249,8 +250,12 @@ def test_the_configuration_file_in_the_readme_is_one(cli: Cli, tmp_path: Path) -
     assert (tree["sources"], tree["optimizer"]["lr"], tree["harmonize"]["rule"]) == (["mnist", "optdigits"], 1e-3, "gh")
 
 
-def test_every_command_in_the_readme_is_one(cli: Cli) -> None:
+def test_every_command_in_the_readme_is_one(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = (ROOT / "README.md").read_text()
+    for domain, kind in itertools.product(("photo", "art", "cartoon", "sketch"), ("circle", "square")):
+        (tmp_path / "pictures" / domain / kind).mkdir(parents=True)
+        (tmp_path / "pictures" / domain / kind / "0.png").touch()  # the section on images has such a folder
     named = set(re.findall(r"difc-ray ([a-z]+)", text))
     assert named <= set(COMMANDS)
     lines = re.findall(r"^difc-ray train (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
