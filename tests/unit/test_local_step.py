@@ -22,8 +22,10 @@ class Parity(Digits):
         return ("even", "odd")
 
     def load(self, domain_name: str) -> PixelDomain:
-        domain = super().load(domain_name)
-        return PixelDomain(domain_name, domain._pixels, domain.labels % 2, self.seed)
+        digits = super().load(domain_name)
+        domain = PixelDomain(domain_name, digits._pixels, digits.labels % 2, self.seed)
+        domain.class_names = self.class_names
+        return domain
 
 
 def local(config: Config, domain: str = "mnist") -> tuple[LocalStep, ModelState]:
