@@ -15,7 +15,7 @@ from difc_ray.domains.base import (
 )
 from difc_ray.domains.digits import Digits
 from difc_ray.domains.image_folder import ImageFolder
-from difc_ray.domains.loading import open_domain, open_family
+from difc_ray.domains.opening import open_domain, open_family
 
 __all__ = [
     "DATASETS",

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difc_ray.determinism import generator
+from difc_ray.domains.order import NaturalOrder, Order
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from difc_ray.domains.augmentation import Augmentation
 
 Split = Literal["train", "val", "test"]
 EvaluationSplit = Literal["train", "val", "test", "all"]
@@ -34,7 +38,6 @@ SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 FRACTIONS: Final = (0.8, 0.1, 0.1)
 """Default shares of train, val and test."""
 
-_KEPT_EPOCHS: Final = 4
 _HASH_CHUNK: Final = 512
 
 
@@ -81,6 +84,23 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Some examples on their way from where they are made, perhaps another process, to a :class:`Batch`.
+
+    Args:
+        images: (B, C, H, W) float32, normalised; or (B, H, W, C) bytes, where :meth:`Domain.finished` normalises.
+        labels: (B,) int64 class numbers.
+        indices: (B,) int64 positions in the domain.
+        replacements: bad examples met on the way, position -> position of the one in its place.
+    """
+
+    images: Tensor
+    labels: Int[Tensor, " B"]
+    indices: Int[np.ndarray, " B"]
+    replacements: Mapping[int, int]
 
 
 def stratified_splits(
@@ -155,7 +175,8 @@ class Domain(ABC):
         if splits is None:
             splits = stratified_splits(self.labels, fractions, generator(seed, "split", name))
         self._splits = dict(splits)
-        self._epochs: dict[tuple[int, int], Int[np.ndarray, " _"]] = {}
+        self._natural: dict[int, NaturalOrder] = {}
+        self.replacements: dict[int, int] = {}
 
     @abstractmethod
     def images_at(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B C H W"]:
@@ -176,7 +197,7 @@ class Domain(ABC):
 
     def replaced(self, split: EvaluationSplit) -> int:
         """How many examples of a split were met so far that others had to stand in for."""
-        return 0
+        return int(np.isin(self.split_indices(split), list(self.replacements)).sum())
 
     def split_indices(self, split: EvaluationSplit) -> Int[np.ndarray, " _"]:
         """Sorted positions that belong to a split (``all``: every position)."""
@@ -190,35 +211,73 @@ class Domain(ABC):
         """Number of examples of each class in a split, (n_classes,) int64."""
         return np.bincount(self.labels[self.split_indices(split)], minlength=len(self.class_names))
 
-    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
-        """The training batch of a step: a pure function of (seed, name, step, batch size).
+    def batch(
+        self, seed: int, step: int, batch_size: int, order: Order | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> Batch:  # fmt: skip
+        """The training batch of a step: a pure function of the domain and the arguments.
 
-        The train split is walked through in one random permutation per epoch, the permutations are laid end to end,
-        and step t takes the positions [t·B, (t+1)·B): every example is seen once per epoch, and a batch that crosses
-        the end of an epoch goes on in the next permutation.
+        The order is a sequence of positions without an end, and step t takes those from t·B to (t + 1)·B.
 
         Args:
             seed: seed of the run.
             step: >= 0.
             batch_size: B >= 1.
+            order: the sequence; None: one random permutation of the train split per epoch, end to end, so that every
+                example is seen once per epoch.
+            augmentation: what is done to each picture; None: nothing.
         """
+        return self.finished(self.draw(seed, step, batch_size, order, augmentation))
+
+    def draw(
+        self, seed: int, step: int, batch_size: int, order: Order | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> Drawn:  # fmt: skip
+        """The part of :meth:`batch` that another process may do."""
         assert step >= 0, step
         assert batch_size >= 1, batch_size
-        train = self._splits["train"]
-        assert len(train) > 0, f"domain `{self.name}` has no training examples"
-        start, parts = step * batch_size, []
-        end = start + batch_size
-        while start < end:
-            epoch, offset = divmod(start, len(train))
-            parts.append(self._permutation(seed, epoch)[offset : offset + end - start])
-            start += len(parts[-1])
-        return self._collect(train[np.concatenate(parts)])
+        start = step * batch_size
+        indices = (order or self._natural_order(seed)).positions(start, start + batch_size)
+        if augmentation is None:
+            return self.drawn(indices)
+        return self.drawn_augmented(indices, augmentation, seed, start)
+
+    def drawn(self, indices: Int[np.ndarray, " B"]) -> Drawn:
+        """Examples at given positions."""
+        return self._drawn(torch.from_numpy(self.checked_images(indices)), indices)
+
+    def drawn_augmented(
+        self, indices: Int[np.ndarray, " B"], augmentation: Augmentation, seed: int, first: int
+    ) -> Drawn:
+        """The same with augmented images.
+
+        Args:
+            indices: positions.
+            augmentation: what is done to each picture.
+            seed: seed of the run.
+            first: number of the first of them in the order; with the seed and the domain it decides the random numbers
+                of an image, so that an example that comes twice is not altered twice in the same way.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no pixels")  # the configuration is refused before
+
+    def finished(self, drawn: Drawn, device: torch.device | None = None) -> Batch:
+        """What was drawn as a batch on a device; remembers what had to be replaced."""
+        self.replacements.update(drawn.replacements)
+        return Batch(
+            images=self._normalised(_moved(drawn.images, device)),
+            labels=_moved(drawn.labels, device),
+            indices=drawn.indices,
+        )
+
+    def evaluation_indices(self, split: EvaluationSplit, batch_size: int) -> list[Int[np.ndarray, " B"]]:
+        """The positions of a split in ascending order, batch by batch; the last batch may be smaller."""
+        indices = self.split_indices(split)
+        return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
     def evaluation_batches(self, split: EvaluationSplit, batch_size: int = 256) -> Iterator[Batch]:
-        """The examples of a split in order of position, each once; the last batch may be smaller."""
-        indices = self.split_indices(split)
-        for start in range(0, len(indices), batch_size):
-            yield self._collect(indices[start : start + batch_size])
+        """The examples of a split in order of position, each once, never augmented; the last batch may be smaller."""
+        for indices in self.evaluation_indices(split, batch_size):
+            yield self.finished(self.drawn(indices))
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the content: name, classes, shape, labels and normalised images (splits excluded)."""
@@ -264,19 +323,23 @@ class Domain(ABC):
             )  # fmt: skip
         return np.ascontiguousarray(labels, dtype=np.int64)
 
-    def _permutation(self, seed: int, epoch: int) -> Int[np.ndarray, " _"]:
-        """Order of the train split in an epoch; the latest few are kept."""
-        key = (seed, epoch)
-        if key not in self._epochs:
-            while len(self._epochs) >= _KEPT_EPOCHS:
-                self._epochs.pop(next(iter(self._epochs)))
-            rng = generator(seed, "epoch", self.name, epoch)
-            self._epochs[key] = rng.permutation(len(self._splits["train"]))
-        return self._epochs[key]
+    def _natural_order(self, seed: int) -> NaturalOrder:
+        """The natural order of the train split; that of the latest seed is kept."""
+        if seed not in self._natural:
+            self._natural = {seed: NaturalOrder(self._splits["train"], seed, self.name)}
+        return self._natural[seed]
 
-    def _collect(self, indices: Int[np.ndarray, " B"]) -> Batch:
-        images, labels = self.checked_images(indices), self.labels[indices]
-        return Batch(images=torch.from_numpy(images), labels=torch.from_numpy(labels), indices=indices)
+    def _normalised(self, images: Tensor) -> Float[Tensor, "B C H W"]:
+        """What was drawn as normalised float32."""
+        return images
+
+    def _drawn(self, images: Tensor, indices: Int[np.ndarray, " B"]) -> Drawn:
+        met = {int(at): self.replacements[int(at)] for at in indices if int(at) in self.replacements}
+        return Drawn(images=images, labels=torch.from_numpy(self.labels[indices]), indices=indices, replacements=met)
+
+
+def _moved(tensor: Tensor, device: torch.device | None) -> Tensor:
+    return tensor if device is None else tensor.to(device, non_blocking=True)
 
 
 class DatasetFamily(ABC):

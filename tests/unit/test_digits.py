@@ -84,13 +84,13 @@ def test_no_digit_is_in_both_halves_and_none_is_lost() -> None:
     assert [np.bincount(ks).tolist() for _, ks in halves] == [[250] * 10] * 2
     first, second = ({image.tobytes() for image in pixels} for pixels, _ in halves)
     assert not first & second
-    assert np.array_equal(everything("mnist")[:, 0], halves[0][0][:, 0])
+    assert np.array_equal(everything("mnist")[:, 0], halves[0][0][..., 0])
 
 
 @pytest.mark.parametrize("position", [0, 777, 1500, 2499])
 def test_mnistm_is_a_photo_patch_minus_a_digit(position: int) -> None:
     """The empty top rows of the digit show the photo: the patch is searched for by them, the rest must follow."""
-    digit, image = module.mnist_half(1)[0][position, 0].astype(np.int16), everything("mnistm")[position]
+    digit, image = module.mnist_half(1)[0][position, :, :, 0].astype(np.int16), everything("mnistm")[position]
     assert not digit[:2].any()
     fitting = []
     for photo in load_sample_images().images:

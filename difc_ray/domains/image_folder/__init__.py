@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from difc_ray.domains.image_folder.decoding import IMAGENET_MEAN, IMAGENET_STD, BadImage, decode, shown
+from difc_ray.domains.image_folder.decoding import IMAGENET_MEAN, IMAGENET_STD, BadImage, decode, decode_fitted, shown
 from difc_ray.domains.image_folder.family import ImageDomain, ImageFolder
 from difc_ray.domains.image_folder.index import Index, Part, read_index
 
@@ -15,6 +15,7 @@ __all__ = [
     "Index",
     "Part",
     "decode",
+    "decode_fitted",
     "read_index",
     "shown",
 ]

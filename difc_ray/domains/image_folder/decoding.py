@@ -1,4 +1,4 @@
-"""One file on disk to one normalised picture; what is wrong with it becomes a :class:`BadImage` with a reason.
+"""One file on disk to one picture; what is wrong with it becomes a :class:`BadImage` with a reason.
 
 ===============================  ==================================================================================
 file                             becomes
@@ -16,7 +16,6 @@ more than `max_pixels`           refused before a pixel is decoded
 truncated                        refused
 ===============================  ==================================================================================
 
-Shape suffixes: C channels = 3, H = W = side.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import warnings
 from typing import BinaryIO, Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -74,8 +73,6 @@ _UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SCALE_C: Final = (1 / (255 * np.array(IMAGENET_STD))).astype(np.float32)
-_SHIFT_C: Final = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
 _OPENING: Final = threading.Lock()
 _SYSTEM_REASONS: Final = {
     errno.EACCES: "no permission to read it",
@@ -107,26 +104,46 @@ def shown(path: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
-def decode(path: str, side: int, max_pixels: int = MAX_PIXELS) -> Float[np.ndarray, "3 side side"]:
-    """The picture in a file: upright RGB, resized to a square, normalised with ImageNet's constants.
-
-    The resize is Pillow's bilinear one, which averages over all pixels when it shrinks (antialiasing). The aspect
-    ratio is not kept.
+def decode(path: str, max_pixels: int = MAX_PIXELS, enough: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture in a file: upright, RGB, whole.
 
     Args:
         path: the file; text as ``os.fsdecode`` gives it.
-        side: height and width of the result in pixels, >= 1.
         max_pixels: largest width × height of the picture in the file.
+        enough: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as no side falls below this, which takes
+            a fraction of the time; None: at its full size.
 
     Returns:
-        (3, side, side) float32, a fresh array; the same for the same bytes in the file and version of Pillow.
+        (h, w, 3) bytes, not to be written to; the same for the same bytes in the file and version of Pillow.
 
     Raises:
         BadImage: the file gives no picture; the reason says why.
     """
+    return np.asarray(_read(path, max_pixels, enough))
+
+
+def decode_fitted(path: str, side: int, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "side side 3"]:
+    """The same, resized to a square.
+
+    The resize is Pillow's bilinear one, which averages over all pixels when it shrinks (antialiasing); a large JPEG is
+    first reduced by its decoder, to twice the side or more. The aspect ratio is not kept.
+
+    Args:
+        path: the file.
+        side: height and width of the result in pixels, >= 1.
+        max_pixels: largest width × height of the picture in the file.
+
+    Raises:
+        BadImage: the file gives no picture.
+    """
+    image = _read(path, max_pixels, 2 * side)
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _read(path: str, max_pixels: int, enough: int | None) -> Image.Image:
     with open_file(path) as file:
         try:
-            return _decoded(file, side, max_pixels)
+            return _decoded(file, max_pixels, enough)
         except BadImage:
             raise
         except UnidentifiedImageError:
@@ -162,20 +179,16 @@ def _system_reason(error: Exception) -> str:
     return _SYSTEM_REASONS.get(number or 0) or " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
 
 
-def _decoded(file: BinaryIO, side: int, max_pixels: int) -> Float[np.ndarray, "3 side side"]:
+def _decoded(file: BinaryIO, max_pixels: int, enough: int | None) -> Image.Image:
     image = _opened(file)
     if image.width * image.height > max_pixels:
         raise BadImage(f"{image.width}×{image.height} pixels, more than `max_pixels = {max_pixels}`")
+    if enough is not None:
+        image.draft(None, (enough, enough))
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     image = _rgb(image)
-    if turn is not None:
-        image = image.transpose(turn)
-    image = image.resize((side, side), Image.Resampling.BILINEAR)
-    pixels_HWC = np.asarray(image).astype(np.float32)
-    pixels_HWC *= _SCALE_C
-    pixels_HWC -= _SHIFT_C
-    return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _opened(file: BinaryIO) -> Image.Image:

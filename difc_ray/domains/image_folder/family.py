@@ -1,6 +1,6 @@
 """The dataset family and its domains: pictures are decoded when a batch asks for them, and bad ones are dealt with.
 
-Shape suffixes: B batch, C channels = 3, H = W = `image_size`, M pictures of a domain.
+Shape suffixes: B batch, h and w of a picture in its file, H = W = `image_size`, M pictures of a domain.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, UInt8
 
 from difc_ray.determinism import generator
 from difc_ray.domains.base import (
@@ -21,15 +21,22 @@ from difc_ray.domains.base import (
     FRACTIONS,
     SPLITS,
     DatasetFamily,
-    Domain,
-    EvaluationSplit,
     MalformedDataError,
     OnBadImage,
     Split,
     stratified_splits,
 )
-from difc_ray.domains.image_folder.decoding import MAX_PIXELS, BadImage, decode, shown
+from difc_ray.domains.image_folder.decoding import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_PIXELS,
+    BadImage,
+    decode,
+    decode_fitted,
+    shown,
+)
 from difc_ray.domains.image_folder.index import WHERE, Index, Part, is_inside, read_index
+from difc_ray.domains.pixels import PixelDomain
 from difc_ray.errors import ConfigError
 from difc_ray.registry import check_option_names
 
@@ -41,7 +48,11 @@ IMAGE_SIZE: Final = 224
 OPTIONS: Final = ("classes", "follow_links", "manifest", "max_pixels")
 
 
-class ImageDomain(Domain):
+Decoder = Callable[[int], UInt8[np.ndarray, "h w 3"]]
+"""Position -> its picture; raises :class:`BadImage`."""
+
+
+class ImageDomain(PixelDomain):
     """The pictures of one domain, decoded anew whenever they are asked for.
 
     A file that gives no picture is an error, or is replaced by the next picture of the same class in the same split
@@ -66,32 +77,33 @@ class ImageDomain(Domain):
     ) -> None:  # fmt: skip
         part = index.parts[name]
         splits = given_splits(part, generator(seed, "split", name))
-        super().__init__(name, index.class_names, (3, side, side), part.labels, seed, splits=splits)
+        shape = (3, side, side)
+        super().__init__(
+            name, index.class_names, shape, part.labels, seed, splits=splits, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        )
         self._part, self._root, self._side = part, index.root, side
         self._real_root = os.path.realpath(index.root)
         self._on_bad_image, self._follow_links, self._max_pixels = on_bad_image, follow_links, max_pixels
-        self._replacements: dict[int, int] = {}
 
-    @property
-    def skipped(self) -> dict[int, int]:
-        """Position of every bad picture met so far -> position of the picture in its place."""
-        return dict(self._replacements)
-
-    def images_at(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B 3 H W"]:
-        """Upright RGB, resized and normalised as :func:`decode` says.
+    def pixels_at(self, position: int, enough: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture as :func:`decode` gives it; that of another position where its own is bad.
 
         Raises:
             MalformedDataError: a file gives no picture, and `on_bad_image` is ``raise``; or all of its class and split
                 are bad.
         """
-        images = np.empty((len(indices), *self.image_shape), dtype=np.float32)
-        for image, position in zip(images, indices.tolist(), strict=True):
-            image[:] = self._picture(position)
-        return images
+        return self._good(position, lambda at: decode(self._path(at), self._max_pixels, enough))
 
-    def replaced(self, split: EvaluationSplit) -> int:
-        """Bad pictures of a split met so far; all of them once the split was evaluated."""
-        return int(np.isin(self.split_indices(split), list(self._replacements)).sum())
+    def fitted(self, indices: Int[np.ndarray, " B"]) -> UInt8[np.ndarray, "B H W 3"]:
+        """Pictures resized while they are decoded, as :func:`decode_fitted` says.
+
+        Raises:
+            MalformedDataError: as :meth:`pixels_at`.
+        """
+        pictures = np.empty((len(indices), self._side, self._side, 3), dtype=np.uint8)
+        for picture, position in zip(pictures, indices.tolist(), strict=True):
+            picture[:] = self._good(position, self._fitted)
+        return pictures
 
     def path_of(self, position: int) -> str:
         """Path of a picture below the root, escaped for people."""
@@ -100,7 +112,7 @@ class ImageDomain(Domain):
     def fault(self, position: int) -> str:
         """Why the file at a position gives no picture; empty: it does."""
         try:
-            self._decoded(position)
+            self._fitted(position)
         except BadImage as bad:
             return bad.reason
         return ""
@@ -118,11 +130,12 @@ class ImageDomain(Domain):
         digest.update(b"\0".join(os.fsencode(path) for path in self._part.files))
         return digest.hexdigest()
 
-    def _picture(self, position: int) -> Float[np.ndarray, "3 H W"]:
-        if position in self._replacements:
-            return self._decoded(self._replacements[position])
+    def _good(self, position: int, decoded: Decoder) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture at a position, or the one that stands in for it."""
+        if position in self.replacements:
+            return decoded(self.replacements[position])
         try:
-            return self._decoded(position)
+            return decoded(position)
         except BadImage as bad:
             if self._on_bad_image == "raise":
                 what = "an image file must be one that can be read"
@@ -131,23 +144,23 @@ class ImageDomain(Domain):
                     "Repair or remove it, or write `on_bad_image=skip`; `difc-ray data check` lists all such files."
                 )
                 raise MalformedDataError(what, got, f"{WHERE}, domain `{self.name}`", remedy) from bad
-            return self._replaced(position, bad.reason)
+            return self._next_good(position, decoded, bad.reason)
 
-    def _replaced(self, position: int, reason: str) -> Float[np.ndarray, "3 H W"]:
+    def _next_good(self, position: int, decoded: Decoder, reason: str) -> UInt8[np.ndarray, "h w 3"]:
         """The next good picture of the same class and split."""
         peers = self._peers(position)
         at = int(np.searchsorted(peers, position))
         for other in [*peers[at + 1 :].tolist(), *peers[:at].tolist()]:
             try:
-                picture = self._decoded(other)
+                picture = decoded(other)
             except BadImage:
                 continue
-            if not self._replacements:
+            if not self.replacements:
                 log.warning(
                     "domain `%s` skips image files that cannot be read, the first is `%s`, %s; "
                     "`difc-ray data check` lists all", self.name, self.path_of(position), reason,
                 )  # fmt: skip
-            self._replacements[position] = other
+            self.replacements[position] = other
             return picture
         kind = self.class_names[self.labels[position]]
         what = "a class must have at least one readable image in each split that it occurs in"
@@ -162,16 +175,19 @@ class ImageDomain(Domain):
         peers: Int[np.ndarray, " _"] = inside[same]
         return peers
 
-    def _decoded(self, position: int) -> Float[np.ndarray, "3 H W"]:
-        file = self._part.files[position]
-        path = os.path.join(self._root, file)
+    def _fitted(self, position: int) -> UInt8[np.ndarray, "H W 3"]:
+        return decode_fitted(self._path(position), self._side, self._max_pixels)
+
+    def _path(self, position: int) -> str:
+        """The file at a position, if it may be opened."""
+        path = os.path.join(self._root, self._part.files[position])
         if (
             not self._follow_links
             and (self._part.listed or os.path.islink(path))
             and not is_inside(path, self._real_root)
         ):
             raise BadImage("which leads out of `root`; `dataset_options.follow_links=true` allows it")
-        return decode(path, self._side, self._max_pixels)
+        return path
 
 
 def given_splits(part: Part, rng: np.random.Generator) -> dict[Split, Int[np.ndarray, " _"]] | None:
