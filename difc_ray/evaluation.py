@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difc_ray.domains.base import Domain, EvaluationSplit
+from difc_ray.domains.base import Batch, Domain, EvaluationSplit
 from difc_ray.errors import ConfigError
 from difc_ray.local_step import LocalStep, ModelState
 from difc_ray.losses.base import Loss
 from difc_ray.registry import Registry, did_you_mean
 
 ECE_BINS: Final = 15
+EVALUATION_BATCH: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,10 @@ def metrics_from(
     )
 
 
-def evaluate_domain(model: nn.Module, loss: Loss, domain: Domain, split: str, batch_size: int = 256) -> SplitMetrics:
+def evaluate_domain(
+    model: nn.Module, loss: Loss, domain: Domain, split: str, batch_size: int = EVALUATION_BATCH,
+    batches: Iterator[Batch] | None = None,
+) -> SplitMetrics:  # fmt: skip
     """The metrics of a model on one split of a domain.
 
     The model runs in evaluation mode and without a graph; afterwards every module is in the mode it was in before.
@@ -107,16 +111,17 @@ def evaluate_domain(model: nn.Module, loss: Loss, domain: Domain, split: str, ba
         domain: where the examples come from.
         split: train, val, test or all.
         batch_size: samples per forward pass, >= 1.
+        batches: the examples of the split, where somebody else makes them.
     """
     assert split in ("train", "val", "test", "all"), split
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     probabilities, labels, total = [torch.empty(0, len(domain.class_names))], [torch.empty(0, dtype=torch.int64)], 0.0
     with _evaluation_mode(model), torch.no_grad():
-        for batch in domain.evaluation_batches(cast(EvaluationSplit, split), batch_size):
+        for batch in batches or domain.evaluation_batches(cast(EvaluationSplit, split), batch_size):
             logits, truth = model(batch.images.to(device)), batch.labels.to(device)
             total += len(batch) * float(loss.value(logits, truth))
             probabilities.append(loss.predictions(logits).float().cpu())
-            labels.append(batch.labels)
+            labels.append(batch.labels.cpu())
     labels_N = torch.cat(labels)
     found = metrics_from(torch.cat(probabilities), labels_N, domain.name, split, total / max(len(labels_N), 1))
     return replace(found, replaced=domain.replaced(cast(EvaluationSplit, split)))
@@ -132,7 +137,8 @@ def evaluate_state(step: LocalStep, state: ModelState, domain: Domain, split: st
         split: ``train``, ``val``, ``test`` or ``all``.
     """
     step.load_state(state)
-    return evaluate_domain(step.model, step.loss, domain, split)
+    batches = step.loader.evaluation(domain, cast(EvaluationSplit, split), EVALUATION_BATCH)
+    return evaluate_domain(step.model, step.loss, domain, split, batches=batches)
 
 
 @contextmanager

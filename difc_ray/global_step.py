@@ -82,7 +82,8 @@ class StepRecord:
         margins_after: cosine of every such row with the direction taken.
         weights: what each such row was multiplied with.
         skipped: why the step was not taken, or empty.
-        seconds: wall time by part: `step`, `compute`, `transport`, `coordinator`.
+        seconds: wall time by part: `step`, `compute`, `transport`, `coordinator`; and `loading`, the part of `compute`
+            in which the slowest domain waited for its batch.
     """
 
     step: int
@@ -216,7 +217,10 @@ class GlobalStep:
             margins_before=tuple(margin_cosines(gram_VV[seen, seen], self.view.base_V).tolist()),
             margins_after=tuple(margin_cosines(gram_VV, decision.weights)[seen].tolist()),
             weights=tuple(decision.weights.tolist()),
-            seconds={"coordinator": time.perf_counter() - started},
+            seconds={
+                "coordinator": time.perf_counter() - started,
+                "loading": max(answer.loading_s for answer in answers),
+            },
         )
 
     def _row_space(self, rows: list[Tensor], replies: Sequence[Rows], domains: Domains) -> RowSpace | None:

@@ -20,7 +20,16 @@ from torch import Tensor
 from difc_ray.config import Config, metric_kind
 from difc_ray.curvature import HeadCurvature, rademacher
 from difc_ray.determinism import derive_seed
-from difc_ray.domains import DatasetFamily, Domain, open_domain, open_family
+from difc_ray.domains import (
+    BalancedOrder,
+    DatasetFamily,
+    Domain,
+    Loader,
+    class_shares,
+    make_augmentation,
+    open_domain,
+    open_family,
+)
 from difc_ray.losses import LOSSES, Loss
 from difc_ray.models import Model, build_model
 from difc_ray.objectives import OBJECTIVES, Measurement, Objective, ObjectiveOptions, Vectors
@@ -55,6 +64,7 @@ class Statistics:
         accuracy: share of the batch classified right.
         vectors: named vectors of scope size.
         compute_s: seconds of this process spent on the answer.
+        loading_s: those of them in which it waited for its batch.
     """
 
     token: Token
@@ -62,6 +72,7 @@ class Statistics:
     accuracy: float
     vectors: Vectors
     compute_s: float
+    loading_s: float = 0.0
 
     def same_as(self, other: Statistics) -> bool:
         """Whether another answer to the same step has the same bits (times and attempts aside)."""
@@ -137,6 +148,26 @@ def load_domain(config: Config, domain: str) -> Domain:
     return open_domain(config.dataset, family_of(config), domain)
 
 
+def loader_of(config: Config, domain: Domain, device: torch.device) -> Loader:
+    """What makes the batches of a domain; its processes start at the first batch."""
+    order = None
+    if config.sampler != "natural":
+        family = family_of(config)
+        others = (open_domain(config.dataset, family, name, look=False) for name in config.sources)
+        counts = np.sum([other.class_counts("train") for other in others], axis=0)
+        train = domain.split_indices("train")
+        shares = class_shares(config.sampler, domain.class_counts("train"), counts)
+        order = BalancedOrder(train, domain.labels[train], shares, config.seed, domain.name)
+    augmentation = make_augmentation(config.augment, domain.image_shape)
+    wanted = config.loader.processes
+    idle = not domain.reads_files and augmentation is None
+    automatic = 0 if idle else max(1, torch.get_num_threads() - 1)
+    return Loader(
+        domain, config.seed, config.batch_size, config.steps, order=order, augmentation=augmentation,
+        processes=automatic if wanted == "auto" else wanted, ahead=config.loader.ahead, device=device,
+    )  # fmt: skip
+
+
 def model_of(config: Config) -> tuple[Model, Loss]:
     """The configured model at its initial weights (a function of the seed), and the loss."""
     family = family_of(config)
@@ -162,17 +193,23 @@ class LocalStep:
         self.config = config
         self.domain = domain
         self.device = device or torch.device("cpu")
+        self.loader = loader_of(config, domain, self.device)
         self.model = model.to(self.device)
         self.loss = loss
         self.objective = objective_of(config)
         self.layout = ParameterLayout.of(model)
         self.parameters = list(model.parameters())
         self._graph: _Graph | None = None
+        self._loading_s = 0.0
         self.metric = metric_kind(config)
         self._head: HeadCurvature | None = None
         self._curvature_P = torch.empty(self.layout.size if self.metric == "diagonal" else 0)
         n_rows = 2 if self.objective.has_penalty else 1
         self._rows_RP = torch.empty(n_rows, self.layout.size, dtype=self.parameters[0].dtype)
+
+    def close(self) -> None:
+        """Ends the loader processes."""
+        self.loader.close()
 
     def load_state(self, state: ModelState) -> None:
         """Overwrites the model's parameters and buffers."""
@@ -186,10 +223,12 @@ class LocalStep:
         self._graph = None
         self.load_state(state)
         self.model.train()
-        batch = self.domain.batch(self.config.seed, token.step, self.config.batch_size)
-        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+        waited = self.loader.stalled_s
+        batch = self.loader.batch(token.step)
+        self._loading_s = self.loader.stalled_s - waited
+        labels = batch.labels
         with self._dropout_drawn_for(token.step):
-            features = self.model.featurizer(images)
+            features = self.model.featurizer(batch.images)
         logits = self.model.head(features)
         loss = self.loss.value(logits, labels)
         head = head_curvature(self.loss, self.model, features, logits, labels)
@@ -278,6 +317,7 @@ class LocalStep:
             accuracy=graph.accuracy,
             vectors=vectors,
             compute_s=time.perf_counter() - started,
+            loading_s=self._loading_s,
         )
 
     def _constant(self, vector: np.ndarray) -> Tensor:

@@ -55,6 +55,11 @@ class InlineDomains:
         self.compute_s += sum(answer.compute_s for answer in found)
         return found
 
+    def close(self) -> None:
+        """Ends the loader processes."""
+        for local in self.steps:
+            local.close()
+
     def _timed(self, found: list[Statistics]) -> list[Statistics]:
         self.compute_s += sum(answer.compute_s for answer in found)
         return found
@@ -106,7 +111,7 @@ class InlineEngine:
                 break
             total, compute = time.perf_counter() - started, self.domains.compute_s
             parts = {"step": total, "compute": compute, "coordinator": total - compute, "transport": 0.0}
-            records.append(replace(record, seconds=parts))
+            records.append(replace(record, seconds={**record.seconds, **parts}))
         return records
 
     def _take(self, records: list[StepRecord]) -> StepRecord | None:
@@ -146,4 +151,6 @@ class InlineEngine:
         return found
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Ends the loader processes."""
+        if hasattr(self, "domains"):
+            self.domains.close()

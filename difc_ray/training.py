@@ -295,7 +295,7 @@ class Training:
                 bad[m.domain] = bad.get(m.domain, 0) + m.replaced
         worst = worst_domain([m for m in metrics if m.split == "val"])
         taken = max(1.0, seconds.get("steps", 1.0))
-        parts = ("step", "compute", "transport", "coordinator", "evaluation", "checkpoint")
+        parts = ("step", "compute", "loading", "transport", "coordinator", "evaluation", "checkpoint")
         return {
             "name": config.name,
             "target": config.target,

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from difc_ray.curvature import HeadCurvature
-from difc_ray.domains import DATASETS, DatasetFamily, Domain
-from difc_ray.domains.base import Batch, generator
+from difc_ray.domains import DATASETS, Batch, DatasetFamily, Domain, Drawn
+from difc_ray.domains.base import generator
 from difc_ray.errors import DataError
 from difc_ray.models import MODELS, Model
 from difc_ray.objectives import OBJECTIVES, Measurement
@@ -139,17 +139,17 @@ class FaultyDomain(Domain):
     def images_at(self, indices: np.ndarray) -> np.ndarray:
         return self._images[indices]
 
-    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
+    def draw(self, seed: int, step: int, batch_size: int, *more: Any) -> Drawn:
         global _now
         _now = Moment(self._faults, self.name, step)
-        batch = super().batch(seed, step, batch_size)
+        drawn = super().draw(seed, step, batch_size, *more)
         for fault in self._faults.due("batch", self.name, step):
             go_wrong(fault)
             if fault["kind"] == "nan":
-                batch.images[0, 0, 3, 4] = float("nan")
+                drawn.images[0, 0, 3, 4] = float("nan")
             if fault["kind"] == "differ":
-                batch = replace(batch, images=-batch.images)
-        return batch
+                drawn = replace(drawn, images=-drawn.images)
+        return drawn
 
     def evaluation_batches(self, split: Any, batch_size: int = 256) -> Iterator[Batch]:
         for fault in self._faults.due("evaluation", self.name, _now.step):

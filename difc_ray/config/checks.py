@@ -15,7 +15,15 @@ from difc_ray.config.problems import Problem, masked_argument, masked_values, sh
 from difc_ray.config.resolve import PENALTIES, has_penalty, objective_name, penalty_weight, rule_options
 from difc_ray.config.schema import leaves
 from difc_ray.config.tree import Config
-from difc_ray.domains import DATASETS, DatasetFamily, ImageSizeError, MalformedDataError, open_family
+from difc_ray.domains import (
+    DATASETS,
+    AugmentationError,
+    DatasetFamily,
+    ImageSizeError,
+    MalformedDataError,
+    make_augmentation,
+    open_family,
+)
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS, make_harmonizer
 from difc_ray.losses import LOSSES
@@ -85,6 +93,7 @@ def semantic_problems(config: Config, where: Where, *, plugins_failed: bool = Fa
         problems += found
         if family is not None:
             problems += _unknown_domains(asked, family)
+            problems += _augmentation(asked, family)
             problems += [] if unknown.intersection({"loss", "model"}) else _loss_and_model(asked, family)
     return problems
 
@@ -252,6 +261,15 @@ def _family(asked: _Asked) -> tuple[DatasetFamily | None, list[Problem]]:
     except DataError as error:
         what = f"the files of dataset `{config.dataset}` must be usable"
         return None, [asked.problem(what, str(error), "dataset", "root", data=True)]
+
+
+def _augmentation(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
+    try:
+        make_augmentation(asked.config.augment, family.image_shape)
+    except AugmentationError as error:
+        yield Problem(
+            what=error.what, got=error.got, where=asked.where("augment"), remedy=error.remedy, keys=("augment",)
+        )
 
 
 def _unknown_domains(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:

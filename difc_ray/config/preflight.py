@@ -12,7 +12,14 @@ from difc_ray.config.checks import Where, origin_by_value
 from difc_ray.config.problems import DataProblems, Problem
 from difc_ray.config.resolve import absolute
 from difc_ray.config.tree import Config
-from difc_ray.domains import DatasetFamily, Domain, open_domain
+from difc_ray.domains import (
+    AugmentationError,
+    DatasetFamily,
+    Domain,
+    PixelDomain,
+    make_augmentation,
+    open_domain,
+)
 from difc_ray.errors import DataError
 
 PROBE_BYTES = 1_000_000
@@ -73,9 +80,27 @@ def _source_problems(config: Config, domain: Domain) -> Iterator[Problem]:
         remedy = f"Write `batch_size={train}` or less, or take it out of `sources`."
         remedy = remedy if train else "Add examples, or take it out of `sources`."
         yield Problem(what=what, got=str(train), where=where, remedy=remedy)
+    if train and (problem := _augmentation_problem(config, domain)):
+        yield problem
     if domain.size("val") == 0:
         what = f"domain `{domain.name}` must have validation examples"
         yield Problem(what=what, got="0", where=where, remedy="Add examples, or take it out of `sources`.")
+
+
+def _augmentation_problem(config: Config, domain: Domain) -> Problem | None:
+    """Whether the pipeline suits the domain, tried on its first training picture."""
+    augmentation = make_augmentation(config.augment, domain.image_shape)
+    if augmentation is None:
+        return None
+    where, what = f"dataset `{config.dataset}`, domain `{domain.name}`", "`augment` needs a dataset of pictures"
+    if not isinstance(domain, PixelDomain):
+        got = f"`{config.augment}` for numbers"
+        return Problem(what=what, got=got, where=where, remedy="Write `augment=none`.", keys=("augment",))
+    try:
+        domain.drawn_augmented(domain.split_indices("train")[:1], augmentation, config.seed, 0)
+    except AugmentationError as error:
+        return Problem(what=error.what, got=error.got, where=error.where, remedy=error.remedy, keys=("augment",))
+    return None
 
 
 def _target_problems(config: Config, domain: Domain) -> Iterator[Problem]:

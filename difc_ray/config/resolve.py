@@ -11,6 +11,7 @@ from typing import Any
 
 from difc_ray.config.tree import Config
 from difc_ray.domains import DATASETS
+from difc_ray.domains.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.objectives import OBJECTIVES
 
@@ -37,6 +38,7 @@ def resolve(config: Config, now: datetime | None = None) -> Config:
             "name": config.name or unique_name(config, now or datetime.now()),
             "output": absolute(config.output),
             "dataset_options": DATASETS.get(config.dataset).absolute_options(config.dataset_options),
+            "augment": config.augment if config.augment in NAMED else str(absolute(Path(config.augment))),
             "root": None if config.root is None else absolute(config.root),
             "resume": resume,
             "objective": objective,

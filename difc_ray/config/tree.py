@@ -183,6 +183,18 @@ class ClusterConfig(Section):
     """Size of a local cluster's object store in MiB, >= 75; null: Ray decides."""
 
 
+class LoaderConfig(Section):
+    """Who makes the batches."""
+
+    processes: Annotated[Literal["auto"] | Natural, Rule("`auto` or an integer >= 0")] = "auto"
+    """Loader processes of each domain, >= 0; batches are the same for any number. 0: the worker makes its own.
+
+    `auto`: 0 where pictures lie in memory and are not augmented, else the worker's threads less one, at least 1.
+    """
+    ahead: Count = 2
+    """Batches that each loader process makes in advance, >= 1."""
+
+
 class TrialConfig(Section):
     """How a sweep runs its trials; a single run does not read it."""
 
@@ -225,6 +237,12 @@ class Config(Section):
     """Folder with the dataset's files; null where it needs none."""
     image_size: Count | None = None
     """Side of square images in pixels, >= 1; null: the dataset decides."""
+    augment: Text = "none"
+    """Random changes to training pictures: `none`, `light`, `domainbed`, or a YAML file of Albumentations."""
+    sampler: Literal["natural", "class_balanced", "domain_class_balanced"] = "natural"
+    """Order of the examples: as they are, or the rarer a class is in all sources (in its domain) the more often."""
+    loader: LoaderConfig = LoaderConfig()
+    """Who makes the batches."""
     sources: Names = ("mnist", "optdigits", "fonts")
     """Domains that train, at least one, each once."""
     target: Text | None = "mnistm"

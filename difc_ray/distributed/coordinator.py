@@ -137,12 +137,8 @@ class Coordinator:
                 continue
             total, compute = time.perf_counter() - started, self.domains.compute_s
             own = record.seconds.get("coordinator", 0.0)
-            return replace(
-                record,
-                seconds={
-                    "step": total, "compute": compute, "coordinator": own, "transport": max(0.0, total - compute - own),
-                },
-            )  # fmt: skip
+            rest = {"step": total, "compute": compute, "transport": max(0.0, total - compute - own)}
+            return replace(record, seconds={**record.seconds, "coordinator": own, **rest})
 
     def stop(self) -> None:
         """Lets :meth:`advance` return after the step in hand."""

@@ -44,6 +44,7 @@ class DomainWorker:
 
     def __init__(self, threads: int, search_path: list[str]) -> None:
         self.threads, self.search_path = threads, search_path
+        self._started = False
 
     def start(self, config: Config, domain: str) -> WorkerInfo:
         """Loads plug-ins, data and model of a run; a later run may start on the same worker.
@@ -55,7 +56,10 @@ class DomainWorker:
         import_plugins(config.plugins)
         model, loss = model_of(config)
         self.config, self.domain = config, domain
-        self.step = LocalStep(config, load_domain(config, domain), model, loss, assigned_device())
+        if self._started:
+            self.step.close()
+        self._started = True
+        self.step: LocalStep = LocalStep(config, load_domain(config, domain), model, loss, assigned_device())
         context = ray.get_runtime_context()
         return WorkerInfo(
             domain=domain,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from difc_ray.domains.augmentation import Augmentation, AugmentationError, make_augmentation
 from difc_ray.domains.base import (
     DATASETS,
     Batch,
     DatasetFamily,
     Domain,
+    Drawn,
     EvaluationSplit,
     ImageSizeError,
     MalformedDataError,
@@ -15,20 +17,35 @@ from difc_ray.domains.base import (
 )
 from difc_ray.domains.digits import Digits
 from difc_ray.domains.image_folder import ImageFolder
+from difc_ray.domains.loader import Loader
 from difc_ray.domains.opening import open_domain, open_family
+from difc_ray.domains.order import SAMPLERS, BalancedOrder, NaturalOrder, Order, class_shares
+from difc_ray.domains.pixels import ArrayDomain, PixelDomain
 
 __all__ = [
     "DATASETS",
+    "SAMPLERS",
+    "ArrayDomain",
+    "Augmentation",
+    "AugmentationError",
+    "BalancedOrder",
     "Batch",
     "DatasetFamily",
     "Digits",
     "Domain",
+    "Drawn",
     "EvaluationSplit",
     "ImageFolder",
     "ImageSizeError",
+    "Loader",
     "MalformedDataError",
+    "NaturalOrder",
     "OnBadImage",
+    "Order",
+    "PixelDomain",
     "Split",
+    "class_shares",
+    "make_augmentation",
     "open_domain",
     "open_family",
 ]

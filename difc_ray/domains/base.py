@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difc_ray.determinism import generator
+from difc_ray.domains.augmentation import Augmentation
 from difc_ray.domains.order import NaturalOrder, Order
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.registry import Registry, did_you_mean
-
-if TYPE_CHECKING:
-    from difc_ray.domains.augmentation import Augmentation
 
 Split = Literal["train", "val", "test"]
 EvaluationSplit = Literal["train", "val", "test", "all"]

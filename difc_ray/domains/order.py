@@ -45,7 +45,7 @@ class _Permutations:
 
     def between(self, start: int, stop: int) -> Int[np.ndarray, " _"]:
         """Entries of the sequence."""
-        parts = []
+        parts: list[Int[np.ndarray, " _"]] = []
         while start < stop:
             number, offset = divmod(start, len(self.items))
             parts.append(self._permutation(number)[offset : offset + stop - start])
@@ -145,7 +145,7 @@ def apportioned(shares: Float[np.ndarray, " C"], total: int) -> Int[np.ndarray, 
     assert shares.min() >= 0, shares
     assert shares.sum() > 0, shares
     exact = shares / shares.sum() * total
-    floors = np.floor(exact).astype(np.int64)
+    floors: Int[np.ndarray, " C"] = np.floor(exact).astype(np.int64)
     order = np.argsort(floors - exact, kind="stable")
     floors[order[: total - int(floors.sum())]] += 1
     return floors
@@ -168,4 +168,4 @@ def class_shares(
     if sampler == "domain_class_balanced":
         return (counts_C > 0).astype(np.float64)
     assert sampler == "class_balanced", sampler
-    return counts_C / np.maximum(all_counts_C, 1)
+    return np.asarray(counts_C / np.maximum(all_counts_C, 1))

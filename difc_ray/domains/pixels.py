@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from difc_ray.determinism import derive_seed
+from difc_ray.domains.augmentation import Augmentation, AugmentationError
 from difc_ray.domains.base import FRACTIONS, Domain, Drawn, Split
-
-if TYPE_CHECKING:
-    from difc_ray.domains.augmentation import Augmentation
 
 
 class PixelDomain(Domain):
@@ -72,8 +69,7 @@ class PixelDomain(Domain):
 
     def images_at(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B C H W"]:
         """Normalised float32 images."""
-        images: np.ndarray = self._normalised(torch.from_numpy(self.fitted(indices))).numpy()
-        return images
+        return np.asarray(self._normalised(torch.from_numpy(self.fitted(indices))))
 
     def drawn(self, indices: Int[np.ndarray, " B"]) -> Drawn:
         """Examples at given positions, as bytes."""
@@ -88,7 +84,10 @@ class PixelDomain(Domain):
         for number, position in enumerate(indices.tolist()):
             pixels = self.pixels_at(position, augmentation.enough)
             drawn = derive_seed(seed, "augment", self.name, first + number)
-            pictures[number] = augmentation.applied(pixels, drawn, self, position)
+            try:
+                pictures[number] = augmentation.applied(pixels, drawn)
+            except AugmentationError as error:
+                raise error.at(f"augment, domain `{self.name}`, `{self.path_of(position)}`") from error
         return self._drawn(torch.from_numpy(pictures), indices)
 
     def _normalised(self, images: UInt8[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:
