@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, cast
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from difc_ray.domains.base import Batch, Domain, EvaluationSplit
 from difc_ray.errors import ConfigError
-from difc_ray.local_step import LocalStep, ModelState
+from difc_ray.local_step import LocalStep, ModelState, inference
 from difc_ray.losses.base import Loss
 from difc_ray.registry import Registry, did_you_mean
 
@@ -116,10 +115,10 @@ def evaluate_domain(
     assert split in ("train", "val", "test", "all"), split
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     probabilities, labels, total = [torch.empty(0, len(domain.class_names))], [torch.empty(0, dtype=torch.int64)], 0.0
-    with _evaluation_mode(model), torch.no_grad():
+    with inference(model):
         for batch in batches or domain.evaluation_batches(cast(EvaluationSplit, split), batch_size):
             logits, truth = model(batch.images.to(device)), batch.labels.to(device)
-            total += len(batch) * float(loss.value(logits, truth))
+            total += len(batch) * float(loss.evaluation_value(logits, truth))
             probabilities.append(loss.predictions(logits).float().cpu())
             labels.append(batch.labels.cpu())
     labels_N = torch.cat(labels)
@@ -139,18 +138,6 @@ def evaluate_state(step: LocalStep, state: ModelState, domain: Domain, split: st
     step.load_state(state)
     batches = step.loader.evaluation(domain, cast(EvaluationSplit, split), EVALUATION_BATCH)
     return evaluate_domain(step.model, step.loss, domain, split, batches=batches)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; module by module the earlier mode afterwards (some may have been frozen on purpose)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def worst_domain(metrics: Sequence[SplitMetrics]) -> SplitMetrics:

@@ -8,8 +8,10 @@ cluster) is behind the small :class:`Domains` interface, so every engine runs th
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +28,7 @@ from difc_ray.flatness import Flatness, combine_behind_head, gram_behind_head
 from difc_ray.harmonizers import GramStatistics, Harmonization, make_harmonizer
 from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
 from difc_ray.local_step import ModelState, Products, Rows, Statistics, objective_of
+from difc_ray.losses import LOSSES, Confusion, LossState
 from difc_ray.objectives import Coefficients, Vectors
 from difc_ray.optimizer import FlatOptimizer
 from difc_ray.vectors import ParameterLayout, as_tensor, combine, gram
@@ -49,6 +52,7 @@ class TrainState:
         optimizer: the optimizer's tensors by name.
         harmonizer: the rule's arrays by name.
         curvature: what is known of the curvature, by name, for the rules that ask for it.
+        loss: what the loss carries, by name, where it has a memory.
         skipped: the steps skipped as non-finite within the last ``SKIP_WINDOW``.
     """
 
@@ -58,12 +62,15 @@ class TrainState:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     harmonizer: dict[str, np.ndarray] = field(default_factory=dict)
     curvature: dict[str, Tensor] = field(default_factory=dict)
+    loss: LossState = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
 
-    def model_state(self) -> ModelState:
-        """The part that workers need, over the same memory."""
+    def model_state(self, loss: Mapping[str, np.ndarray] | None = None) -> ModelState:
+        """The part that workers need, over the same memory, and what they are told of the loss."""
         return ModelState(
-            theta_P=self.theta_P.numpy(), buffers={name: buffer.numpy() for name, buffer in self.buffers.items()}
+            theta_P=self.theta_P.numpy(),
+            buffers={name: buffer.numpy() for name, buffer in self.buffers.items()},
+            loss=dict(loss or {}),
         )
 
 
@@ -120,6 +127,9 @@ class Domains(Protocol):
     def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
         """Products of every domain's head Hessian with the same vectors."""
 
+    def confusion(self, state: ModelState, step: int) -> list[Confusion]:
+        """How sure the model is of the target's images, of which every domain looks at a share."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowSpace:
@@ -149,6 +159,7 @@ class GlobalStep:
         self.state = state
         self.weights_K = domain_weights(config)
         self.objective = objective_of(config)
+        self.loss = LOSSES.get(config.loss)(config.loss_options)
         self.harmonizer = make_harmonizer(config.harmonize.rule, rule_options(config))
         self.view = make_view(
             config.harmonize.between, self.weights_K, config.sources, penalised=self.objective.has_penalty
@@ -161,7 +172,10 @@ class GlobalStep:
     def take(self, domains: Domains) -> StepRecord:
         """One step: ask for statistics, align, ask for rows, harmonize, update."""
         step = self.state.step
-        answers = domains.statistics(self.state.model_state(), step)
+        if self.loss.learns_at(self.state.loss, step):
+            self._look_at_target(domains)
+        told = self.loss.vectors(self.state.loss, step)
+        answers = domains.statistics(self.state.model_state(told), step)
         if bad := self._first_bad_statistic(answers):
             return self._skip(answers, bad)
         vectors = [dict(answer.vectors) for answer in answers]
@@ -222,6 +236,11 @@ class GlobalStep:
                 "loading": max(answer.loading_s for answer in answers),
             },
         )
+
+    def _look_at_target(self, domains: Domains) -> None:
+        """Lets the loss learn from the target's images; depends on the state and the step alone."""
+        found = domains.confusion(self.state.model_state(), self.state.step)
+        self.state.loss = self.loss.learn(self.state.loss, functools.reduce(operator.add, found))
 
     def _row_space(self, rows: list[Tensor], replies: Sequence[Rows], domains: Domains) -> RowSpace | None:
         """The rows, and behind a metric those that it adds; None where the rows are not finite."""

@@ -10,12 +10,13 @@ process therefore answers with the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difc_ray.config import Config, metric_kind
 from difc_ray.curvature import HeadCurvature, rademacher
@@ -30,7 +31,7 @@ from difc_ray.domains import (
     open_domain,
     open_family,
 )
-from difc_ray.losses import LOSSES, Loss
+from difc_ray.losses import LOSSES, Confusion, Loss, confusion_of
 from difc_ray.models import Model, build_model
 from difc_ray.objectives import OBJECTIVES, Measurement, Objective, ObjectiveOptions, Vectors
 from difc_ray.vectors import ParameterLayout, as_tensor, write_row, write_theta
@@ -48,10 +49,11 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelState:
-    """What the coordinator broadcasts: flat float32 parameters and named buffers."""
+    """What the coordinator broadcasts: flat float32 parameters, named buffers, and what the loss is told."""
 
     theta_P: np.ndarray
     buffers: dict[str, np.ndarray]
+    loss: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,7 @@ def loader_of(config: Config, domain: Domain, device: torch.device) -> Loader:
 def model_of(config: Config) -> tuple[Model, Loss]:
     """The configured model at its initial weights (a function of the seed), and the loss."""
     family = family_of(config)
-    loss = LOSSES.get(config.loss)()
+    loss = LOSSES.get(config.loss)(config.loss_options)
     n_outputs = loss.n_outputs(len(family.class_names))
     return build_model(config.model, family.image_shape, n_outputs, config.model_options, config.seed), loss
 
@@ -200,6 +202,7 @@ class LocalStep:
         self.layout = ParameterLayout.of(model)
         self.parameters = list(model.parameters())
         self._graph: _Graph | None = None
+        self._target: Domain | None = None
         self._loading_s = 0.0
         self.metric = metric_kind(config)
         self._head: HeadCurvature | None = None
@@ -230,11 +233,12 @@ class LocalStep:
         with self._dropout_drawn_for(token.step):
             features = self.model.featurizer(batch.images)
         logits = self.model.head(features)
-        loss = self.loss.value(logits, labels)
-        head = head_curvature(self.loss, self.model, features, logits, labels)
+        told = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
+        loss = told.value(logits, labels)
+        head = head_curvature(told, self.model, features, logits, labels)
         probes = self._probes(token.step, head.size)
         answered = self.objective.measure(head, probes)
-        self._head = detached_head(self.loss, self.model, features, labels) if self.metric == "hvp" else None
+        self._head = detached_head(told, self.model, features, labels) if self.metric == "hvp" else None
         accuracy = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
         self._graph = _Graph(
             token=token,
@@ -291,6 +295,24 @@ class LocalStep:
         found = self._head.hessian_product(self._constant(vectors_VS))
         return Products(token=token, vectors_VS=found.cpu().numpy(), compute_s=time.perf_counter() - started)
 
+    def confusion(self, state: ModelState, shard: int, shards: int) -> Confusion:
+        """How sure the model is of a share of the target's train split; labels are not looked at.
+
+        Args:
+            state: parameters and buffers.
+            shard: which share: every so many-th example from this one on.
+            shards: number of shares.
+        """
+        if self._target is None:
+            self._target = load_domain(self.config, str(self.config.target))
+        self.load_state(state)
+        nothing = np.zeros(len(self._target.class_names))
+        found = Confusion(gaps_K=nothing, counts_K=nothing.copy())
+        with inference(self.model):
+            for batch in self.loader.examples(self._target, self._target.split_indices("train")[shard::shards]):
+                found += confusion_of(self.loss.predictions(self.model(batch.images)))
+        return found
+
     def _write_curvature(self, graph: _Graph, gradients: Sequence[Tensor]) -> None:
         """The batch's Hessian diagonal into the message's buffer."""
         kind = self.config.harmonize.curvature.rest
@@ -337,6 +359,19 @@ class LocalStep:
         return found
 
 
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no graph inside; module by module the earlier mode afterwards (some may be frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def head_curvature(loss: Loss, model: Model, features: Tensor, logits: Tensor, labels: Tensor) -> HeadCurvature:
     """The closed forms of a model's linear head on a batch, in the precision of the parameters."""
     has_bias = model.head.bias is not None
@@ -344,8 +379,8 @@ def head_curvature(loss: Loss, model: Model, features: Tensor, logits: Tensor, l
     return HeadCurvature(
         features_ND=torch.cat([features, ones], dim=1) if has_bias else features,
         residual_NC=loss.residual(logits, labels),
-        diagonal_NC=loss.hessian_diagonal(logits),
-        product=lambda outputs: loss.hessian_product(logits, outputs),
+        diagonal_NC=loss.hessian_diagonal(logits, labels),
+        product=lambda outputs: loss.hessian_product(logits, labels, outputs),
         has_bias=has_bias,
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -26,10 +27,12 @@ from difc_ray.config import (
 from difc_ray.config.overrides import as_argument, owner, parse_overrides
 from difc_ray.config.resolve import absolute
 from difc_ray.config.schema import leaves
+from difc_ray.domains import Domain
 from difc_ray.errors import CheckpointError, ConfigError, DifcError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import family_of, model_of
+from difc_ray.losses import Loss, LossState
 from difc_ray.snapshots import Progress, train_state
 from difc_ray.tracking import RecordedRun, UploadSettings, read_run, resolve_uri, spoiled
 from difc_ray.training import Start
@@ -59,7 +62,7 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         CheckpointError: the checkpoint belongs to another dataset or model.
     """
     domains = check_data(config, family_of(config))
-    model, _ = model_of(config)
+    model, loss = model_of(config)
     layout = ParameterLayout.of(model)
     class_names = list(domains[config.sources[0]].class_names)
     identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": versions()}
@@ -68,6 +71,7 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
             step=0,
             theta_P=layout.flatten(dict(model.named_parameters())),
             buffers={name: value.detach().clone() for name, value in model.named_buffers()},
+            loss=loss_state(config, domains, loss),
         )
         return Start(config=config, layout=layout, state=state, progress=Progress(), identity=identity)
     compare_layout(point.snapshot, expected_shapes(model))
@@ -79,6 +83,14 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         )
     state, progress = train_state(point.snapshot, layout), Progress(**point.snapshot.meta["progress"])
     return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, resumed=held)
+
+
+def loss_state(config: Config, domains: Mapping[str, Domain], loss: Loss) -> LossState:
+    """The memory of the loss at step 0, from the sources' training examples."""
+    sources = [domains[name] for name in config.sources]
+    counts_K = np.sum([domain.class_counts("train") for domain in sources], axis=0)
+    epoch_steps = -(-max(domain.size("train") for domain in sources) // config.batch_size)
+    return loss.begin(counts_K, epoch_steps, config.steps)
 
 
 def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.global_step import GlobalStep, StepRecord, TrainState
 from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
 
 
@@ -59,6 +60,10 @@ class InlineDomains:
         """Ends the loader processes."""
         for local in self.steps:
             local.close()
+
+    def confusion(self, state: ModelState, step: int) -> list[Confusion]:
+        """How sure the model is of the target's images, of which every domain looks at a share."""
+        return [local.confusion(state, number, len(self.steps)) for number, local in enumerate(self.steps)]
 
     def _timed(self, found: list[Statistics]) -> list[Statistics]:
         self.compute_s += sum(answer.compute_s for answer in found)
@@ -134,6 +139,7 @@ class InlineEngine:
             optimizer={name: value.clone() for name, value in state.optimizer.items()},
             harmonizer={name: value.copy() for name, value in state.harmonizer.items()},
             curvature={name: value.clone() for name, value in state.curvature.items()},
+            loss={name: value.copy() for name, value in state.loss.items()},
             skipped=list(state.skipped),
         )
 

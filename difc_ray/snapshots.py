@@ -55,6 +55,7 @@ def make_snapshot(
     tensors = {f"optimizer.{name}": value for name, value in state.optimizer.items()}
     tensors |= {f"curvature.{name}": value for name, value in state.curvature.items()}
     tensors |= {f"harmonizer.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.harmonizer.items()}
+    tensors |= {f"loss.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.loss.items()}
     weights = {**layout.named(state.theta_P), **{f"buffer.{name}": value for name, value in state.buffers.items()}}
     meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
     return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=to_yaml(config))
@@ -69,6 +70,7 @@ def train_state(snapshot: Snapshot, layout: ParameterLayout) -> TrainState:
         optimizer=_prefixed(snapshot.tensors, "optimizer."),
         harmonizer={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "harmonizer.").items()},
         curvature=_prefixed(snapshot.tensors, "curvature."),
+        loss={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "loss.").items()},
         skipped=list(snapshot.meta["skipped"]),
     )
 
@@ -100,7 +102,7 @@ def export_model(config: Config, checkpoint: Path, directory: Path, identity: Ma
             "name": config.model,
             "options": dict(config.model_options),
             "image_shape": list(family.image_shape),
-            "n_outputs": LOSSES.get(config.loss)().n_outputs(len(family.class_names)),
+            "n_outputs": LOSSES.get(config.loss)(config.loss_options).n_outputs(len(family.class_names)),
             "loss": config.loss,
             "class_names": list(identity["class_names"]),
             "plugins": list(config.plugins),

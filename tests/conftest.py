@@ -20,7 +20,20 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 import psutil
 import pytest
 
-ALLOWED_VARIABLES = ("RAY_", "PYTEST_", "CUDA_", "MPL", "KMP_", "TF_", "TORCH", "MLFLOW_", "COLUMNS", "LINES")
+ALLOWED_VARIABLES = (
+    "RAY_",
+    "PYTEST_",
+    "CUDA_",
+    "MPL",
+    "KMP_",
+    "TF_",
+    "TORCH",
+    "MLFLOW_",
+    "COLUMNS",
+    "LINES",
+    "LD_LIBRARY",
+)
+"""What libraries set when they are imported (OpenCV: the last one)."""
 
 
 ROOMS_WITH_SERVERS = ("ray", "mlflow")

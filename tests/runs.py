@@ -70,8 +70,8 @@ def digest(state: TrainState) -> str:
     for group in (state.buffers, state.optimizer, state.curvature):
         for name in sorted(group):
             found.update(name.encode() + group[name].numpy().tobytes())
-    for name in sorted(state.harmonizer):
-        found.update(name.encode() + state.harmonizer[name].tobytes())
+    for name, array in sorted({**state.harmonizer, **{f"loss.{name}": a for name, a in state.loss.items()}}.items()):
+        found.update(name.encode() + array.tobytes())
     found.update(str(state.skipped).encode())
     return found.hexdigest()
 

@@ -58,6 +58,13 @@ def cautions(config: Config) -> list[str]:
         found.append("`engine=inline` computes in this process; `cluster.address` is not used.")
     if config.selection == "oracle":
         found.append("`selection=oracle` chooses by the target's own labels; the accuracy on it is no estimate.")
+    if config.target is not None and LOSSES.get(config.loss)(config.loss_options).needs_target:
+        found.append(
+            f"`loss={config.loss}` looks at images of `{config.target}`, not at labels: the accuracy on it is that of "
+            "adaptation to a known target, no longer of generalization to an unseen one."
+        )
+    if config.sampler != "natural" and config.loss in ("ldam", "difc"):
+        found.append(f"`sampler={config.sampler}` and `loss={config.loss}` both make up for rare classes.")
     return found
 
 
@@ -302,7 +309,15 @@ def _unknown_domains(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
 def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
     config = asked.config
     try:
-        n_outputs = LOSSES.get(config.loss)().n_outputs(len(family.class_names))
+        loss = LOSSES.get(config.loss)(config.loss_options)
+    except ConfigError as error:
+        yield _unsuited(asked, "loss_options", f"loss `{config.loss}`", error, "loss")
+        return
+    if loss.needs_target and config.target is None:
+        remedy = "Name a target, or take `loss=ldam`."
+        yield asked.problem(f"loss `{config.loss}` looks at the target's images", remedy, "target", "loss")
+    try:
+        n_outputs = loss.n_outputs(len(family.class_names))
     except ConfigError as error:
         what = f"`loss` must suit the {len(family.class_names)} classes of dataset `{config.dataset}`"
         yield Problem(

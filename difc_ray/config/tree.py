@@ -253,6 +253,8 @@ class Config(Section):
     """The model's own options."""
     loss: Text = "cross_entropy"
     """A registered classification loss."""
+    loss_options: Options = Field(default_factory=dict)
+    """The loss's own options."""
     objective: Text = "auto"
     """A registered objective; `auto`: `alignment.penalty` if alpha or beta is > 0, else `erm`."""
     plugins: Annotated[

@@ -46,6 +46,7 @@ class StateArrays:
     optimizer: dict[str, np.ndarray]
     harmonizer: dict[str, np.ndarray]
     curvature: dict[str, np.ndarray]
+    loss: dict[str, np.ndarray]
     skipped: list[int]
 
     @classmethod
@@ -58,6 +59,7 @@ class StateArrays:
             optimizer={name: value.numpy() for name, value in state.optimizer.items()},
             harmonizer=state.harmonizer,
             curvature={name: value.numpy() for name, value in state.curvature.items()},
+            loss=state.loss,
             skipped=list(state.skipped),
         )
 
@@ -70,6 +72,7 @@ class StateArrays:
             optimizer={name: torch.from_numpy(value.copy()) for name, value in self.optimizer.items()},
             harmonizer={name: value.copy() for name, value in self.harmonizer.items()},
             curvature={name: torch.from_numpy(value.copy()) for name, value in self.curvature.items()},
+            loss={name: value.copy() for name, value in self.loss.items()},
             skipped=list(self.skipped),
         )
 

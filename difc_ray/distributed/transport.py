@@ -29,6 +29,7 @@ from difc_ray.distributed.processes import LOST, Failure, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.local_step import ModelState, Products, Rows, Statistics, Token
+from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
 
 POLL_S = 0.25
@@ -148,6 +149,18 @@ class ObjectStoreDomains:
         found: list[Products] = self._ask([Question(method="products", arguments=(vectors_VS,)) for _ in self.names])
         return found
 
+    def confusion(self, state: ModelState, step: int) -> list[Confusion]:
+        """How sure the model is of the target's images, of which every domain looks at a share.
+
+        A worker that dies is replaced, and its share is looked at again.
+        """
+        self._step = step
+        reference, shards = ray.put(state), len(self.names)
+        asked = [Question(method="confusion", arguments=(reference, shard, shards)) for shard in range(shards)]
+        self._asked = [[] for _ in self.names]
+        found: list[Confusion] = self._ask_some(list(range(shards)), asked)
+        return found
+
     def evaluate(self, reference: Any, jobs: Sequence[tuple[str, str]]) -> list[Any]:
         """Metrics of a state (an object reference) for (domain, split) pairs, in their order.
 
@@ -198,7 +211,7 @@ class ObjectStoreDomains:
 
     def _send(self, index: int, question: Question, pending: dict[Any, int]) -> Failure | None:
         arguments = question.arguments
-        if question.method != "evaluate":
+        if question.method not in ("evaluate", "confusion"):
             token = self._tokens[index]
             arguments = (arguments[0], token) if question.method == "statistics" else (token, *arguments)
         try:

@@ -15,6 +15,7 @@ from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
 from difc_ray.vectors import ParameterLayout
 
@@ -86,6 +87,10 @@ class DomainWorker:
     def products(self, token: Token, vectors_VS: np.ndarray) -> Products:
         """Products of the head's Hessian of the step in hand with vectors."""
         return self.step.products(token, vectors_VS)
+
+    def confusion(self, state: ModelState, shard: int, shards: int) -> Confusion:
+        """How sure a state is of a share of the target's images."""
+        return self.step.confusion(state, shard, shards)
 
     def evaluate(self, state: ModelState, domain: str, split: str) -> SplitMetrics:
         """Metrics of a state on a split of this domain, or of one loaded for the purpose (the target)."""

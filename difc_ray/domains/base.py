@@ -267,15 +267,11 @@ class Domain(ABC):
             indices=drawn.indices,
         )
 
-    def evaluation_indices(self, split: EvaluationSplit, batch_size: int) -> list[Int[np.ndarray, " B"]]:
-        """The positions of a split in ascending order, batch by batch; the last batch may be smaller."""
-        indices = self.split_indices(split)
-        return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-
     def evaluation_batches(self, split: EvaluationSplit, batch_size: int = 256) -> Iterator[Batch]:
         """The examples of a split in order of position, each once, never augmented; the last batch may be smaller."""
-        for indices in self.evaluation_indices(split, batch_size):
-            yield self.finished(self.drawn(indices))
+        indices = self.split_indices(split)
+        for start in range(0, len(indices), batch_size):
+            yield self.finished(self.drawn(indices[start : start + batch_size]))
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the content: name, classes, shape, labels and normalised images (splits excluded)."""

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
 from difc_ray.domains.augmentation import Augmentation
@@ -167,7 +169,19 @@ class Loader:
             for batch in domain.evaluation_batches(split, batch_size):
                 yield batch if self.device is None else _to(batch, self.device)
             return
-        pieces = domain.evaluation_indices(split, batch_size)
+        yield from self.examples(domain, domain.split_indices(split), batch_size)
+
+    def examples(self, domain: Domain, indices: Int[np.ndarray, " _"], batch_size: int = 256) -> Iterator[Batch]:
+        """Examples of any domain at given positions, in their order, not augmented.
+
+        Raises:
+            DataError: as :meth:`batch`.
+        """
+        pieces = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        if self.processes == 0 or not domain.reads_files:
+            for piece in pieces:
+                yield domain.finished(domain.drawn(piece), self.device)
+            return
         number, ahead = 0, None
         try:
             while number < len(pieces):

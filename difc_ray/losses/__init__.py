@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from difc_ray.losses.base import LOSSES, Loss
+from difc_ray.losses.base import LOSSES, Confusion, Loss, LossState
 from difc_ray.losses.bce import BinaryCrossEntropy
 from difc_ray.losses.cross_entropy import CrossEntropy
+from difc_ray.losses.ldam import Difc, Ldam, confusion_of
 
-__all__ = ["LOSSES", "BinaryCrossEntropy", "CrossEntropy", "Loss"]
+__all__ = [
+    "LOSSES",
+    "BinaryCrossEntropy",
+    "Confusion",
+    "CrossEntropy",
+    "Difc",
+    "Ldam",
+    "Loss",
+    "LossState",
+    "confusion_of",
+]

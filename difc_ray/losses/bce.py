@@ -38,13 +38,13 @@ class BinaryCrossEntropy(Loss):
         """The difference s − y."""
         return torch.sigmoid(logits_NC) - labels_N[:, None].to(logits_NC.dtype)
 
-    def hessian_diagonal(self, logits_NC: Float[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
+    def hessian_diagonal(self, logits_NC: Float[Tensor, "N 1"], labels_N: Int[Tensor, " N"]) -> Float[Tensor, "N 1"]:
         """s(1 − s)."""
         s_NC = torch.sigmoid(logits_NC)
         return s_NC * (1 - s_NC)
 
     def hessian_product(
-        self, logits_NC: Float[Tensor, "N 1"], vectors_NC: Float[Tensor, "*M N 1"]
+        self, logits_NC: Float[Tensor, "N 1"], labels_N: Int[Tensor, " N"], vectors_NC: Float[Tensor, "*M N 1"]
     ) -> Float[Tensor, "*M N 1"]:
         """s(1 − s) u."""
-        return self.hessian_diagonal(logits_NC) * vectors_NC
+        return self.hessian_diagonal(logits_NC, labels_N) * vectors_NC

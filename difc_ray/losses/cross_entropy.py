@@ -39,13 +39,13 @@ class CrossEntropy(Loss):
         one_hot_NC = functional.one_hot(labels_N, logits_NC.shape[1]).to(logits_NC.dtype)
         return torch.softmax(logits_NC, dim=1) - one_hot_NC
 
-    def hessian_diagonal(self, logits_NC: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    def hessian_diagonal(self, logits_NC: Float[Tensor, "N C"], labels_N: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
         """p(1 − p)."""
         p_NC = torch.softmax(logits_NC, dim=1)
         return p_NC * (1 - p_NC)
 
     def hessian_product(
-        self, logits_NC: Float[Tensor, "N C"], vectors_NC: Float[Tensor, "*M N C"]
+        self, logits_NC: Float[Tensor, "N C"], labels_N: Int[Tensor, " N"], vectors_NC: Float[Tensor, "*M N C"]
     ) -> Float[Tensor, "*M N C"]:
         """The vector p ⊙ (u − ⟨p, u⟩), row by row."""
         p_NC = torch.softmax(logits_NC, dim=1)

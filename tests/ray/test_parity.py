@@ -61,6 +61,21 @@ def test_dropout_annealing_and_schedule(engine: RayEngine) -> None:
     assert digest(engine.snapshot()) == digest(expected)
 
 
+def test_margins_weights_samplers_and_augmentation(engine: RayEngine) -> None:
+    """The target is looked at before the first step, and classes are weighted from the fourth on."""
+    config = small_config(
+        loss="difc", loss_options={"confusion_from": 0.0, "reweight_from": 0.6}, target="mnistm",
+        sampler="class_balanced", augment="light",
+    )  # fmt: skip
+    start = prepare(config, None).state
+    expected, expected_records = run_inline(config, STEPS)
+    engine.begin(config, "difc", prepare(config, None).state)
+    records = engine.advance(STEPS)
+    assert digest(engine.snapshot()) == digest(expected)
+    assert same_records(records, expected_records)
+    assert (expected.loss["margins"] != start.loss["margins"]).sum() >= 1
+
+
 def test_evaluation_is_the_same(engine: RayEngine) -> None:
     config = small_config(model="lenet", target="mnistm")
     state = prepare(config, None).state

@@ -31,12 +31,14 @@ CHANGES: dict[str, Any] = {
     "model_options": {"hidden": [16], "dropout": 0.3},
     "alignment": {"estimator": "hutchinson", "probe_sets": "released", "anneal": {"steps": 6, "weight_after": 3.0}},
     "optimizer": {"name": "adamw", "schedule": "cosine", "warmup_steps": 2, "lr": 0.01},
+    "loss": "difc",
+    "loss_options": {"confusion_from": 0.1, "reweight_from": 0.6},
     "steps": STEPS,
     "eval_every": EVALUATED,
     "checkpoint": {"every": SAVED, "keep": 10},
     "engine": "inline",
 }
-"""Everything that could be forgotten between two steps: dropout, probes, annealing, schedule, moments."""
+"""Everything that could be forgotten between two steps: dropout, probes, annealing, schedule, moments, margins."""
 
 
 def config_of(folder: Path, *faults: dict[str, Any], **changes: Any) -> Config:
@@ -99,7 +101,8 @@ def test_negative_control(straight: End, tmp_path: Path) -> None:
 
 def test_resumed_with_more_steps(tmp_path: Path) -> None:
     """A finished run goes on: the schedule must not depend on the length."""
-    constant = {"optimizer": {"schedule": "constant"}}
+    ends = {"confusion_from": 0.0, "reweight_from": 1.0}
+    constant = {"optimizer": {"schedule": "constant"}, "loss_options": ends}
     longer = end_of(train(config_of(tmp_path, name="longer", **constant), tmp_path).run_dir)
     short = train(config_of(tmp_path, steps=2 * EVALUATED, **constant), tmp_path).run_dir
     assert end_of(short).weights != longer.weights

@@ -26,8 +26,8 @@ def make_head(loss_name: str, classes: int, *, bias: bool) -> tuple[HeadCurvatur
     head = HeadCurvature(
         features_ND=torch.cat([features, ones], 1) if bias else features,
         residual_NC=loss.residual(logits, labels),
-        diagonal_NC=loss.hessian_diagonal(logits),
-        product=lambda outputs_NC: loss.hessian_product(logits, outputs_NC),
+        diagonal_NC=loss.hessian_diagonal(logits, labels),
+        product=lambda outputs_NC: loss.hessian_product(logits, labels, outputs_NC),
         has_bias=bias,
     )
     return head, theta, features, labels

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from difc_ray.config import Config
-from difc_ray.domains import DATASETS, Batch
-from difc_ray.domains.digits import Digits, PixelDomain
+from difc_ray.domains import DATASETS, ArrayDomain, Batch
+from difc_ray.domains.digits import Digits
 from difc_ray.local_step import LocalStep, ModelState, Token, load_domain, model_of
 from tests.runs import digest, run_inline, small_config
 
@@ -21,11 +21,10 @@ class Parity(Digits):
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("even", "odd")
 
-    def load(self, domain_name: str) -> PixelDomain:
+    def load(self, domain_name: str) -> ArrayDomain:
         digits = super().load(domain_name)
-        domain = PixelDomain(domain_name, digits._pixels, digits.labels % 2, self.seed)
-        domain.class_names = self.class_names
-        return domain
+        shape = digits.image_shape
+        return ArrayDomain(digits._pixels, domain_name, self.class_names, shape, digits.labels % 2, self.seed)
 
 
 def local(config: Config, domain: str = "mnist") -> tuple[LocalStep, ModelState]:

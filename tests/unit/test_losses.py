@@ -8,15 +8,24 @@ import pytest
 import torch
 
 from difc_ray.errors import ConfigError
-from difc_ray.losses import LOSSES
+from difc_ray.losses import LOSSES, Loss
 
-N_CLASSES = {"cross_entropy": 5, "bce": 2}
+N_CLASSES = {"cross_entropy": 5, "bce": 2, "ldam": 5, "ldam in use": 5}
 NAMES = sorted(N_CLASSES)
+
+
+def made(name: str) -> Loss:
+    """A loss; `in use`: with margins and weights, as a worker has it."""
+    loss = LOSSES.get(name.split()[0])()
+    if not name.endswith("in use"):
+        return loss
+    margins = torch.tensor([0.3, 0.1, 0.0, 0.25, 0.2], dtype=torch.float64)
+    return loss.told({"margins": margins, "weights": torch.tensor([2.0, 0.5, 1.0, 3.0, 0.0], dtype=torch.float64)})
 
 
 def sample(name: str, n: int = 6, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.Generator().manual_seed(3)
-    outputs = LOSSES.get(name)().n_outputs(N_CLASSES[name])
+    outputs = made(name).n_outputs(N_CLASSES[name])
     logits = scale * torch.randn(n, outputs, dtype=torch.float64, generator=source)
     return logits, torch.randint(N_CLASSES[name], (n,), generator=source)
 
@@ -55,14 +64,14 @@ def test_bce_is_cross_entropy_on_the_logits_zero_and_z() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_are_probabilities(name: str) -> None:
     logits, _ = sample(name)
-    probabilities = LOSSES.get(name)().predictions(logits)
+    probabilities = made(name).predictions(logits)
     assert probabilities.shape == (len(logits), N_CLASSES[name])
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(len(logits), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_residual_is_the_gradient_of_each_sample(name: str) -> None:
-    loss, (logits, labels) = LOSSES.get(name)(), sample(name)
+    loss, (logits, labels) = made(name), sample(name)
     leaf = logits.clone().requires_grad_()
     (mean_gradient,) = torch.autograd.grad(loss.value(leaf, labels), leaf)
     assert torch.allclose(loss.residual(logits, labels), len(logits) * mean_gradient, atol=1e-14)
@@ -70,9 +79,9 @@ def test_residual_is_the_gradient_of_each_sample(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_second_derivatives_are_those_of_autograd(name: str) -> None:
-    loss, (logits, labels) = LOSSES.get(name)(), sample(name)
+    loss, (logits, labels) = made(name), sample(name)
     vectors = torch.randn_like(logits)
-    diagonal, product = loss.hessian_diagonal(logits), loss.hessian_product(logits, vectors)
+    diagonal, product = loss.hessian_diagonal(logits, labels), loss.hessian_product(logits, labels, vectors)
     for i in range(len(logits)):
         hessian = torch.autograd.functional.hessian(
             lambda z, i=i: loss.value(z[None], labels[i : i + 1]), logits[i], strict=True
@@ -83,14 +92,14 @@ def test_second_derivatives_are_those_of_autograd(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_is_differentiable_twice_through_the_logits(name: str) -> None:
-    loss, (logits, labels) = LOSSES.get(name)(), sample(name, n=3)
+    loss, (logits, labels) = made(name), sample(name, n=3)
     leaf, vectors = logits.requires_grad_(), torch.randn_like(logits)
     for function in (
         lambda z: loss.value(z, labels),
         lambda z: loss.residual(z, labels),
-        loss.hessian_diagonal,
+        lambda z: loss.hessian_diagonal(z, labels),
         loss.predictions,
-        lambda z: loss.hessian_product(z, vectors),
+        lambda z: loss.hessian_product(z, labels, vectors),
     ):
         assert torch.autograd.gradcheck(function, (leaf,))
         assert torch.autograd.gradgradcheck(function, (leaf,))
@@ -99,15 +108,15 @@ def test_everything_is_differentiable_twice_through_the_logits(name: str) -> Non
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_logits_stay_finite_and_keep_their_dtype(name: str, dtype: torch.dtype) -> None:
-    loss, (logits, labels) = LOSSES.get(name)(), sample(name)
+    loss, (logits, labels) = made(name), sample(name)
     logits = (200 * logits).to(dtype)
     results = (
         loss.value(logits, labels),
         loss.residual(logits, labels),
-        loss.hessian_diagonal(logits),
-        loss.hessian_product(logits, logits),
+        loss.hessian_diagonal(logits, labels),
+        loss.hessian_product(logits, labels, logits),
         loss.predictions(logits),
     )
     assert all(torch.isfinite(result).all() for result in results)
     assert {result.dtype for result in results} == {dtype}
-    assert (loss.hessian_diagonal(logits) >= 0).all()
+    assert (loss.hessian_diagonal(logits, labels) >= 0).all()
