@@ -127,7 +127,7 @@ class Ldam(CrossEntropy):
         options: ``max_margin``: of the rarest class, >= 0, default 0.3. ``reweight_from``: share of the run, in [0, 1],
             after which classes are weighted; 1: never; default 0.5. ``beta``: of the effective number, in [0, 1),
             default 0.9999. ``confusion``: whether margins follow the target's confusion, default false.
-            ``confusion_from``: share of the run after which they do, default 0.5. ``bump``: ε >= 0, default 0.02.
+            ``confusion_from``: share of the run after which they do; 1: never; default 0.5. ``bump``: ε >= 0, default 0.02.
 
     Source: Cao et al. 2019 (LDAM with deferred re-weighting), as in DIFC's Eq. 3.
     Differs from the source: linear head and no scale on the logits, as DIFC has it; counts over all source domains.
@@ -157,15 +157,15 @@ class Ldam(CrossEntropy):
             "base": base_K,
             "margins": base_K.copy(),
             "weights": class_weights(counts_K, self.beta),
-            "reweight_from": np.array([math.ceil(self.reweight_from * steps)], dtype=np.float64),
-            "confusion_from": np.array([math.ceil(self.confusion_from * steps)], dtype=np.float64),
+            "reweight_from": np.array([_first_step(self.reweight_from, steps)]),
+            "confusion_from": np.array([_first_step(self.confusion_from, steps)]),
             "epoch_steps": np.array([epoch_steps], dtype=np.float64),
         }
 
     def learns_at(self, state: LossState, step: int) -> bool:
         """Once per epoch, from `confusion_from` on."""
-        since = step - int(state["confusion_from"][0])
-        return self.needs_target and since >= 0 and since % int(state["epoch_steps"][0]) == 0
+        since = step - float(state["confusion_from"][0])
+        return self.needs_target and since >= 0 and since % float(state["epoch_steps"][0]) == 0
 
     def learn(self, state: LossState, confusion: Confusion) -> LossState:
         """New margins from the base ones."""
@@ -174,7 +174,7 @@ class Ldam(CrossEntropy):
     def vectors(self, state: LossState, step: int) -> dict[str, np.ndarray]:
         """The margins, and the weights once they count."""
         told = {"margins": state["margins"].astype(np.float32)}
-        if step >= int(state["reweight_from"][0]):
+        if step >= float(state["reweight_from"][0]):
             told["weights"] = state["weights"].astype(np.float32)
         return told
 
@@ -235,6 +235,11 @@ class Difc(Ldam):
     """
 
     confused: ClassVar = True
+
+
+def _first_step(share: float, steps: int) -> float:
+    """The step at which a share of the run is over; infinity for the whole: a run that is made longer has no such step."""
+    return math.inf if share >= 1 else float(math.ceil(share * steps))
 
 
 def _number(options: Mapping[str, Any], name: str, default: float, largest: float) -> float:
