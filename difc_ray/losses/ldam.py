@@ -127,7 +127,8 @@ class Ldam(CrossEntropy):
         options: ``max_margin``: of the rarest class, >= 0, default 0.3. ``reweight_from``: share of the run, in [0, 1],
             after which classes are weighted; 1: never; default 0.5. ``beta``: of the effective number, in [0, 1),
             default 0.9999. ``confusion``: whether margins follow the target's confusion, default false.
-            ``confusion_from``: share of the run after which they do; 1: never; default 0.5. ``bump``: ε >= 0, default 0.02.
+            ``confusion_from``: share of the run after which they do; 1: never; default 0.5. ``bump``: ε >= 0, default
+            0.02.
 
     Source: Cao et al. 2019 (LDAM with deferred re-weighting), as in DIFC's Eq. 3.
     Differs from the source: linear head and no scale on the logits, as DIFC has it; counts over all source domains.
@@ -238,7 +239,7 @@ class Difc(Ldam):
 
 
 def _first_step(share: float, steps: int) -> float:
-    """The step at which a share of the run is over; infinity for the whole: a run that is made longer has no such step."""
+    """The step at which a share of the run is over; infinity for the whole, also of a run that is made longer."""
     return math.inf if share >= 1 else float(math.ceil(share * steps))
 
 
