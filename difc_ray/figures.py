@@ -135,6 +135,67 @@ def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[st
     return figure
 
 
+def recall_over_time(
+    steps: Sequence[int], confusions_TKK: Int[np.ndarray, "T K K"], class_names: Sequence[str]
+) -> Figure:
+    """Recall of each class at each evaluation, one row per class; grey where a class has no examples.
+
+    Args:
+        steps: (T,) updates taken.
+        confusions_TKK: counts; rows are true classes, columns predictions.
+        class_names: K names.
+    """
+    totals_TK = confusions_TKK.sum(axis=2)
+    recall_TK = np.where(
+        totals_TK > 0, np.diagonal(confusions_TKK, axis1=1, axis2=2) / np.maximum(totals_TK, 1), np.nan
+    )
+    n = len(class_names)
+    figure = Figure(figsize=(7.2, min(14.0, 1.6 + 0.3 * n)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("0.8")
+    image = axes.imshow(recall_TK.T, cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, format=PercentFormatter(1.0))
+    bar.set_label("recall")
+    bar.outline.set_visible(False)
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).round().astype(int))
+    axes.set_xticks(shown, [str(steps[i]) for i in shown])
+    axes.set_yticks(range(n), class_names, fontsize=max(4.0, min(9.0, 300.0 / n)))
+    axes.set(xlabel="step", title="Recall of each class on the sources' validation splits")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def confusion_over_time(
+    steps: Sequence[int], confusions_TKK: Int[np.ndarray, "T K K"], class_names: Sequence[str]
+) -> Figure:
+    """Confusion matrices of up to four evaluations, the first and the last among them, as shares of the true class.
+
+    Args:
+        steps: (T,) updates taken.
+        confusions_TKK: counts; rows are true classes, columns predictions.
+        class_names: K names.
+    """
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 4)).round().astype(int))
+    figure = Figure(figsize=(3.0 * len(shown) + 1.2, 3.6), dpi=_DPI, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
+    size = max(3.0, min(7.0, 160.0 / len(class_names)))
+    for axes, at in zip(panels, shown, strict=True):
+        counts = confusions_TKK[at]
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+        axes.set(xlabel="predicted", title=f"step {steps[at]}: {np.trace(counts) / max(counts.sum(), 1):.1%}")
+        axes.set_xticks(range(len(class_names)), class_names, fontsize=size, rotation=90)
+        axes.set_yticks(range(len(class_names)), class_names, fontsize=size)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel("true")
+    bar = figure.colorbar(image, ax=list(panels), fraction=0.02, pad=0.01, format=PercentFormatter(1.0))
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    return figure
+
+
 def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], target: str | None = None) -> Figure:
     """Accuracy per domain and split; the target, which did not train, stands apart.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,13 @@ def record_metrics(record: StepRecord) -> Mapping[str, float]:
     metrics["harmonize/conflict"] = float(record.conflict)
     metrics["train/skipped"] = float(bool(record.skipped))
     return metrics | {f"time/{part}_ms": 1e3 * seconds for part, seconds in record.seconds.items()}
+
+
+Counts = Sequence[Sequence[int]]
+"""A confusion matrix: rows are true classes, columns predicted ones."""
+
+MOST_CLASSES = 50
+"""Confusion matrices of more classes are not written at every evaluation, only at the end."""
 
 
 class MetricsLog:
@@ -45,6 +52,7 @@ class MetricsLog:
                     kept.append(entry)
         path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         self._entries = [entry for entry in kept if entry["kind"] == "step"]
+        self._evaluations = [entry for entry in kept if entry["kind"] == "evaluation"]
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, record: StepRecord) -> None:
@@ -53,9 +61,19 @@ class MetricsLog:
         self._entries.append(entry)
         self._file.write(json.dumps(entry) + "\n")
 
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """One evaluation."""
-        self._file.write(json.dumps({"kind": "evaluation", "step": step, **values}) + "\n")
+    def evaluation(self, step: int, values: Mapping[str, float], confusion: Counts = ()) -> None:
+        """One evaluation.
+
+        Args:
+            step: updates taken.
+            values: metrics by name.
+            confusion: counts of true against predicted classes on the sources' validation splits, all together; left
+                out where there are more than :data:`MOST_CLASSES` classes.
+        """
+        kept = {"confusion": confusion} if 0 < len(confusion) <= MOST_CLASSES else {}
+        entry = {"kind": "evaluation", "step": step, **values, **kept}
+        self._evaluations.append(entry)
+        self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 
     def flush(self) -> None:
@@ -77,6 +95,11 @@ class MetricsLog:
         taken = [entry for entry in self._entries if not entry["skipped"]]
         conflicts = sum(1 for entry in taken if min(entry["row_cosines"], default=0.0) < 0)
         return conflicts / max(1, len(taken))
+
+    def confusions(self) -> tuple[list[int], list[Counts]]:
+        """Steps of the evaluations, and the confusion matrix of each; empty where there are too many classes."""
+        told = [entry for entry in self._evaluations if "confusion" in entry]
+        return [entry["step"] for entry in told], [entry["confusion"] for entry in told]
 
     def conflicts(self) -> tuple[list[int], dict[str, list[float]]]:
         """Steps, and the conflict metrics over them by name; empty where a rule sees one row only."""

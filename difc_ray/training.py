@@ -29,6 +29,9 @@ from difc_ray.snapshots import Progress, checkpoint_path, make_snapshot, model_s
 from difc_ray.tracking import Tracker
 from difc_ray.vectors import ParameterLayout
 
+CLASSES_TO_TRACK = 20
+"""With more classes, the recall of each is in `summary.json` and not among the metrics of every evaluation."""
+
 CHUNK_S = 0.5
 """Seconds of steps that the driver asks for at a time: the display and the signals live between two chunks."""
 
@@ -208,6 +211,11 @@ class Training:
         shared, conflicts = self.log.conflicts()
         if shared:
             self.tracker.figure("conflicts", figures.conflict_curves(shared, conflicts))
+        evaluated, matrices = self.log.confusions()
+        if len(evaluated) > 1:
+            counts_TKK, names = np.array(matrices), self.identity["class_names"]
+            self.tracker.figure("recall_over_time", figures.recall_over_time(evaluated, counts_TKK, names))
+            self.tracker.figure("confusion_over_time", figures.confusion_over_time(evaluated, counts_TKK, names))
         accuracies: dict[str, dict[str, float]] = {}
         for m in metrics:
             accuracies.setdefault(m.domain, {})[m.split] = m.accuracy
@@ -259,9 +267,14 @@ class Training:
         values = {f"{m.split}/accuracy/{m.domain}": m.accuracy for m in metrics}
         values |= {f"{m.split}/macro_f1/{m.domain}": m.macro_f1 for m in metrics}
         values |= {f"{m.split}/loss/{m.domain}": m.loss for m in metrics}
+        validated = [m for m in metrics if m.split == "val"]
+        names = self.identity["class_names"]
+        if len(names) <= CLASSES_TO_TRACK:
+            for m in validated:
+                values |= {f"val/recall/{m.domain}/{name}": r for name, r in zip(names, m.per_class, strict=True)}
         values["selection/score"] = score
         self.tracker.metrics(self.step, values)
-        self.log.evaluation(self.step, values)
+        self.log.evaluation(self.step, values, np.sum([m.confusion for m in validated], axis=0).tolist())
         self.display.evaluation(self.step, metrics, score, best)
         if best:
             self._save(best=True)
