@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -193,6 +193,42 @@ def confusion_over_time(
     bar = figure.colorbar(image, ax=list(panels), fraction=0.02, pad=0.01, format=PercentFormatter(1.0))
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
+    return figure
+
+
+def contact_sheet(
+    pictures: Mapping[str, Sequence[Sequence[UInt8[np.ndarray, "H W _"]]]], class_names: Sequence[str], title: str
+) -> Figure:
+    """Pictures by domain (rows) and class (columns); a cell may hold several, side by side, or none.
+
+    Args:
+        pictures: domain -> for each class the pictures of the cell, bytes, all of one size.
+        class_names: of the columns.
+        title: what is shown.
+    """
+    cells = [cell for row in pictures.values() for cell in row]
+    height, width = next(picture.shape[:2] for cell in cells for picture in cell)
+    per_cell = max(len(cell) for cell in cells)
+    gap = max(2, width // 12)
+    step_y, step_x = height + gap, per_cell * width + 2 * gap
+    sheet = np.full((step_y * len(pictures), step_x * len(class_names), 3), 255, dtype=np.uint8)
+    for row, of_domain in enumerate(pictures.values()):
+        for column, cell in enumerate(of_domain):
+            for number, picture in enumerate(cell):
+                top, left = row * step_y, column * step_x + number * width
+                sheet[top : top + height, left : left + width] = picture
+    scale = 1.1 / height  # inches per pixel: every picture about an inch high
+    size = (1.4 + scale * sheet.shape[1], 1.1 + scale * sheet.shape[0])
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(sheet, interpolation="nearest")
+    middle = (per_cell * width - 1) / 2
+    axes.set_xticks([column * step_x + middle for column in range(len(class_names))], class_names)
+    axes.set_yticks([row * step_y + (height - 1) / 2 for row in range(len(pictures))], list(pictures))
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=9)
     return figure
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Bad examples that are listed without ``--all``."""
 
+FORMATS = (".png", ".svg", ".pdf")
+"""Kinds of pictures that can be written."""
+
 HELP = {"help_option_names": ["-h", "--help"]}
 
 data_app = typer.Typer(help="Look at the data of a run.", rich_markup_mode=None, context_settings=HELP)
@@ -90,6 +93,81 @@ def check_data(config: Config, *, everything: bool) -> int:
         return 3
     print_facts({"result": f"all {total} examples can be used"})
     return 0
+
+
+@data_app.command(context_settings={"ignore_unknown_options": True})
+def show(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", hidden=True)] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", "-o", metavar="FILE", help="Where to (PNG, SVG or PDF).")
+    ] = None,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Most classes that are shown.")] = 10,
+) -> None:
+    """Draw one example of each domain and class, as it is and as `augment` alters it.
+
+    \b
+    difc-ray data show dataset=image_folder root=PATH augment=domainbed
+    difc-ray data show -c run.yaml --picture sheet.png
+    """  # noqa: D301
+    from difc_ray.cli.app import checked
+    from difc_ray.preparation import requested_config
+
+    found = requested_config(config, checked(settings), paths=False)
+    show_data(found, picture or Path(f"data-{found.dataset.replace(':', '-')}.png"), classes)
+
+
+def show_data(config: Config, picture: Path, most: int) -> None:
+    """Draws the contact sheet and says where it is.
+
+    Args:
+        config: a configuration.
+        picture: the file to write.
+        most: classes that are shown, the first ones.
+
+    Raises:
+        DataError: a domain cannot be opened, or a picture of it.
+        ConfigError: the file cannot be written, or the augmentation does not suit.
+    """
+    from difc_ray import figures
+    from difc_ray.cli.contact import cells_of
+    from difc_ray.cli.tables import console, print_facts
+    from difc_ray.domains import make_augmentation, open_domain
+    from difc_ray.errors import ConfigError
+    from difc_ray.local_step import family_of
+
+    if picture.suffix.lower() not in FORMATS:
+        kinds = ", ".join(f"`{each}`" for each in FORMATS)
+        raise ConfigError(f"the picture must be {kinds}, got `{picture}` (--picture). Name it `{picture.stem}.png`.")
+    family = family_of(config)
+    augmentation = make_augmentation(config.augment, family.image_shape)
+    names = [*config.sources, *([] if config.target is None else [config.target])]
+    with console.status("reading"):
+        domains = [open_domain(config.dataset, family, name, look=False) for name in names]
+        cells = {
+            f"{domain.name}\n(held out)" if domain.name == config.target else domain.name: cells_of(
+                domain, augmentation if domain.name != config.target else None, config.seed, most
+            )
+            for domain in domains
+        }
+        shown = [*family.class_names[:most]]
+        altered = "" if augmentation is None else f"; right: augment={Path(config.augment).name}"
+        figure = figures.contact_sheet(cells, shown, f"{config.dataset}, {family.image_shape[1]} pixels{altered}")
+    try:
+        figure.savefig(picture)
+    except OSError as error:
+        raise ConfigError(
+            f"the picture must be writable, got {error.strerror or error} for `{picture}` (--picture). Name another."
+        ) from error
+    print_facts(
+        {
+            "shown": f"{len(names)} domains, {len(shown)} of {len(family.class_names)} classes",
+            "augment": config.augment,
+            "picture": str(picture.absolute()),
+        }
+    )
 
 
 def domains_table(config: Config, domains: dict[str, Domain], faults: list[Fault]) -> Table:
