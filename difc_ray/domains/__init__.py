@@ -16,6 +16,7 @@ from difc_ray.domains.base import (
 from difc_ray.domains.digits import Digits
 from difc_ray.domains.image_folder import ImageFolder
 from difc_ray.domains.opening import open_domain, open_family
+from difc_ray.domains.published import Fashion, FilesMissingError, TorchvisionDigits
 
 __all__ = [
     "DATASETS",
@@ -24,11 +25,14 @@ __all__ = [
     "Digits",
     "Domain",
     "EvaluationSplit",
+    "Fashion",
+    "FilesMissingError",
     "ImageFolder",
     "ImageSizeError",
     "MalformedDataError",
     "OnBadImage",
     "Split",
+    "TorchvisionDigits",
     "open_domain",
     "open_family",
 ]
