@@ -183,7 +183,8 @@ def domains_table(config: Config, domains: dict[str, Domain], faults: list[Fault
     for name, domain in domains.items():
         role = "held out" if name == config.target else "source"
         bad = sum(fault.domain == name for fault in faults)
-        table.add_row(escape(name), role, str(domain.size()), str(bad), escape(class_counts(domain)))
+        counts = class_counts(domain, whole=name == config.target)
+        table.add_row(escape(name), role, str(domain.size()), str(bad), escape(counts))
     return table
 
 

@@ -18,7 +18,15 @@ from rich.table import Table
 
 from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.config import Config, documentation, flat
-from difc_ray.domains import DATASETS, DatasetFamily, Domain, open_domain, open_family
+from difc_ray.domains import (
+    DATASETS,
+    DatasetFamily,
+    Domain,
+    EvaluationSplit,
+    FilesMissingError,
+    open_domain,
+    open_family,
+)
 from difc_ray.errors import DataError
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.local_step import family_of
@@ -228,7 +236,7 @@ def print_domains(config: Config) -> None:
         chosen = name == config.dataset
         try:
             family = family_of(config) if chosen else open_family(name, {}, None, config.seed)
-            table = domain_table(name, family)
+            table, missing = domain_table(name, family)
         except DataError as error:
             if chosen:
                 raise
@@ -236,25 +244,47 @@ def print_domains(config: Config) -> None:
             continue
         console.print(f"[bold]{escape(name)}[/]  {escape(family.description)}", soft_wrap=True)
         print_table(table)
+        for sentence in missing:
+            console.print(escape(sentence), soft_wrap=True)
         images = "×".join(map(str, family.image_shape))
         print_facts({"classes": ", ".join(family.class_names), "images": f"{images} (channels × height × width)"})
 
 
-def domain_table(dataset: str, family: DatasetFamily) -> Table:
-    """One line per domain."""
+def domain_table(dataset: str, family: DatasetFamily) -> tuple[Table, list[str]]:
+    """One line per domain, and a sentence for all files that are missing.
+
+    Raises:
+        DataError: a domain cannot be used, or the files of all of them are missing.
+    """
     table = Table()
+    missing: dict[str, FilesMissingError] = {}
     for heading in ("domain", "train", "val", "test", "all", "examples per class"):
         table.add_column(heading, justify="left" if heading in ("domain", "examples per class") else "right")
-    for name in family.domain_names():
-        domain = open_domain(dataset, family, name)
-        sizes = [domain.size(split) for split in ("train", "val", "test")]
-        table.add_row(escape(name), *map(str, sizes), str(sum(sizes)), escape(class_counts(domain)))
-    return table
+    names = family.domain_names()
+    for name in names:
+        try:
+            domain = open_domain(dataset, family, name)
+        except FilesMissingError as error:
+            missing[name] = error
+            table.add_row(escape(name), "", "", "", "", "files missing")
+            continue
+        splits: tuple[EvaluationSplit, ...] = ("train", "val", "test", "all")
+        sizes = [domain.size(split) for split in splits]
+        table.add_row(escape(name), *map(str, sizes), escape(class_counts(domain)))
+    if missing and len(missing) == len(names):
+        raise next(iter(missing.values()))
+    return table, list(dict.fromkeys(str(error.at(f"dataset `{dataset}`")) for error in missing.values()))
 
 
-def class_counts(domain: Domain) -> str:
-    """Examples of every class: one number if all are equal, a range if there are many classes."""
-    counts = np.sum([domain.class_counts(split) for split in ("train", "val", "test")], axis=0)
+def class_counts(domain: Domain, *, whole: bool = False) -> str:
+    """Examples of every class: one number if all are equal, a range if there are many classes.
+
+    Args:
+        domain: the domain.
+        whole: also those that are in no split, as where it is held out.
+    """
+    splits: tuple[EvaluationSplit, ...] = ("all",) if whole else ("train", "val", "test")
+    counts = np.sum([domain.class_counts(split) for split in splits], axis=0)
     lowest, highest = int(counts.min()), int(counts.max())
     if lowest == highest:
         return f"{lowest} each"

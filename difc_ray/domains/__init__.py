@@ -21,6 +21,7 @@ from difc_ray.domains.loader import Loader
 from difc_ray.domains.opening import open_domain, open_family
 from difc_ray.domains.order import SAMPLERS, BalancedOrder, NaturalOrder, Order, class_shares
 from difc_ray.domains.pixels import ArrayDomain, PixelDomain
+from difc_ray.domains.published import Fashion, FilesMissingError, TorchvisionDigits
 
 __all__ = [
     "DATASETS",
@@ -35,6 +36,8 @@ __all__ = [
     "Domain",
     "Drawn",
     "EvaluationSplit",
+    "Fashion",
+    "FilesMissingError",
     "ImageFolder",
     "ImageSizeError",
     "Loader",
@@ -44,6 +47,7 @@ __all__ = [
     "Order",
     "PixelDomain",
     "Split",
+    "TorchvisionDigits",
     "class_shares",
     "make_augmentation",
     "open_domain",

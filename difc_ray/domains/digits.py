@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from difc_ray.determinism import generator
 from difc_ray.domains.base import DATASETS, DatasetFamily, stratified_splits
+from difc_ray.domains.photos import difference, patch, random_place
 from difc_ray.domains.pixels import ArrayDomain
 from difc_ray.errors import DataError
 from difc_ray.registry import check_option_names
@@ -112,16 +113,11 @@ def mnist_half(half: int) -> tuple[Pixels, Int[np.ndarray, " M"]]:
 
 def mnistm() -> tuple[Pixels, Int[np.ndarray, " M"]]:
     """The second half of the digits, blended: per pixel and channel ``|photo patch − digit|``."""
-    from sklearn.datasets import load_sample_images
-
     digits, labels = mnist_half(1)
-    photos = [np.asarray(photo, dtype=np.int16) for photo in load_sample_images().images]
     rng = generator(CONTENT_SEED, "patch", "mnistm")
     blended = np.empty((len(digits), SIDE, SIDE, 3), dtype=np.uint8)
     for image, digit in zip(blended, digits, strict=True):
-        photo = photos[rng.integers(len(photos))]
-        top, left = (int(rng.integers(length - SIDE + 1)) for length in photo.shape[:2])
-        image[:] = np.abs(photo[top : top + SIDE, left : left + SIDE] - digit)
+        image[:] = difference(patch(*random_place(rng, SIDE), SIDE), digit)
     return blended, labels
 
 

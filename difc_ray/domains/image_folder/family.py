@@ -18,13 +18,11 @@ from jaxtyping import Int, UInt8
 from difc_ray.determinism import generator
 from difc_ray.domains.base import (
     DATASETS,
-    FRACTIONS,
     SPLITS,
     DatasetFamily,
     MalformedDataError,
     OnBadImage,
     Split,
-    stratified_splits,
 )
 from difc_ray.domains.image_folder.decoding import (
     IMAGENET_MEAN,
@@ -36,6 +34,7 @@ from difc_ray.domains.image_folder.decoding import (
     shown,
 )
 from difc_ray.domains.image_folder.index import WHERE, Index, Part, is_inside, read_index
+from difc_ray.domains.partition import validation_out_of
 from difc_ray.domains.pixels import PixelDomain
 from difc_ray.errors import ConfigError
 from difc_ray.registry import check_option_names
@@ -201,10 +200,7 @@ def given_splits(part: Part, rng: np.random.Generator) -> dict[Split, Int[np.nda
         split: np.flatnonzero(part.splits == number).astype(np.int64) for number, split in enumerate(SPLITS)
     }
     if len(splits["val"]) == 0:
-        train = splits["train"]
-        share = FRACTIONS[1] / (FRACTIONS[0] + FRACTIONS[1])
-        drawn = stratified_splits(part.labels[train], (1 - share, share, 0.0), rng)
-        splits["train"], splits["val"] = train[drawn["train"]], train[drawn["val"]]
+        splits["train"], splits["val"] = validation_out_of(part.labels, splits["train"], rng)
     return splits
 
 
