@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difc_ray.config import Config, metric_kind
+from difc_ray.config import Config, batch_norm_policy, metric_kind
 from difc_ray.curvature import HeadCurvature, rademacher
 from difc_ray.determinism import derive_seed
 from difc_ray.domains import DatasetFamily, Domain, open_domain, open_family
 from difc_ray.losses import LOSSES, Loss
-from difc_ray.models import Model, build_model
+from difc_ray.models import Model, build_model, train_mode
 from difc_ray.objectives import OBJECTIVES, Measurement, Objective, ObjectiveOptions, Vectors
 from difc_ray.vectors import ParameterLayout, as_tensor, write_row, write_theta
 
@@ -39,10 +39,19 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelState:
-    """What the coordinator broadcasts: flat float32 parameters and named buffers."""
+    """What the coordinator broadcasts: flat float32 parameters and named buffers (see :func:`domain_buffer`)."""
 
     theta_P: np.ndarray
     buffers: dict[str, np.ndarray]
+
+
+def domain_buffer(domain: str, name: str) -> str:
+    """What a domain's own copy of a buffer is called in a state; a buffer has no `/` in its name, a domain may.
+
+    >>> domain_buffer("photo", "featurizer.bn1.running_mean")
+    'photo/featurizer.bn1.running_mean'
+    """
+    return f"{domain}/{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +146,16 @@ def load_domain(config: Config, domain: str) -> Domain:
     return open_domain(config.dataset, family_of(config), domain)
 
 
-def model_of(config: Config) -> tuple[Model, Loss]:
-    """The configured model at its initial weights (a function of the seed), and the loss."""
+def model_of(config: Config, *, load_weights: bool = False) -> tuple[Model, Loss]:
+    """The configured model at its initial weights (a function of the seed), and the loss.
+
+    Files of weights are loaded if asked for; where the weights are overwritten anyway, they need not even be there.
+    """
     family = family_of(config)
     loss = LOSSES.get(config.loss)()
     n_outputs = loss.n_outputs(len(family.class_names))
-    return build_model(config.model, family.image_shape, n_outputs, config.model_options, config.seed), loss
+    options, seed = config.model_options, config.seed
+    return build_model(config.model, family.image_shape, n_outputs, options, seed, load_weights=load_weights), loss
 
 
 class LocalStep:
@@ -163,6 +176,8 @@ class LocalStep:
         self.domain = domain
         self.device = device or torch.device("cpu")
         self.model = model.to(self.device)
+        self.model.precision = config.precision
+        self.frozen = batch_norm_policy(config) == "freeze"
         self.loss = loss
         self.objective = objective_of(config)
         self.layout = ParameterLayout.of(model)
@@ -174,22 +189,23 @@ class LocalStep:
         n_rows = 2 if self.objective.has_penalty else 1
         self._rows_RP = torch.empty(n_rows, self.layout.size, dtype=self.parameters[0].dtype)
 
-    def load_state(self, state: ModelState) -> None:
-        """Overwrites the model's parameters and buffers."""
+    def load_state(self, state: ModelState, domain: str = "") -> None:
+        """Overwrites the model's parameters and buffers, with a domain's own buffers where the state has them."""
         write_theta(as_tensor(state.theta_P).to(self.device), self.parameters)
         for name, buffer in self.model.named_buffers():
-            buffer.copy_(as_tensor(state.buffers[name]))
+            own = state.buffers.get(domain_buffer(domain, name))
+            buffer.copy_(as_tensor(state.buffers[name] if own is None else own))
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """Forward pass of the step's batch and the first answer; keeps the graph for :meth:`rows`."""
         started = time.perf_counter()
         self._graph = None
-        self.load_state(state)
-        self.model.train()
+        self.load_state(state, self.domain.name)
+        train_mode(self.model, frozen=self.frozen)
         batch = self.domain.batch(self.config.seed, token.step, self.config.batch_size)
         images, labels = batch.images.to(self.device), batch.labels.to(self.device)
         with self._dropout_drawn_for(token.step):
-            features = self.model.featurizer(images)
+            features = self.model.features(images)
         logits = self.model.head(features)
         loss = self.loss.value(logits, labels)
         head = head_curvature(self.loss, self.model, features, logits, labels)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from difc_ray.checkpoint import Snapshot, compare_layout, find_newest_run, load, newest_valid
+from difc_ray.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run, load, newest_valid
 from difc_ray.config import (
     CheckpointProblems,
     Config,
     ConfigProblems,
+    batch_norm_policy,
     check_data,
     differences,
     load_config,
@@ -29,7 +30,8 @@ from difc_ray.config.schema import leaves
 from difc_ray.errors import CheckpointError, ConfigError, DifcError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
-from difc_ray.local_step import family_of, model_of
+from difc_ray.local_step import domain_buffer, family_of, model_of
+from difc_ray.models import Model
 from difc_ray.snapshots import Progress, train_state
 from difc_ray.tracking import RecordedRun, UploadSettings, read_run, resolve_uri, spoiled
 from difc_ray.training import Start
@@ -59,19 +61,19 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         CheckpointError: the checkpoint belongs to another dataset or model.
     """
     domains = check_data(config, family_of(config))
-    model, _ = model_of(config)
+    model, _ = model_of(config, load_weights=point is None)
     layout = ParameterLayout.of(model)
     class_names = list(domains[config.sources[0]].class_names)
     identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": versions()}
     if point is None:
-        state = TrainState(
-            step=0,
-            theta_P=layout.flatten(dict(model.named_parameters())),
-            buffers={name: value.detach().clone() for name, value in model.named_buffers()},
-        )
+        if model.loaded is not None:
+            identity["weights"] = asdict(model.loaded)
+        theta_P = layout.flatten(dict(model.named_parameters()))
+        state = TrainState(step=0, theta_P=theta_P, buffers=initial_buffers(config, model))
         return Start(config=config, layout=layout, state=state, progress=Progress(), identity=identity)
-    compare_layout(point.snapshot, expected_shapes(model))
+    compare_layout(point.snapshot, expected_shapes(model, point.snapshot))
     held = point.snapshot.meta["identity"]
+    identity |= {"weights": held["weights"]} if "weights" in held else {}
     if held["data"] != identity["data"]:
         raise CheckpointError(
             f"the data must be that of the run which is continued, got fingerprint {identity['data'][:12]} for "
@@ -79,6 +81,34 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         )
     state, progress = train_state(point.snapshot, layout), Progress(**point.snapshot.meta["progress"])
     return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, resumed=held)
+
+
+def initial_buffers(config: Config, model: Model) -> dict[str, torch.Tensor]:
+    """A model's buffers as a run begins with them; with `batch_norm: per_domain` a copy for every source besides.
+
+    Raises:
+        ConfigError: the name of a buffer has a `/`, which marks those copies.
+    """
+    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+    if batch_norm_policy(config) != "per_domain":
+        return buffers
+    if bad := [name for name in buffers if "/" in name]:
+        raise ConfigError(
+            f"Buffers must have no `/` in their names under `batch_norm: per_domain`. Found `{bad[0]}` in model "
+            f"`{config.model}`. Rename the module, or write `batch_norm=mean`."
+        )
+    own = {domain_buffer(domain, name): value.clone() for domain in config.sources for name, value in buffers.items()}
+    return buffers | own
+
+
+def weights_notices(start: Start) -> list[str]:
+    """What a new run should know of the weights that it begins with: a head that did not come with them."""
+    loaded = start.identity.get("weights")
+    if loaded is None or loaded["head"] or start.resumed is not None:
+        return []
+    return [
+        f"the head begins at the seed's initial values: that of `{loaded['source']}` has another size, or is absent"
+    ]
 
 
 def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:
@@ -92,6 +122,8 @@ def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:
         "rule": config.harmonize.rule,
         "seed": str(config.seed),
     }
+    if loaded := start.identity.get("weights"):
+        tags["weights.sha256"] = loaded["sha256"]
     tags |= {f"version.{name}": version for name, version in start.identity["versions"].items()}
     tags |= {f"engine.{name}": value for name, value in facts.items()}
     if config.selection == "oracle":
@@ -108,10 +140,20 @@ def version_warnings(start: Start) -> list[str]:
     return [f"versions changed since the checkpoint ({', '.join(changed)}): the same bits are not promised"]
 
 
-def expected_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of everything that a checkpoint of this model holds."""
+def expected_shapes(model: torch.nn.Module, snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of everything that a checkpoint of this model holds.
+
+    Args:
+        model: the model.
+        snapshot: the checkpoint; its own configuration says whether there are buffers per domain, and for which.
+    """
+    made = yaml.safe_load(snapshot.config_yaml) or {}
+    own = made.get("sources", ()) if made.get("batch_norm") == "per_domain" else ()
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return shapes | {f"buffer.{name}": tuple(value.shape) for name, value in model.named_buffers()}
+    for name, value in model.named_buffers():
+        for full in (name, *(domain_buffer(domain, name) for domain in own)):
+            shapes[f"{BUFFER_PREFIX}{full}"] = tuple(value.shape)
+    return shapes
 
 
 def run_to_resume(resume: str, output: Path) -> Path | None:
