@@ -64,7 +64,8 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     model, _ = model_of(config, load_weights=point is None)
     layout = ParameterLayout.of(model)
     class_names = list(domains[config.sources[0]].class_names)
-    identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": versions()}
+    libraries = versions("timm") if config.model.startswith("timm:") else versions()
+    identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": libraries}
     if point is None:
         if model.loaded is not None:
             identity["weights"] = asdict(model.loaded)

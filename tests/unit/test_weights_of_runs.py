@@ -45,8 +45,15 @@ def problems(*arguments: str) -> list[str]:
     return caught.value.problems
 
 
-def test_files_are_checked_before_a_run_and_only_then(file: Path, tmp_path: Path) -> None:
+def test_files_are_checked_before_a_run_and_only_then(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     where = f"output={tmp_path / 'runs'}"
+    found = problems("model_options.weights=imagenet", where)
+    assert len(found) == 1
+    assert f"Found no `{tmp_path}/hub/checkpoints/resnet18-f37072fd.pth`" in found[0]
+    assert load_config(None, ["model=resnet18", "model_options={weights: imagenet, download: true}"], paths=True)
     assert load_config(None, [f"model_options.weights={file}", "model=resnet18", where], paths=True)
     found = problems(f"model_options.weights={tmp_path}/none.safetensors", where)
     assert len(found) == 1
