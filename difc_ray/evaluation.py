@@ -131,11 +131,11 @@ def evaluate_state(step: LocalStep, state: ModelState, domain: Domain, split: st
 
     Args:
         step: the worker's half; its model is overwritten.
-        state: the parameters and buffers to evaluate.
+        state: the parameters and buffers to evaluate; a domain that has buffers of its own is evaluated with them.
         domain: a domain of the run's dataset, not necessarily the worker's own.
         split: ``train``, ``val``, ``test`` or ``all``.
     """
-    step.load_state(state)
+    step.load_state(state, domain.name)
     batches = step.loader.evaluation(domain, cast(EvaluationSplit, split), EVALUATION_BATCH)
     return evaluate_domain(step.model, step.loss, domain, split, batches=batches)
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from difc_ray import solvers
 from difc_ray.alignment import weighted_mean
-from difc_ray.config import Config, metric_kind, rule_options
+from difc_ray.config import Config, batch_norm_policy, metric_kind, rule_options
 from difc_ray.determinism import generator
 from difc_ray.errors import NumericError
 from difc_ray.flatness import Flatness, combine_behind_head, gram_behind_head
 from difc_ray.harmonizers import GramStatistics, Harmonization, make_harmonizer
 from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
-from difc_ray.local_step import ModelState, Products, Rows, Statistics, objective_of
+from difc_ray.local_step import ModelState, Products, Rows, Statistics, domain_buffer, objective_of
 from difc_ray.losses import LOSSES, Confusion, LossState
 from difc_ray.objectives import Coefficients, Vectors
 from difc_ray.optimizer import FlatOptimizer
@@ -48,7 +48,7 @@ class TrainState:
     Args:
         step: number of steps taken, skipped ones included.
         theta_P: (P,) float32 parameters.
-        buffers: the model's buffers by name.
+        buffers: the model's buffers by name; with `batch_norm: per_domain` also every source's own.
         optimizer: the optimizer's tensors by name.
         harmonizer: the rule's arrays by name.
         curvature: what is known of the curvature, by name, for the rules that ask for it.
@@ -167,7 +167,7 @@ class GlobalStep:
         if not state.harmonizer:
             state.harmonizer = self.harmonizer.init(len(self.view.base_V))
         self.flatness = Flatness(config, layout, self.weights_K, state.curvature) if metric_kind(config) else None
-        self.optimizer = FlatOptimizer(config.optimizer, config.steps, state.theta_P, state.optimizer)
+        self.optimizer = FlatOptimizer(config.optimizer, config.steps, state.theta_P, state.optimizer, layout)
 
     def take(self, domains: Domains) -> StepRecord:
         """One step: ask for statistics, align, ask for rows, harmonize, update."""
@@ -203,12 +203,16 @@ class GlobalStep:
         matrix = np.kron(np.eye(len(space.gram) // len(rows)), view_VN)  # the same view of the rows behind the metric
         gram_VV = matrix @ space.gram @ matrix.T
         decision = self._harmonize(gram_VV, answers)
-        direction_P = space.combine(matrix.T @ decision.weights)
         norm = float(np.sqrt(max(decision.weights @ gram_VV @ decision.weights, 0.0)))
         if not np.isfinite(norm):
             return self._skip(answers, "the direction is not finite")
+        limit = self.config.optimizer.clip_norm
+        clipped = limit is not None and norm > limit
+        scale = limit / norm if limit is not None and clipped else 1.0  # on the weights: the rows are read once
+        direction_P = space.combine(matrix.T @ (scale * decision.weights))
         lr = self._step_optimizer(direction_P)
-        self.state.buffers = merged_buffers(replies, self.weights_K)
+        per_domain = batch_norm_policy(self.config) == "per_domain"
+        self.state.buffers = merged_buffers(replies, self.weights_K, per_domain=per_domain)
         self.state.harmonizer = decision.state
         seen = slice(len(self.view.base_V))
         values = {
@@ -216,7 +220,7 @@ class GlobalStep:
             "direction_norm": norm,
             "lr": lr,
             "pareto_gap": pareto_gap(gram_VV[seen, seen]),
-        }
+        } | ({} if limit is None else {"clipped": float(clipped)})
         if self.flatness is not None:
             self.flatness.commit()
             values |= self.flatness.diagnostics()
@@ -363,8 +367,14 @@ def raw_rows(replies: Sequence[Rows]) -> list[Tensor]:
     return [rows_RP[kind] for kind in range(stacked[0].shape[0]) for rows_RP in stacked]
 
 
-def merged_buffers(replies: Sequence[Rows], weights_K: np.ndarray) -> dict[str, Tensor]:
-    """Buffers of the next state: the weighted mean of floating ones, the first domain's counters."""
+def merged_buffers(replies: Sequence[Rows], weights_K: np.ndarray, *, per_domain: bool = False) -> dict[str, Tensor]:
+    """Buffers of the next state: the weighted mean of floating ones, the first domain's counters.
+
+    Args:
+        replies: rows of all domains, with their buffers.
+        weights_K: the domains' weights.
+        per_domain: whether each domain's own are kept besides, under :func:`~difc_ray.local_step.domain_buffer`.
+    """
     merged = {}
     for name, first in replies[0].buffers.items():
         if np.issubdtype(first.dtype, np.floating):
@@ -372,6 +382,9 @@ def merged_buffers(replies: Sequence[Rows], weights_K: np.ndarray) -> dict[str, 
             merged[name] = torch.from_numpy(np.asarray(total, dtype=first.dtype))
         else:
             merged[name] = torch.from_numpy(first.copy())
+    for reply in replies if per_domain else ():
+        for name, own in reply.buffers.items():
+            merged[domain_buffer(reply.token.domain, name)] = torch.from_numpy(own.copy())
     return merged
 
 

@@ -22,10 +22,14 @@ def data_fingerprint(domains: Mapping[str, Domain]) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the bits."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the libraries that decide the bits.
+
+    Args:
+        *more: libraries that only some runs need.
+    """
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,28 @@ import numpy as np
 import torch
 import yaml
 
-from difc_ray.checkpoint import Snapshot, compare_layout, find_newest_run, load, newest_valid
+from difc_ray.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run, load, newest_valid
 from difc_ray.config import (
     CheckpointProblems,
     Config,
-    ConfigProblems,
+    batch_norm_policy,
     check_data,
     differences,
     load_config,
     resolve,
     run_folder,
 )
-from difc_ray.config.overrides import as_argument, owner, parse_overrides
-from difc_ray.config.resolve import absolute
-from difc_ray.config.schema import leaves
 from difc_ray.domains import Domain
-from difc_ray.errors import CheckpointError, ConfigError, DifcError
+from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
-from difc_ray.local_step import family_of, model_of
+from difc_ray.local_step import domain_buffer, family_of, model_of
 from difc_ray.losses import Loss, LossState
+from difc_ray.models import Model
 from difc_ray.snapshots import Progress, train_state
-from difc_ray.tracking import RecordedRun, UploadSettings, read_run, resolve_uri, spoiled
+from difc_ray.tracking import UploadSettings, resolve_uri
 from difc_ray.training import Start
 from difc_ray.vectors import ParameterLayout
-
-NOT_REPEATED = ("name", "output", "resume", "tracking")
-"""Keys and sections that a run does not take from the run that it repeats."""
-
-NOT_READ = ("trial",)
-"""Sections that a single run does not read, and that a run to repeat may lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +54,24 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         CheckpointError: the checkpoint belongs to another dataset or model.
     """
     domains = check_data(config, family_of(config))
-    model, loss = model_of(config)
+    model, loss = model_of(config, load_weights=point is None)
     layout = ParameterLayout.of(model)
     class_names = list(domains[config.sources[0]].class_names)
-    identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": versions()}
+    libraries = versions("timm") if config.model.startswith("timm:") else versions()
+    identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": libraries}
     if point is None:
+        if model.loaded is not None:
+            identity["weights"] = asdict(model.loaded)
         state = TrainState(
             step=0,
             theta_P=layout.flatten(dict(model.named_parameters())),
-            buffers={name: value.detach().clone() for name, value in model.named_buffers()},
+            buffers=initial_buffers(config, model),
             loss=loss_state(config, domains, loss),
         )
         return Start(config=config, layout=layout, state=state, progress=Progress(), identity=identity)
-    compare_layout(point.snapshot, expected_shapes(model))
+    compare_layout(point.snapshot, expected_shapes(model, point.snapshot))
     held = point.snapshot.meta["identity"]
+    identity |= {"weights": held["weights"]} if "weights" in held else {}
     if held["data"] != identity["data"]:
         raise CheckpointError(
             f"the data must be that of the run which is continued, got fingerprint {identity['data'][:12]} for "
@@ -93,6 +89,34 @@ def loss_state(config: Config, domains: Mapping[str, Domain], loss: Loss) -> Los
     return loss.begin(counts_K, epoch_steps, config.steps)
 
 
+def initial_buffers(config: Config, model: Model) -> dict[str, torch.Tensor]:
+    """A model's buffers as a run begins with them; with `batch_norm: per_domain` a copy for every source besides.
+
+    Raises:
+        ConfigError: the name of a buffer has a `/`, which marks those copies.
+    """
+    buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
+    if batch_norm_policy(config) != "per_domain":
+        return buffers
+    if bad := [name for name in buffers if "/" in name]:
+        raise ConfigError(
+            f"Buffers must have no `/` in their names under `batch_norm: per_domain`. Found `{bad[0]}` in model "
+            f"`{config.model}`. Rename the module, or write `batch_norm=mean`."
+        )
+    own = {domain_buffer(domain, name): value.clone() for domain in config.sources for name, value in buffers.items()}
+    return buffers | own
+
+
+def weights_notices(start: Start) -> list[str]:
+    """What a new run should know of the weights that it begins with: a head that did not come with them."""
+    loaded = start.identity.get("weights")
+    if loaded is None or loaded["head"] or start.resumed is not None:
+        return []
+    return [
+        f"the head begins at the seed's initial values: that of `{loaded['source']}` has another size, or is absent"
+    ]
+
+
 def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:
     """Tags of the MLflow run: data, domains, rule, engine, versions, code."""
     config = start.config
@@ -104,6 +128,8 @@ def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:
         "rule": config.harmonize.rule,
         "seed": str(config.seed),
     }
+    if loaded := start.identity.get("weights"):
+        tags["weights.sha256"] = loaded["sha256"]
     tags |= {f"version.{name}": version for name, version in start.identity["versions"].items()}
     tags |= {f"engine.{name}": value for name, value in facts.items()}
     if config.selection == "oracle":
@@ -120,10 +146,20 @@ def version_warnings(start: Start) -> list[str]:
     return [f"versions changed since the checkpoint ({', '.join(changed)}): the same bits are not promised"]
 
 
-def expected_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of everything that a checkpoint of this model holds."""
+def expected_shapes(model: torch.nn.Module, snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of everything that a checkpoint of this model holds.
+
+    Args:
+        model: the model.
+        snapshot: the checkpoint; its own configuration says whether there are buffers per domain, and for which.
+    """
+    made = yaml.safe_load(snapshot.config_yaml) or {}
+    own = made.get("sources", ()) if made.get("batch_norm") == "per_domain" else ()
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return shapes | {f"buffer.{name}": tuple(value.shape) for name, value in model.named_buffers()}
+    for name, value in model.named_buffers():
+        for full in (name, *(domain_buffer(domain, name) for domain in own)):
+            shapes[f"{BUFFER_PREFIX}{full}"] = tuple(value.shape)
+    return shapes
 
 
 def run_to_resume(resume: str, output: Path) -> Path | None:
@@ -162,137 +198,6 @@ def check_run_folder(run_dir: Path, rule: str, where: str) -> None:
         raise CheckpointError(
             f"{rule}, got `{run_dir}`, {kind} ({where}). Run folders lie under `output` (`runs` by default), by name."
         )
-
-
-def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool = True) -> Config:
-    """The configuration that a command line asks for; one that resumes begins with that of the run it continues.
-
-    Args:
-        file: configuration file, or None.
-        overrides: `key=value` arguments.
-        paths: whether the output folder is checked as before a run.
-
-    Raises:
-        ConfigProblems: with all problems; nothing has been written.
-        ConfigError: nothing can be recorded at the tracking URI.
-        CheckpointError: `resume` names no run.
-    """
-    resume, output = _resume_and_output(file, overrides)
-    run_dir = None if resume is None else run_to_resume(resume, output)
-    base = None
-    if run_dir is not None:  # which may have been moved since its configuration was written
-        base = yaml.safe_load(newest_valid(run_dir / "checkpoints")[1].config_yaml) | {"output": str(run_dir.parent)}
-    config = load_config(file, overrides, base=base, paths=paths)
-    tracking_uri(resolve(config))
-    return config
-
-
-def _resume_and_output(file: Path | None, overrides: Sequence[str]) -> tuple[str | None, Path]:
-    """What to resume, and where runs lie, as far as it can be told without the run that is resumed."""
-    try:
-        config = resolve(load_config(file, overrides))
-    except DifcError:  # said again, or not, when the values of the run are below these
-        told = dict(argument.split("=", 1) for argument in overrides if "=" in argument)
-        resume = told.get("resume", "null")
-        return None if resume in ("", "null") else resume, Path(told.get("output", "runs")).expanduser().absolute()
-    return config.resume, config.output
-
-
-def repeated_config(run_id: str, overrides: Sequence[str]) -> tuple[Config, RecordedRun]:
-    """The configuration of a run that MLflow holds, under a new name, and that run.
-
-    All of it comes from the run's parameters, so that the new run ends in the same weights; what says where a run is
-    kept (`name`, `output`, `resume`, `tracking`) does not.
-
-    Args:
-        run_id: MLflow's id of the run.
-        overrides: `key=value` arguments, which change the configuration and name the store.
-
-    Raises:
-        ConfigProblems: with all problems; among them parameters that MLflow does not hold, or not in full.
-        ConfigError: the store cannot be read, or has no such run; or the arguments resume another run.
-    """
-    given, _ = parse_overrides(overrides)
-    if given.get("resume") is not None:
-        raise ConfigError(
-            f"a run is repeated or resumed, got --from-run and `resume={given['resume']}` (command line). Remove one "
-            "of them."
-        )
-    output = absolute(Path(str(given.get("output") or leaves()["output"].default)))
-    address = given.get("tracking.uri")
-    run = read_run(resolve_uri(address if isinstance(address, str) else None, output, os.environ), run_id)
-    config = load_config(None, overrides, base=_recorded_values(run, tuple(given)), paths=True)
-    tracking_uri(resolve(config))
-    return config, run
-
-
-def _recorded_values(run: RecordedRun, given: Sequence[str]) -> dict[str, Any]:
-    """The nested values behind a run's parameters, without those that the command line gives.
-
-    Raises:
-        ConfigProblems: parameters are missing, unknown, or not as they were.
-    """
-    values: dict[str, Any] = {}
-    where, problems, known = f"MLflow run {run.run_id}", [], set()
-    for name, text in run.settings().items():
-        leaf = owner(name)
-        known |= {leaf.key} if leaf else set()
-        if name.split(".")[0] in NOT_REPEATED or any(f"{name}.".startswith(f"{key}.") for key in given):
-            continue
-        why = spoiled(name, text) if leaf else "which this version does not know"
-        if why is None:
-            read, wrong = parse_overrides([f"{name}={text}"])
-            problems += [str(replace(problem, where=where)) for problem in wrong]
-            _put(values, read)
-        else:
-            remedy = f"Give it: `{name}=VALUE`." if leaf else "Repeat the run with the version that recorded it."
-            problems.append(f"a parameter must be as the run had it, got `{name}`, {why} ({where}). {remedy}")
-    for key, leaf in leaves().items():
-        if key in known or key.split(".")[0] in (*NOT_REPEATED, *NOT_READ) or any(owner(k) is leaf for k in given):
-            continue
-        default = as_argument(key, leaf.default)
-        remedy = f"Give it, such as `{key}={default}`, the default of this version."
-        problems.append(f"a run to repeat must have all parameters, got none called `{key}` ({where}). {remedy}")
-    if problems:
-        raise ConfigProblems(problems)
-    return values
-
-
-def _put(values: dict[str, Any], read: Mapping[str, Any]) -> None:
-    """Values by dotted key into nested ones."""
-    for key, value in read.items():
-        *above, last = key.split(".")
-        node = values
-        for part in above:
-            node = node.setdefault(part, {})
-        node[last] = value
-
-
-def repetition_warnings(start: Start, facts: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]:
-    """What keeps a run from the bits of the run that it repeats: other data, threads or versions, an early end.
-
-    Args:
-        start: what the new run begins with.
-        facts: of its engine.
-        recorded: tags of the run that is repeated.
-    """
-    now = run_tags(start, facts)
-    names = {"engine.threads": "threads per process", "dataset.fingerprint": "data"}
-    names |= {f"version.{name}": name for name in start.identity["versions"]}
-    changed = [
-        f"{what} {recorded[tag][:12]} -> {now.get(tag, 'unknown')[:12]}"
-        for tag, what in names.items()
-        if tag in recorded and recorded[tag] != now.get(tag)
-    ]
-    notices = []
-    if early := recorded.get("sweep.stopped"):
-        notices.append(f"the run that is repeated was stopped early ({early}); this one takes all of its steps")
-    if not changed:
-        return notices
-    return [
-        *notices,
-        f"not all is as in the run that is repeated ({', '.join(changed)}): the same bits are not promised",
-    ]
 
 
 def tracking_uri(config: Config) -> str | None:

@@ -43,7 +43,7 @@ def check_option_names(owner: str, options: Mapping[str, Any], known: Sequence[s
 
 
 class Registry(Generic[T]):
-    """Objects of one kind by name.
+    """Objects of one kind by name. A name with a colon, ``adapter:rest``, is what the adapter makes of the rest.
 
     Args:
         kind: what is registered, as the user calls it ("harmonizer"); used in messages.
@@ -57,6 +57,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._items: dict[str, T] = {}
+        self._adapters: dict[str, Callable[[str], T]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that stores the object under ``name``.
@@ -78,12 +79,24 @@ class Registry(Generic[T]):
 
         return store
 
+    def adapter(self, prefix: str) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
+        """Decorator that stores a function from what follows ``prefix:`` to an object."""
+
+        def store(make: Callable[[str], T]) -> Callable[[str], T]:
+            self._adapters[prefix] = make
+            return make
+
+        return store
+
     def get(self, name: str) -> T:
         """The object of that name.
 
         Raises:
-            ConfigError: no object has the name; the message lists those there are.
+            ConfigError: no object has the name, or its adapter cannot make it; the message lists those there are.
         """
+        prefix, colon, rest = name.partition(":")
+        if colon and prefix in self._adapters:
+            return self._adapters[prefix](rest)
         if name not in self._items:
             raise ConfigError(f"Unknown {self.kind} `{name}`. {did_you_mean(name, self._items)}")
         return self._items[name]
@@ -93,7 +106,7 @@ class Registry(Generic[T]):
         return sorted(self._items)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return name in self._items or (isinstance(name, str) and ":" in name and name.split(":")[0] in self._adapters)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

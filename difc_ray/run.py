@@ -26,14 +26,15 @@ from difc_ray.preparation import (
     expected_shapes,
     open_run,
     prepare,
-    repetition_warnings,
     resume_point,
     run_tags,
     selected_checkpoint,
     tracking_uri,
     version_warnings,
+    weights_notices,
 )
 from difc_ray.reference import InlineEngine
+from difc_ray.requested import repetition_warnings
 from difc_ray.signals import Signals
 from difc_ray.snapshots import checkpoint_path, export_model, make_snapshot, model_state
 from difc_ray.tracking import (
@@ -203,7 +204,7 @@ def stages(
             stack.enter_context(RunLock(run_dir))
         (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         stack.enter_context(run_log(run_dir))
-        for message in [*(point.rejected if point else []), *version_warnings(start)]:
+        for message in [*(point.rejected if point else []), *version_warnings(start), *weights_notices(start)]:
             notice(message)
         for message in repetition_warnings(start, engine.facts, repeats or {}):
             notice(message)
@@ -362,7 +363,7 @@ def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.
     InlineEngine(config, run_dir.name, lambda: False, notice).connect()
     domains = check_data(config, family_of(config))
     model, loss = model_of(config)
-    compare_layout(snapshot, expected_shapes(model))
+    compare_layout(snapshot, expected_shapes(model, snapshot))
     step = LocalStep(config, domains[config.sources[0]], model, loss)
     state = model_state(snapshot, ParameterLayout.of(model))
     metrics = [evaluate_state(step, state, domains[name], split) for name, split in final_jobs(config)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
-from difc_ray.checkpoint import Snapshot
+from difc_ray.checkpoint import BUFFER_PREFIX, Snapshot, load
 from difc_ray.config import Config, to_yaml
 from difc_ray.global_step import TrainState
-from difc_ray.local_step import ModelState, family_of
+from difc_ray.local_step import ModelState, family_of, model_of
 from difc_ray.losses import LOSSES
+from difc_ray.models import without_weights
 from difc_ray.vectors import ParameterLayout
 
 
@@ -92,15 +93,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:
-    """The model of a checkpoint as a folder that others can load: `weights.safetensors` and `model.json`."""
+    """The model of a checkpoint as a folder that others can load: `weights.safetensors` and `model.json`.
+
+    The weights are the model's state dict; of buffers that the domains have each their own of, it is the mean.
+    """
     directory.mkdir(exist_ok=True)
-    shutil.copyfile(checkpoint / "weights.safetensors", directory / "weights.safetensors")
+    held, (model, _) = load(checkpoint).named_weights, model_of(config)
+    weights = {name: held.get(name, held.get(f"{BUFFER_PREFIX}{name}")) for name in model.state_dict()}
+    save_file({name: value for name, value in weights.items() if value is not None}, directory / "weights.safetensors")
     family = family_of(config)
     write_json(
         directory / "model.json",
         {
             "name": config.model,
-            "options": dict(config.model_options),
+            "options": without_weights(config.model, config.model_options),
             "image_shape": list(family.image_shape),
             "n_outputs": LOSSES.get(config.loss)(config.loss_options).n_outputs(len(family.class_names)),
             "loss": config.loss,

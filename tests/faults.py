@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from difc_ray import run
 from difc_ray.config import Config, resolve
-from difc_ray.preparation import requested_config
+from difc_ray.requested import requested_config
 from difc_ray.run import Result, Silent
 from tests.checkpoints import raw
 from tests.runs import small_config, write_yaml

@@ -93,7 +93,7 @@ def train(
     from difc_ray.cli.tables import print_banner, print_result
     from difc_ray.cli.view import open_view
     from difc_ray.config import cautions, resolve
-    from difc_ray.preparation import repeated_config, requested_config
+    from difc_ray.requested import repeated_config, requested_config
     from difc_ray.run import train as run
 
     recorded = None
@@ -153,7 +153,7 @@ def show_config(
     """  # noqa: D301
     from difc_ray.cli.tables import print_keys
     from difc_ray.config import resolve, to_yaml
-    from difc_ray.preparation import requested_config
+    from difc_ray.requested import requested_config
 
     requested = requested_config(config, checked(settings), paths=False)
     if show:
@@ -169,7 +169,7 @@ def domains(settings: Settings = None, config: ConfigFile = None) -> None:
     Shows the size of every split and the examples per class.
     """
     from difc_ray.cli.tables import print_domains
-    from difc_ray.preparation import requested_config
+    from difc_ray.requested import requested_config
 
     print_domains(requested_config(config, checked(settings), paths=False))
 
@@ -182,7 +182,7 @@ def doctor(settings: Settings = None, config: ConfigFile = None) -> None:
     the remedy; the exit code is 4 if something is missing.
     """
     from difc_ray.cli.doctor import examine
-    from difc_ray.preparation import requested_config
+    from difc_ray.requested import requested_config
 
     raise typer.Exit(examine(requested_config(config, checked(settings), paths=False)))
 

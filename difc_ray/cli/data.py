@@ -50,7 +50,7 @@ def check(
     difc-ray data check -c run.yaml --all           the whole list
     """  # noqa: D301
     from difc_ray.cli.app import checked
-    from difc_ray.preparation import requested_config
+    from difc_ray.requested import requested_config
 
     raise typer.Exit(check_data(requested_config(config, checked(settings), paths=False), everything=everything))
 
@@ -113,7 +113,7 @@ def show(
     difc-ray data show -c run.yaml --picture sheet.png
     """  # noqa: D301
     from difc_ray.cli.app import checked
-    from difc_ray.preparation import requested_config
+    from difc_ray.requested import requested_config
 
     found = requested_config(config, checked(settings), paths=False)
     show_data(found, picture or Path(f"data-{found.dataset.replace(':', '-')}.png"), classes)

@@ -7,7 +7,15 @@ from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
 from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem, masked
 from difc_ray.config.render import RESUMABLE, differences, digest, flat, to_yaml
-from difc_ray.config.resolve import has_penalty, metric_kind, objective_name, resolve, rule_options, run_folder
+from difc_ray.config.resolve import (
+    batch_norm_policy,
+    has_penalty,
+    metric_kind,
+    objective_name,
+    resolve,
+    rule_options,
+    run_folder,
+)
 from difc_ray.config.schema import documentation
 from difc_ray.config.tree import (
     AlignmentConfig,
@@ -36,6 +44,7 @@ __all__ = [
     "Problem",
     "TrackingConfig",
     "TrialConfig",
+    "batch_norm_policy",
     "cautions",
     "check",
     "check_data",

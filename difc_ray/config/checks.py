@@ -8,11 +8,17 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch import nn
 
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.problems import Problem, masked_argument, masked_values, show
-from difc_ray.config.resolve import PENALTIES, has_penalty, objective_name, penalty_weight, rule_options
+from difc_ray.config.resolve import (
+    PENALTIES,
+    batch_norm_policy,
+    has_penalty,
+    objective_name,
+    penalty_weight,
+    rule_options,
+)
 from difc_ray.config.schema import leaves
 from difc_ray.config.tree import Config
 from difc_ray.domains import (
@@ -27,7 +33,7 @@ from difc_ray.domains import (
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS, make_harmonizer
 from difc_ray.losses import LOSSES
-from difc_ray.models import MODELS, build_model
+from difc_ray.models import MODELS, build_model, has_batch_norm
 from difc_ray.objectives import OBJECTIVES
 from difc_ray.registry import Registry, did_you_mean
 
@@ -65,6 +71,11 @@ def cautions(config: Config) -> list[str]:
         )
     if config.sampler != "natural" and config.loss in ("ldam", "difc"):
         found.append(f"`sampler={config.sampler}` and `loss={config.loss}` both make up for rare classes.")
+    if config.batch_norm == "freeze" and config.model_options.get("weights") in (None, "none"):
+        found.append(
+            "`batch_norm=freeze` without `model_options.weights` keeps BatchNorm at mean 0 and variance 1: it "
+            "normalises nothing."
+        )
     return found
 
 
@@ -332,8 +343,7 @@ def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
         return
     except Exception:  # a plug-in's model that cannot be built from shapes is built, and fails, later
         return
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if config.batch_size == 1 and normalised:
+    if config.batch_size == 1 and batch_norm_policy(config) != "freeze" and has_batch_norm(model):
         what = f"`batch_size` must be at least 2 for model `{config.model}`, which normalises over the batch"
         yield asked.problem(what, "Write `batch_size=2` or more.", "batch_size")
 

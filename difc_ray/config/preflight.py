@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from difc_ray.config.checks import Where, origin_by_value
-from difc_ray.config.problems import DataProblems, Problem
-from difc_ray.config.resolve import absolute
+from difc_ray.config.problems import DataProblems, Problem, show
+from difc_ray.config.resolve import absolute, absolute_model_options
 from difc_ray.config.tree import Config
 from difc_ray.domains import (
     AugmentationError,
@@ -19,8 +20,11 @@ from difc_ray.domains import (
     PixelDomain,
     make_augmentation,
     open_domain,
+    open_family,
 )
-from difc_ray.errors import DataError
+from difc_ray.errors import ConfigError, DataError
+from difc_ray.losses import LOSSES
+from difc_ray.models import build_model, check_weights
 
 PROBE_BYTES = 1_000_000
 """What is written, and removed, to learn whether a folder takes it."""
@@ -40,7 +44,8 @@ def check_paths(config: Config) -> list[str]:
 
 def path_problems(config: Config, where: Where, *, new: bool = True) -> list[Problem]:
     """The problems of :func:`check_paths`, with where each path was given; the run's folder may be there if not new."""
-    return [*_root_problems(config, where), *_output_problems(config, where, new)]
+    weights = _weights_problems(config, where) if config.resume is None else []  # a run that goes on has its own
+    return [*_root_problems(config, where), *weights, *_output_problems(config, where, new)]
 
 
 def check_data(config: Config, family: DatasetFamily) -> dict[str, Domain]:
@@ -132,6 +137,29 @@ def _root_problems(config: Config, where: Where) -> list[Problem]:
     remedy = "Correct the path of the dataset's files."
     what = "`root` must be a folder"
     return [Problem(what=what, got=got, where=where("root"), remedy=remedy, keys=("root",), data=True)]
+
+
+def _weights_problems(config: Config, where: Where) -> list[Problem]:
+    """Whether the file of initial weights is there and of the model; its tensors are not read."""
+    named = config.model_options.get("weights")
+    if named in (None, "none"):
+        return []
+    try:
+        options = absolute_model_options(config)
+        data, seed = config.dataset_options, config.seed
+        family = open_family(config.dataset, data, config.root, seed, config.image_size, config.on_bad_image)
+        n_outputs = LOSSES.get(config.loss)().n_outputs(len(family.class_names))
+        with torch.device("meta"):
+            model = build_model(config.model, family.image_shape, n_outputs, options, seed)
+    except Exception:  # told by the checks of the configuration, or when the model is made
+        return []
+    try:
+        check_weights(config.model, model, options)
+    except ConfigError as error:
+        what, keys = f"`model_options.weights` must suit model `{config.model}`", ("model_options", "model")
+        got = show(named).removeprefix("the text ")
+        return [Problem(what=what, got=got, where=where("model_options"), remedy=str(error), keys=keys)]
+    return []
 
 
 def _output_problems(config: Config, where: Where, new: bool) -> list[Problem]:

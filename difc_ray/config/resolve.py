@@ -7,12 +7,13 @@ import re
 import secrets
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from difc_ray.config.tree import Config
 from difc_ray.domains import DATASETS
 from difc_ray.domains.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
+from difc_ray.models import weights_path
 from difc_ray.objectives import OBJECTIVES
 
 PENALTIES = ("hutchinson", "hgp", "gradient")
@@ -20,7 +21,7 @@ PENALTIES = ("hutchinson", "hgp", "gradient")
 
 
 def resolve(config: Config, now: datetime | None = None) -> Config:
-    """The configuration with its name, absolute folders, objective, view and detachment written out.
+    """The configuration with its name, absolute paths, objective, view, detachment and BatchNorm written out.
 
     What depends on the cluster (`cluster.cpus_per_worker` and the like) stays `auto` until the run starts.
 
@@ -40,12 +41,20 @@ def resolve(config: Config, now: datetime | None = None) -> Config:
             "dataset_options": DATASETS.get(config.dataset).absolute_options(config.dataset_options),
             "augment": config.augment if config.augment in NAMED else str(absolute(Path(config.augment))),
             "root": None if config.root is None else absolute(config.root),
+            "model_options": absolute_model_options(config),
+            "batch_norm": batch_norm_policy(config),
             "resume": resume,
             "objective": objective,
             "alignment": config.alignment.model_copy(update={"detach_mean": detach}),
             "harmonize": config.harmonize.model_copy(update={"between": between}),
         }
     )
+
+
+def absolute_model_options(config: Config) -> dict[str, Any]:
+    """The model's options with the absolute path of its file of weights, if they name one."""
+    weights = weights_path(config.model, config.model_options)
+    return config.model_options | ({} if weights is None else {"weights": str(absolute(weights))})
 
 
 def unique_name(config: Config, now: datetime) -> str:
@@ -73,6 +82,13 @@ def penalty_weight(config: Config, penalty: str) -> float:
     factors = [anneal.weight_before] * (anneal.steps > 0) + [anneal.weight_after] * (anneal.steps < config.steps)
     alpha = 0.0 if penalty == "gradient" else alignment.alpha
     return max(factors) * max(alpha, alignment.beta)
+
+
+def batch_norm_policy(config: Config) -> Literal["freeze", "mean", "per_domain"]:
+    """What becomes of BatchNorm's running statistics, with `auto` decided: pretrained ones are frozen."""
+    if config.batch_norm != "auto":
+        return config.batch_norm
+    return "mean" if config.model_options.get("weights") in (None, "none") else "freeze"
 
 
 def rule_options(config: Config) -> dict[str, Any]:

@@ -48,8 +48,16 @@ class OptimizerConfig(Section):
     """Decay of the two moments, each in [0, 1), of `adam` and `adamw`."""
     eps: Positive = 1e-8
     """Added to the root of the second moment, > 0, of `adam` and `adamw`."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or half a cosine down to 0 at the last step."""
+    decay_norms_and_biases: bool = True
+    """Whether weight decay also acts on parameters with fewer than two dimensions: biases, scales and shifts."""
+    clip_norm: Positive | None = None
+    """Length to which a longer direction is cut, > 0, before weight decay; null: none is cut."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Learning rate after the warm-up: constant, half a cosine down to 0 at the last step, or `step`-wise lower."""
+    step_every: Count = 100
+    """Steps after the warm-up between two cuts of `schedule: step`, >= 1."""
+    step_factor: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Rule("a number in (0, 1]")] = 0.1
+    """What `schedule: step` multiplies the learning rate with, in (0, 1]."""
     warmup_steps: Natural = 0
     """Steps of linear warm-up, >= 0 and < `steps`."""
 
@@ -248,9 +256,17 @@ class Config(Section):
     target: Text | None = "mnistm"
     """Domain that is held out and evaluated at the end; null: none."""
     model: Text = "lenet"
-    """A registered model."""
+    """A registered model, or `timm:NAME`."""
     model_options: Options = Field(default_factory=dict)
-    """The model's own options."""
+    """The model's own options, such as `weights` and `dropout`."""
+    batch_norm: Literal["auto", "freeze", "mean", "per_domain"] = "auto"
+    """Running statistics of BatchNorm: not moved, shared by the sources as their mean, or one set per source.
+
+    `freeze`: BatchNorm normalises by the statistics that the model began with, in training too. `per_domain`: a source
+    is evaluated with its own, the target with the mean. `auto`: `freeze` with `model_options.weights`, else `mean`.
+    """
+    precision: Literal["float32", "bf16"] = "float32"
+    """What the featurizer computes in; the head, statistics, rows and parameters are float32 in any case."""
     loss: Text = "cross_entropy"
     """A registered classification loss."""
     loss_options: Options = Field(default_factory=dict)

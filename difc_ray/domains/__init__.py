@@ -13,7 +13,6 @@ from difc_ray.domains.base import (
     ImageSizeError,
     MalformedDataError,
     OnBadImage,
-    Split,
 )
 from difc_ray.domains.digits import Digits
 from difc_ray.domains.image_folder import ImageFolder
@@ -22,6 +21,7 @@ from difc_ray.domains.opening import open_domain, open_family
 from difc_ray.domains.order import SAMPLERS, BalancedOrder, NaturalOrder, Order, class_shares
 from difc_ray.domains.pixels import ArrayDomain, PixelDomain
 from difc_ray.domains.published import Fashion, FilesMissingError, TorchvisionDigits
+from difc_ray.domains.splits import Split
 
 __all__ = [
     "DATASETS",

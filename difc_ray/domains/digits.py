@@ -29,9 +29,10 @@ from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from difc_ray.determinism import generator
-from difc_ray.domains.base import DATASETS, DatasetFamily, stratified_splits
+from difc_ray.domains.base import DATASETS, DatasetFamily
 from difc_ray.domains.photos import difference, patch, random_place
 from difc_ray.domains.pixels import ArrayDomain
+from difc_ray.domains.splits import stratified_splits
 from difc_ray.errors import DataError
 from difc_ray.registry import check_option_names
 

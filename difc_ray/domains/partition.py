@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
-from difc_ray.domains.base import FRACTIONS, stratified_splits
+from difc_ray.domains.splits import FRACTIONS, stratified_splits
 
 Positions = Int[np.ndarray, " _"]
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from difc_ray.determinism import derive_seed
 from difc_ray.domains.augmentation import Augmentation, AugmentationError
-from difc_ray.domains.base import FRACTIONS, Domain, Drawn, Split
+from difc_ray.domains.base import Domain, Drawn
+from difc_ray.domains.splits import FRACTIONS, Split
 
 
 class PixelDomain(Domain):

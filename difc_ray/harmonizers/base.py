@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -187,38 +187,7 @@ class ScaledHarmonizer(Harmonizer):
         return self.answer(stats, weights_N, state, diagnostics)
 
 
-class RuleRegistry(Registry[type[Harmonizer]]):
-    """Rules by name. A name with a colon, ``adapter:rest``, is a rule that the adapter makes of the rest."""
-
-    def __init__(self) -> None:
-        super().__init__("harmonizer")
-        self._adapters: dict[str, Callable[[str], type[Harmonizer]]] = {}
-
-    def adapter(self, prefix: str) -> Callable[[Callable[[str], type[Harmonizer]]], Callable[[str], type[Harmonizer]]]:
-        """Decorator that stores a function from what follows ``prefix:`` to a rule."""
-
-        def store(make: Callable[[str], type[Harmonizer]]) -> Callable[[str], type[Harmonizer]]:
-            self._adapters[prefix] = make
-            return make
-
-        return store
-
-    def get(self, name: str) -> type[Harmonizer]:
-        """The rule of that name.
-
-        Raises:
-            ConfigError: no rule has the name, or the adapter cannot make it.
-        """
-        prefix, colon, rest = name.partition(":")
-        return self._adapters[prefix](rest) if colon and prefix in self._adapters else super().get(name)
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (
-            isinstance(name, str) and ":" in name and name.split(":")[0] in self._adapters
-        )
-
-
-HARMONIZERS = RuleRegistry()
+HARMONIZERS: Registry[type[Harmonizer]] = Registry("harmonizer")
 """All rules by name."""
 
 

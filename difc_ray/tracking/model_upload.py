@@ -75,9 +75,8 @@ def rebuild_model(source: Path, description: dict[str, Any]) -> Any:
 
     for plugin in description.get("plugins", ()):
         importlib.import_module(plugin)
-    model = build_model(
-        description["name"], tuple(description["image_shape"]), description["n_outputs"], description["options"], seed=0
-    )
+    shape, options = tuple(description["image_shape"]), description["options"]
+    model = build_model(description["name"], shape, description["n_outputs"], options, seed=0, load_weights=False)
     model.load_state_dict(load_file(source / "weights.safetensors"))
     return model.eval()
 

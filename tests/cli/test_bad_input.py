@@ -137,6 +137,21 @@ CASES = {
         "train steps=0 batchsize=3 optimizer.lr=-1 target=fonts", CONFIG,
         ("unknown key `batchsize`",), ("`steps` must",), ("`optimizer.lr` must",), ("is also a source",),
     ),
+    "weights missing": bad(
+        "train model=resnet18 model_options.weights=w.safetensors", CONFIG, "`model_options.weights` must suit",
+        "got `w.safetensors`", "Found no such file", "Correct the path",
+    ),
+    "weights pickled": bad(
+        "train model=resnet18 model_options.weights=w.pth", CONFIG, "path of a .safetensors file", "weights_only=True"
+    ),
+    "head not linear": bad(
+        "train model=resnet18 model_options.head=layer4.1.conv2", CONFIG, "must be a linear layer",
+        "`layer4.1.conv2`, is Conv2d", "`model_options.head=NAME`; linear layers are `fc`",
+    ),
+    "images too small for the model": bad("train model=convnext_tiny", CONFIG, "Found 3x28x28", "`image_size`"),
+    "images not in patches": bad("train model=vit_b_16", CONFIG, "multiple of 16", "Found 28x28"),
+    "clipping to nothing": bad("train optimizer.clip_norm=0", CONFIG, "`optimizer.clip_norm` must be a finite number"),
+    "unknown BatchNorm policy": bad("train batch_norm=frozen", CONFIG, "`freeze`", "Did you mean `freeze`?"),
     "plug-in missing": bad("train plugins=no_such_module", CONFIG, "must be importable", "PYTHONPATH"),
     "plug-in broken": bad(
         "train plugins=broken", CONFIG, "importable, got ValueError: one two", broken_py="raise ValueError('one\\ntwo')"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from difc_ray.distributed.engine import RayEngine
 from difc_ray.preparation import prepare
@@ -74,6 +75,26 @@ def test_margins_weights_samplers_and_augmentation(engine: RayEngine) -> None:
     assert digest(engine.snapshot()) == digest(expected)
     assert same_records(records, expected_records)
     assert (expected.loss["margins"] != start.loss["margins"]).sum() >= 1
+
+
+@pytest.mark.parametrize(("batch_norm", "precision"), [("per_domain", "float32"), ("freeze", "bf16")])
+def test_batch_norm_precision_clipping_and_decay(engine: RayEngine, batch_norm: str, precision: str) -> None:
+    config = small_config(
+        model="resnet18", batch_norm=batch_norm, precision=precision, batch_size=4, target="mnistm",
+        optimizer={"name": "adamw", "weight_decay": 0.1, "decay_norms_and_biases": False, "clip_norm": 0.5,
+                   "schedule": "step", "step_every": 1},
+    )  # fmt: skip
+    expected, expected_records = run_inline(config, 2)
+    engine.begin(config, f"{batch_norm}-{precision}", prepare(config, None).state)
+    records = engine.advance(2)
+    found = engine.snapshot()
+    assert digest(found) == digest(expected)
+    assert same_records(records, expected_records)
+    assert not any(record.skipped for record in records)
+    kept = [name for name in found.buffers if name.startswith("fonts/")]
+    assert len(kept) == (60 if batch_norm == "per_domain" else 0)
+    assert all(not torch.equal(found.buffers[name], found.buffers[name.removeprefix("fonts/")]) for name in kept
+               if "num_batches" not in name)  # fmt: skip
 
 
 def test_evaluation_is_the_same(engine: RayEngine) -> None:

@@ -218,6 +218,65 @@ def test_optimizer_equals_torch_on_separate_tensors(name: str) -> None:
     assert torch.equal(flat.theta.detach(), continued.theta.detach())
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_weight_decay_without_norms_and_biases_equals_torch_s_parameter_groups(name: str, everywhere: bool) -> None:
+    """One flat vector against torch's own optimizer on separate tensors in two groups."""
+    shapes = {"conv": (2, 3, 1, 2), "scale": (3,), "shift": (3,), "linear": (4, 4), "bias": (4,), "scalar": (2,)}
+    layout = ParameterLayout(tuple(shapes), tuple(shapes.values()))
+    assert layout.size == P
+    config = OptimizerConfig(name=name, lr=0.02, weight_decay=0.3, decay_norms_and_biases=everywhere, warmup_steps=3)
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(P, generator=generator)
+    parts = {n: torch.nn.Parameter(value.clone()) for n, value in layout.named(theta).items()}
+    flat = FlatOptimizer(config, 10, theta, {}, layout)
+    decayed = [p for p in parts.values() if everywhere or p.ndim >= 2]
+    rest = [p for p in parts.values() if not any(p is other for other in decayed)]
+    groups = [{"params": decayed, "weight_decay": 0.3}, *([{"params": rest, "weight_decay": 0.0}] if rest else [])]
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    options = {"momentum": config.momentum} if name == "sgd" else {"betas": config.betas, "eps": config.eps}
+    plain = kinds[name](groups, lr=config.lr, foreach=False, fused=False, **options)
+    for step in range(6):
+        direction = torch.randn(P, generator=generator)
+        for n, value in layout.named(direction.clone()).items():
+            parts[n].grad = value
+        for group in plain.param_groups:
+            group["lr"] = config.lr * min(1.0, (step + 1) / 3)
+        plain.step()
+        flat.step(direction, step)
+    expected = torch.cat([p.detach().reshape(-1) for p in parts.values()])
+    torch.testing.assert_close(theta, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_runs_leave_norms_and_biases_undecayed() -> None:
+    """Through the whole step: with a direction of zero only decay moves, and only the matrices."""
+    options = {"name": "sgd", "momentum": 0, "lr": 0.1, "weight_decay": 0.5, "decay_norms_and_biases": False}
+    config = small_config(alignment={"alpha": 0, "beta": 0}, harmonize={"rule": "mean"}, optimizer=options)
+    layout = ParameterLayout(("weight", "bias"), ((6, 5), (10,)))
+    step = GlobalStep(config, layout, TrainState(step=0, theta_P=torch.ones(P)))
+    still = [Rows(token=r.token, rows_RP=np.zeros((1, P), np.float32), buffers={}, compute_s=0.0) for r in replies()]
+    assert not step.take(FixedDomains([1.0] * 3, still)).skipped
+    torch.testing.assert_close(step.state.theta_P, torch.cat([torch.full((30,), 0.95), torch.ones(10)]))
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.5, 1e6])
+def test_a_direction_longer_than_the_limit_is_cut_to_it(limit: float) -> None:
+    rows = one_row(replies())
+    mean = np.mean([r.rows_RP[0].astype(float) for r in rows], axis=0)
+    norm = np.linalg.norm(mean)
+    sgd = {"name": "sgd", "momentum": 0, "lr": 1.0}
+    step = plain_step(optimizer={**sgd, "clip_norm": limit})
+    record = step.take(FixedDomains([1.0] * 3, rows))
+    moved = -step.state.theta_P.double().numpy()
+    np.testing.assert_allclose(moved, mean * min(1.0, limit / norm), rtol=1e-5, atol=1e-8)
+    assert record.values["direction_norm"] == pytest.approx(norm)
+    assert record.values["clipped"] == float(limit < norm)
+    if limit > norm:
+        free = plain_step(optimizer=sgd)
+        assert "clipped" not in free.take(FixedDomains([1.0] * 3, rows)).values
+        assert torch.equal(free.state.theta_P, step.state.theta_P)
+
+
 def test_learning_rate_warms_up_and_falls() -> None:
     config = OptimizerConfig(lr=0.4, schedule="cosine", warmup_steps=4)
     rates = [learning_rate(config, 14, step) for step in range(15)]
@@ -226,3 +285,10 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert rates[9] == pytest.approx(0.2)
     assert rates[14] == pytest.approx(0.0, abs=1e-12)
     assert learning_rate(OptimizerConfig(lr=0.4), 14, 13) == 0.4
+
+
+def test_learning_rate_falls_in_steps() -> None:
+    config = OptimizerConfig(lr=0.8, schedule="step", step_every=3, step_factor=0.5, warmup_steps=2)
+    rates = [learning_rate(config, 100, step) for step in range(10)]
+    assert rates == pytest.approx([0.4, 0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2])
+    assert learning_rate(config, 5, 9) == rates[9]

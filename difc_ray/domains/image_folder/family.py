@@ -16,14 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from difc_ray.determinism import generator
-from difc_ray.domains.base import (
-    DATASETS,
-    SPLITS,
-    DatasetFamily,
-    MalformedDataError,
-    OnBadImage,
-    Split,
-)
+from difc_ray.domains.base import DATASETS, DatasetFamily, MalformedDataError, OnBadImage
 from difc_ray.domains.image_folder.decoding import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -36,6 +29,7 @@ from difc_ray.domains.image_folder.decoding import (
 from difc_ray.domains.image_folder.index import WHERE, Index, Part, is_inside, read_index
 from difc_ray.domains.partition import validation_out_of
 from difc_ray.domains.pixels import PixelDomain
+from difc_ray.domains.splits import SPLITS, Split
 from difc_ray.errors import ConfigError
 from difc_ray.registry import check_option_names
 

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from difc_ray.domains.base import SPLITS, MalformedDataError
+from difc_ray.domains.base import MalformedDataError
 from difc_ray.domains.image_folder.decoding import shown
+from difc_ray.domains.splits import SPLITS
 from difc_ray.registry import did_you_mean
 
 WHERE: Final = "dataset `image_folder`"

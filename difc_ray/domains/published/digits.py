@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from difc_ray.determinism import generator
-from difc_ray.domains.base import DATASETS, DatasetFamily, MalformedDataError, OnBadImage, Split
+from difc_ray.domains.base import DATASETS, DatasetFamily, MalformedDataError, OnBadImage
 from difc_ray.domains.partition import subset, validation_out_of
 from difc_ray.domains.photos import random_places
 from difc_ray.domains.published.collection import N_CLASSES, Collection
@@ -40,6 +40,7 @@ from difc_ray.domains.published.finding import found
 from difc_ray.domains.published.options import flag, folder, limit_of
 from difc_ray.domains.published.readers import READERS
 from difc_ray.domains.published.shifts import AsPublished, Inked, PhotoDifference, Shift, Turned
+from difc_ray.domains.splits import Split
 from difc_ray.registry import check_option_names
 
 WHERE: Final = "dataset `torchvision_digits`"

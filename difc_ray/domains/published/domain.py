@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from difc_ray.domains.base import Split
 from difc_ray.domains.pixels import PixelDomain
 from difc_ray.domains.published.collection import Collection
 from difc_ray.domains.published.shifts import Shift
+from difc_ray.domains.splits import Split
 
 
 class ShiftedDomain(PixelDomain):

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from difc_ray.determinism import generator
-from difc_ray.domains.base import DATASETS, DatasetFamily, OnBadImage, Split
+from difc_ray.domains.base import DATASETS, DatasetFamily, OnBadImage
 from difc_ray.domains.partition import equal_parts, long_tailed, subset, validation_out_of
 from difc_ray.domains.photos import random_places
 from difc_ray.domains.published.collection import N_CLASSES, Collection
@@ -35,6 +35,7 @@ from difc_ray.domains.published.finding import found
 from difc_ray.domains.published.options import flag, folder, limit_of, ratio_of
 from difc_ray.domains.published.readers import READERS
 from difc_ray.domains.published.shifts import AsPublished, BeforePhoto, Shift, Sketched, Turned
+from difc_ray.domains.splits import Split
 from difc_ray.errors import ConfigError
 from difc_ray.registry import check_option_names
 

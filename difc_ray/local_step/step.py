@@ -12,107 +12,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from difc_ray.config import Config, metric_kind
+from difc_ray.config import Config, batch_norm_policy, metric_kind
 from difc_ray.curvature import HeadCurvature, rademacher
 from difc_ray.determinism import derive_seed
-from difc_ray.domains import (
-    BalancedOrder,
-    DatasetFamily,
-    Domain,
-    Loader,
-    class_shares,
-    make_augmentation,
-    open_domain,
-    open_family,
-)
-from difc_ray.losses import LOSSES, Confusion, Loss, confusion_of
-from difc_ray.models import Model, build_model
-from difc_ray.objectives import OBJECTIVES, Measurement, Objective, ObjectiveOptions, Vectors
+from difc_ray.domains import Domain
+from difc_ray.local_step.head import detached_head, diagonal_row, head_curvature
+from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics, Token, domain_buffer
+from difc_ray.local_step.parts import load_domain, loader_of, objective_of
+from difc_ray.losses import Confusion, Loss, confusion_of
+from difc_ray.models import Model, train_mode
+from difc_ray.objectives import Measurement, Vectors
 from difc_ray.vectors import ParameterLayout, as_tensor, write_row, write_theta
-
-
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """Names the one message that an answer belongs to; answers under another token are not used."""
-
-    run: str
-    attempt: int
-    step: int
-    domain: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelState:
-    """What the coordinator broadcasts: flat float32 parameters, named buffers, and what the loss is told."""
-
-    theta_P: np.ndarray
-    buffers: dict[str, np.ndarray]
-    loss: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """A worker's answer in the first half of a step.
-
-    Args:
-        token: the message answered.
-        loss: mean classification loss of the batch.
-        accuracy: share of the batch classified right.
-        vectors: named vectors of scope size.
-        compute_s: seconds of this process spent on the answer.
-        loading_s: those of them in which it waited for its batch.
-    """
-
-    token: Token
-    loss: float
-    accuracy: float
-    vectors: Vectors
-    compute_s: float
-    loading_s: float = 0.0
-
-    def same_as(self, other: Statistics) -> bool:
-        """Whether another answer to the same step has the same bits (times and attempts aside)."""
-        return (
-            np.float64(self.loss).tobytes() == np.float64(other.loss).tobytes()
-            and self.vectors.keys() == other.vectors.keys()
-            and all(value.tobytes() == other.vectors[name].tobytes() for name, value in self.vectors.items())
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """A worker's answer in the second half of a step.
-
-    Args:
-        token: the message answered.
-        rows_RP: contiguous (R, P): the classification gradient, then the alignment gradient if there is a penalty.
-        buffers: the model's buffers after the forward pass, by name.
-        compute_s: seconds of this process spent on the answer.
-        curvature_P: (P,) Hessian diagonal of the batch, where the rule asks for one.
-        noise: variance of the head's batch gradient, where the rule asks for the curvature.
-    """
-
-    token: Token
-    rows_RP: np.ndarray
-    buffers: dict[str, np.ndarray]
-    compute_s: float
-    curvature_P: np.ndarray | None = None
-    noise: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Products:
-    """A worker's answer to a request for products with its head's Hessian: (V, S) in the order asked."""
-
-    token: Token
-    vectors_VS: np.ndarray
-    compute_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,59 +39,6 @@ class _Graph:
     loss: Tensor
     accuracy: float
     measurement: Measurement
-
-
-def objective_of(config: Config) -> Objective:
-    """The objective of a resolved configuration, with its options."""
-    alignment = config.alignment
-    assert isinstance(alignment.detach_mean, bool), "resolve the configuration first"
-    options = ObjectiveOptions(
-        estimator=alignment.estimator,
-        probes=alignment.probes,
-        probe_sets=alignment.probe_sets,
-        detach_mean=alignment.detach_mean,
-    )
-    return OBJECTIVES.get(config.objective)(options)
-
-
-def family_of(config: Config) -> DatasetFamily:
-    """The configured dataset."""
-    return open_family(
-        config.dataset, config.dataset_options, config.root, config.seed, config.image_size, config.on_bad_image
-    )
-
-
-def load_domain(config: Config, domain: str) -> Domain:
-    """One domain of the configured dataset."""
-    return open_domain(config.dataset, family_of(config), domain)
-
-
-def loader_of(config: Config, domain: Domain, device: torch.device) -> Loader:
-    """What makes the batches of a domain; its processes start at the first batch."""
-    order = None
-    if config.sampler != "natural":
-        family = family_of(config)
-        others = (open_domain(config.dataset, family, name, look=False) for name in config.sources)
-        counts = np.sum([other.class_counts("train") for other in others], axis=0)
-        train = domain.split_indices("train")
-        shares = class_shares(config.sampler, domain.class_counts("train"), counts)
-        order = BalancedOrder(train, domain.labels[train], shares, config.seed, domain.name)
-    augmentation = make_augmentation(config.augment, domain.image_shape)
-    wanted = config.loader.processes
-    idle = not domain.reads_files and augmentation is None
-    automatic = 0 if idle else max(1, torch.get_num_threads() - 1)
-    return Loader(
-        domain, config.seed, config.batch_size, config.steps, order=order, augmentation=augmentation,
-        processes=automatic if wanted == "auto" else wanted, ahead=config.loader.ahead, device=device,
-    )  # fmt: skip
-
-
-def model_of(config: Config) -> tuple[Model, Loss]:
-    """The configured model at its initial weights (a function of the seed), and the loss."""
-    family = family_of(config)
-    loss = LOSSES.get(config.loss)(config.loss_options)
-    n_outputs = loss.n_outputs(len(family.class_names))
-    return build_model(config.model, family.image_shape, n_outputs, config.model_options, config.seed), loss
 
 
 class LocalStep:
@@ -197,6 +60,8 @@ class LocalStep:
         self.device = device or torch.device("cpu")
         self.loader = loader_of(config, domain, self.device)
         self.model = model.to(self.device)
+        self.model.precision = config.precision
+        self.frozen = batch_norm_policy(config) == "freeze"
         self.loss = loss
         self.objective = objective_of(config)
         self.layout = ParameterLayout.of(model)
@@ -214,24 +79,25 @@ class LocalStep:
         """Ends the loader processes."""
         self.loader.close()
 
-    def load_state(self, state: ModelState) -> None:
-        """Overwrites the model's parameters and buffers."""
+    def load_state(self, state: ModelState, domain: str = "") -> None:
+        """Overwrites the model's parameters and buffers, with a domain's own buffers where the state has them."""
         write_theta(as_tensor(state.theta_P).to(self.device), self.parameters)
         for name, buffer in self.model.named_buffers():
-            buffer.copy_(as_tensor(state.buffers[name]))
+            own = state.buffers.get(domain_buffer(domain, name))
+            buffer.copy_(as_tensor(state.buffers[name] if own is None else own))
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """Forward pass of the step's batch and the first answer; keeps the graph for :meth:`rows`."""
         started = time.perf_counter()
         self._graph = None
-        self.load_state(state)
-        self.model.train()
+        self.load_state(state, self.domain.name)
+        train_mode(self.model, frozen=self.frozen)
         waited = self.loader.stalled_s
         batch = self.loader.batch(token.step)
         self._loading_s = self.loader.stalled_s - waited
         labels = batch.labels
         with self._dropout_drawn_for(token.step):
-            features = self.model.featurizer(batch.images)
+            features = self.model.features(batch.images)
         logits = self.model.head(features)
         told = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
         loss = told.value(logits, labels)
@@ -370,63 +236,6 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def head_curvature(loss: Loss, model: Model, features: Tensor, logits: Tensor, labels: Tensor) -> HeadCurvature:
-    """The closed forms of a model's linear head on a batch, in the precision of the parameters."""
-    has_bias = model.head.bias is not None
-    ones = torch.ones_like(features[:, :1])
-    return HeadCurvature(
-        features_ND=torch.cat([features, ones], dim=1) if has_bias else features,
-        residual_NC=loss.residual(logits, labels),
-        diagonal_NC=loss.hessian_diagonal(logits, labels),
-        product=lambda outputs: loss.hessian_product(logits, labels, outputs),
-        has_bias=has_bias,
-    )
-
-
-def detached_head(loss: Loss, model: Model, features: Tensor, labels: Tensor) -> HeadCurvature:
-    """The head's closed forms without a graph, to answer products after the rows."""
-    with torch.no_grad():
-        held = features.detach()
-        return head_curvature(loss, model, held, model.head(held), labels)
-
-
-def diagonal_row(
-    kind: str,
-    head: HeadCurvature,
-    gradients: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    probe_P: Tensor | None,
-    out_P: Tensor,
-) -> None:
-    """Writes one domain's Hessian diagonal, made positive semidefinite, into ``out_P``.
-
-    Args:
-        kind: what stands outside the head: `squared_gradient` (B times the squared batch gradient, which for small mean
-            gradients is the diagonal of the empirical Fisher matrix), `hutchinson` (one probe, negative entries set to
-            0) or `none` (0).
-        head: the head of the batch, whose closed form fills the last S entries.
-        gradients: the classification gradient by parameter; differentiable for `hutchinson`.
-        parameters: the parameters.
-        probe_P: Rademacher probe for `hutchinson`.
-        out_P: (P,) the row.
-    """
-    if kind == "squared_gradient":
-        write_row([gradient.detach() for gradient in gradients], out_P)
-        out_P.square_().mul_(len(head.residual_NC))
-    elif kind == "hutchinson":
-        assert probe_P is not None
-        probes, start = [], 0
-        for parameter in parameters:
-            probes.append(probe_P[start : start + parameter.numel()].view_as(parameter))
-            start += parameter.numel()
-        products = torch.autograd.grad(gradients, parameters, probes, retain_graph=True, materialize_grads=True)
-        write_row([p * v for p, v in zip(products, probes, strict=True)], out_P)
-        out_P.clamp_(min=0)
-    else:
-        out_P.zero_()
-    out_P[-head.size :] = head.hessian_diagonal().detach()
 
 
 class _Seeded:

@@ -1,0 +1,78 @@
+"""From a configuration to the parts of a step: objective, dataset, batches, model, loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from difc_ray.config import Config
+from difc_ray.domains import (
+    BalancedOrder,
+    DatasetFamily,
+    Domain,
+    Loader,
+    class_shares,
+    make_augmentation,
+    open_domain,
+    open_family,
+)
+from difc_ray.losses import LOSSES, Loss
+from difc_ray.models import Model, build_model
+from difc_ray.objectives import OBJECTIVES, Objective, ObjectiveOptions
+
+
+def objective_of(config: Config) -> Objective:
+    """The objective of a resolved configuration, with its options."""
+    alignment = config.alignment
+    assert isinstance(alignment.detach_mean, bool), "resolve the configuration first"
+    options = ObjectiveOptions(
+        estimator=alignment.estimator,
+        probes=alignment.probes,
+        probe_sets=alignment.probe_sets,
+        detach_mean=alignment.detach_mean,
+    )
+    return OBJECTIVES.get(config.objective)(options)
+
+
+def family_of(config: Config) -> DatasetFamily:
+    """The configured dataset."""
+    return open_family(
+        config.dataset, config.dataset_options, config.root, config.seed, config.image_size, config.on_bad_image
+    )
+
+
+def load_domain(config: Config, domain: str) -> Domain:
+    """One domain of the configured dataset."""
+    return open_domain(config.dataset, family_of(config), domain)
+
+
+def loader_of(config: Config, domain: Domain, device: torch.device) -> Loader:
+    """What makes the batches of a domain; its processes start at the first batch."""
+    order = None
+    if config.sampler != "natural":
+        family = family_of(config)
+        others = (open_domain(config.dataset, family, name, look=False) for name in config.sources)
+        counts = np.sum([other.class_counts("train") for other in others], axis=0)
+        train = domain.split_indices("train")
+        shares = class_shares(config.sampler, domain.class_counts("train"), counts)
+        order = BalancedOrder(train, domain.labels[train], shares, config.seed, domain.name)
+    augmentation = make_augmentation(config.augment, domain.image_shape)
+    wanted = config.loader.processes
+    idle = not domain.reads_files and augmentation is None
+    automatic = 0 if idle else max(1, torch.get_num_threads() - 1)
+    return Loader(
+        domain, config.seed, config.batch_size, config.steps, order=order, augmentation=augmentation,
+        processes=automatic if wanted == "auto" else wanted, ahead=config.loader.ahead, device=device,
+    )  # fmt: skip
+
+
+def model_of(config: Config, *, load_weights: bool = False) -> tuple[Model, Loss]:
+    """The configured model at its initial weights (a function of the seed), and the loss.
+
+    Files of weights are loaded if asked for; where the weights are overwritten anyway, they need not even be there.
+    """
+    family = family_of(config)
+    loss = LOSSES.get(config.loss)(config.loss_options)
+    n_outputs = loss.n_outputs(len(family.class_names))
+    options, seed = config.model_options, config.seed
+    return build_model(config.model, family.image_shape, n_outputs, options, seed, load_weights=load_weights), loss

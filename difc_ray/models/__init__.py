@@ -1,0 +1,35 @@
+"""Classifiers: what one is, and their registry. One file per family; importing this registers them all.
+
+torchvision and timm are imported when a model of theirs is made, not before.
+"""
+
+from __future__ import annotations
+
+from difc_ray.models import small, timm, torchvision
+from difc_ray.models.base import (
+    MODELS,
+    LoadedWeights,
+    Model,
+    ModelFactory,
+    build_model,
+    check_weights,
+    weights_path,
+    without_weights,
+)
+from difc_ray.models.normalisation import has_batch_norm, train_mode
+
+__all__ = [
+    "MODELS",
+    "LoadedWeights",
+    "Model",
+    "ModelFactory",
+    "build_model",
+    "check_weights",
+    "has_batch_norm",
+    "small",
+    "timm",
+    "torchvision",
+    "train_mode",
+    "weights_path",
+    "without_weights",
+]
