@@ -10,6 +10,7 @@ from difc_ray.config import OptimizerConfig
 from difc_ray.errors import NumericError
 from difc_ray.global_step import GlobalStep, TrainState, merged_buffers, raw_rows
 from difc_ray.local_step import Products, Rows, Statistics, Token
+from difc_ray.losses import Confusion
 from difc_ray.optimizer import FlatOptimizer, learning_rate
 from difc_ray.preparation import prepare
 from difc_ray.vectors import ParameterLayout, combine, gram
@@ -124,6 +125,9 @@ class FixedDomains:
         return self.answer
 
     def products(self, step: int, vectors_VS: object) -> list[Products]:
+        raise AssertionError
+
+    def confusion(self, state: object, step: int) -> list[Confusion]:
         raise AssertionError
 
 
