@@ -24,7 +24,7 @@ from difc_ray.config import (
     resolve,
     run_folder,
 )
-from difc_ray.domains import Domain
+from difc_ray.domains import Domain, make_augmentation
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
@@ -35,6 +35,9 @@ from difc_ray.snapshots import Progress, train_state
 from difc_ray.tracking import UploadSettings, resolve_uri
 from difc_ray.training import Start
 from difc_ray.vectors import ParameterLayout
+
+AUGMENTATION_FILE = "augmentation.yaml"
+"""The pipeline of a run, in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,9 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     class_names = list(domains[config.sources[0]].class_names)
     libraries = versions("timm") if config.model.startswith("timm:") else versions()
     identity: dict[str, Any] = {"data": data_fingerprint(domains), "class_names": class_names, "versions": libraries}
+    augmentation = make_augmentation(config.augment, domains[config.sources[0]].image_shape)
+    if augmentation is not None:
+        identity["augmentation"] = augmentation.text()
     if point is None:
         if model.loaded is not None:
             identity["weights"] = asdict(model.loaded)
@@ -76,6 +82,11 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         raise CheckpointError(
             f"the data must be that of the run which is continued, got fingerprint {identity['data'][:12]} for "
             f"{', '.join(domains)} ({held['data'][:12]} in `{point.run_dir}`). Restore the data, or start a new run."
+        )
+    if held.get("augmentation") != identity.get("augmentation"):
+        raise CheckpointError(
+            f"the augmentation must be that of the run which is continued, got another pipeline in `{config.augment}`. "
+            f"Restore it (a copy is `{point.run_dir / AUGMENTATION_FILE}`), or start a new run."
         )
     state, progress = train_state(point.snapshot, layout), Progress(**point.snapshot.meta["progress"])
     return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, resumed=held)

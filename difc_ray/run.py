@@ -22,6 +22,7 @@ from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.global_step import StepRecord
 from difc_ray.local_step import LocalStep, family_of, model_of
 from difc_ray.preparation import (
+    AUGMENTATION_FILE,
     check_run_folder,
     expected_shapes,
     open_run,
@@ -203,6 +204,8 @@ def stages(
         if point is None:
             stack.enter_context(RunLock(run_dir))
         (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        if "augmentation" in start.identity:
+            (run_dir / AUGMENTATION_FILE).write_text(start.identity["augmentation"], encoding="utf-8")
         stack.enter_context(run_log(run_dir))
         for message in [*(point.rejected if point else []), *version_warnings(start), *weights_notices(start)]:
             notice(message)
@@ -320,6 +323,8 @@ def hand_over(training: Training, outcome: Outcome, *, whole: bool) -> None:
         training.draw(outcome.metrics)
     tracker.artifact(run_dir / "config.yaml")
     tracker.artifact(run_dir / "summary.json")
+    if (run_dir / AUGMENTATION_FILE).is_file():
+        tracker.artifact(run_dir / AUGMENTATION_FILE)
     if whole:
         directory = export_model(training.config, outcome.checkpoint, run_dir / "export", training.identity)
         tracker.model(directory, step=outcome.summary["selected_step"])

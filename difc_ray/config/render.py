@@ -23,6 +23,7 @@ RESUMABLE = (
     "cluster",
     "engine",
     "eval_every",
+    "loader",
     "name",
     "on_bad_image",
     "on_nonfinite",

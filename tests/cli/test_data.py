@@ -162,15 +162,70 @@ def test_a_run_that_skips_bad_files(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_on_ray_ends_as_the_inline_one(root: Path, cli: Cli, tmp_path: Path) -> None:
-    common = ("sources=photo,art", "model=mlp", "steps=3", "on_bad_image=skip", "cluster.cpus_per_worker=0.5")
+    """Augmented by loader processes there, and by the process that trains here."""
+    common = ("sources=photo,art,cartoon", "model=mlp", "steps=4", "on_bad_image=skip", "augment=domainbed")
     settings = [each for each in run(root) if not each.startswith(("sources=", "name="))]
-    answer = difc_ray(*settings, *common, "engine=ray", "name=ray", cwd=tmp_path)
+    answer = difc_ray(*settings, *common, "engine=ray", "name=ray", "loader.processes=2", cwd=tmp_path)
     assert answer.code == 0, answer.err
     assert "bad images    photo 2, art 2, sketch 1; others stood in for them" in answer.out
-    other = cli(*settings, *common, "engine=inline", "name=inline")
+    other = cli(*settings, *common, "engine=inline", "name=inline", "loader.processes=0")
     assert other.code == 0, other.err
     ray, inline = ((tmp_path / "runs" / name / "export" / "weights.safetensors") for name in ("ray", "inline"))
     assert ray.read_bytes() == inline.read_bytes()
+
+
+def test_a_pipeline_that_changed_is_noticed(root: Path, cli: Cli, tmp_path: Path) -> None:
+    import albumentations
+
+    def write(*transforms: object) -> None:
+        pipeline = albumentations.Compose([albumentations.Resize(28, 28), *transforms])
+        albumentations.save(pipeline, tmp_path / "mine.yaml", data_format="yaml")
+
+    write(albumentations.HorizontalFlip(p=0.5))
+    settings = [each for each in run(root) if not each.startswith("name=")]
+    common = ("engine=inline", "model=mlp", "on_bad_image=skip", "augment=mine.yaml", "name=own")
+    first = cli(*settings, *common, "steps=3")
+    assert first.code == 0, first.err
+    kept = (tmp_path / "runs" / "own" / "augmentation.yaml").read_text()
+    assert "HorizontalFlip" in kept
+    write(albumentations.HorizontalFlip(p=0.9))
+    again = cli("train", "resume=runs/own", "steps=5")
+    assert again.code == 6
+    (line,) = again.errors
+    assert "the augmentation must be that of the run which is continued" in line
+    (tmp_path / "mine.yaml").write_text(kept)
+    assert cli("train", "resume=runs/own", "steps=5", "loader.processes=1").code == 0
+
+
+SHEET = [
+    ("an ending", ("-o", "sheet.gif"), 2, "the picture must be `.png`, `.svg`, `.pdf`, got `sheet.gif`"),
+    ("a folder", ("-o", "nowhere/sheet.png"), 2, "the picture must be writable, got No such file or directory"),
+    ("an augmentation", ("augment=domainbet",), 2, "Did you mean `domainbed`?"),
+    ("no class", ("--classes", "0"), 2, "Invalid value for '--classes': Input should be greater than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), [case[1:] for case in SHEET], ids=[case[0] for case in SHEET]
+)
+def test_contact_sheets_that_cannot_be(
+    root: Path, cli: Cli, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    answer = cli("data", "show", *asked(root), *arguments)
+    assert answer.code == code
+    assert message in answer.err
+
+
+def test_a_contact_sheet(root: Path, cli: Cli, tmp_path: Path) -> None:
+    """With augmentation there are two pictures of each class side by side."""
+    widths = []
+    for augment in ("none", "light"):
+        answer = cli("data", "show", *asked(root), f"augment={augment}", "on_bad_image=skip", "-o", f"{augment}.png")
+        assert answer.code == 0, answer.err
+        assert "4 domains, 3 of 3 classes" in answer.out
+        with Image.open(tmp_path / f"{augment}.png") as sheet:
+            widths.append(sheet.width)
+    assert widths[1] > 1.5 * widths[0]
 
 
 def check_run(answer: Answer, folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from difc_ray import figures
 from difc_ray.figures import accuracy_bars, confusion_matrix, cosine_histogram, loss_curves
 
 
@@ -99,6 +100,50 @@ def test_accuracy_bars_have_one_bar_per_domain_and_split_and_mark_the_target() -
 def test_extreme_input_is_drawn_without_warnings(figure: Figure, tmp_path: Path) -> None:
     pixels = render(figure, tmp_path)
     assert pixels.shape[0] > 300
+
+
+def test_contact_sheet_puts_pictures_in_rows_and_columns_and_leaves_empty_cells_white() -> None:
+    def picture(value: int, channels: int = 3) -> np.ndarray:
+        return np.full((24, 24, channels), value, dtype=np.uint8)
+
+    cells = {"a": [[picture(10), picture(20)], [picture(30)]], "b": [[], [picture(40, 1), picture(50)]]}
+    figure = figures.contact_sheet(cells, ["cat", "dog"], "both")
+    (axes,) = figure.axes
+    sheet = np.asarray(axes.images[0].get_array())
+    step_y, step_x = 24 + 2, 2 * 24 + 4
+    found = {(r, c): sheet[r * step_y, c * step_x + n * 24, 0] for r in (0, 1) for c in (0, 1) for n in (0,)}
+    assert found == {(0, 0): 10, (0, 1): 30, (1, 0): 255, (1, 1): 40}
+    assert sheet[0, 24, 0] == 20
+    assert sheet[0, step_x + 24, 0] == 255
+    assert sheet[step_y, step_x + 24].tolist() == [50, 50, 50]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+CONFUSIONS = np.array([[[3, 1, 0], [0, 4, 0], [0, 0, 0]], [[1, 3, 0], [2, 2, 0], [0, 0, 0]]])
+"""Two evaluations of three classes, the last of them without examples."""
+
+
+def test_recall_over_time_is_the_diagonal_over_the_row_and_nan_without_examples() -> None:
+    figure = figures.recall_over_time([50, 100], CONFUSIONS, ["a", "b", "c"])
+    shown = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    assert shown[:2].tolist() == [[0.75, 0.25], [1.0, 0.5]]
+    assert np.isnan(shown[2]).all()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["50", "100"]
+
+
+def test_confusion_over_time_shows_the_first_and_the_last_of_many() -> None:
+    many = np.repeat(CONFUSIONS[:1], 9, axis=0)
+    many[-1] = CONFUSIONS[1]
+    figure = figures.confusion_over_time(list(range(0, 90, 10)), many, ["a", "b", "c"])
+    panels = [axes for axes in figure.axes if axes.images and axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [
+        "step 0: 87.5%",
+        "step 30: 87.5%",
+        "step 50: 87.5%",
+        "step 80: 37.5%",
+    ]
+    assert np.asarray(panels[-1].images[0].get_array())[0].tolist() == [0.25, 0.75, 0.0]
 
 
 def test_pyplot_is_never_imported() -> None:
