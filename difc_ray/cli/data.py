@@ -119,6 +119,37 @@ def show(
     show_data(found, picture or Path(f"data-{found.dataset.replace(':', '-')}.png"), classes)
 
 
+@data_app.command(context_settings={"ignore_unknown_options": True})
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", hidden=True)] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most pictures of a domain and class.")] = None,
+) -> None:
+    """Write the sources and the target as PNG files, in the folders that `dataset=image_folder` reads.
+
+    \b
+    difc-ray data export pictures                                  the digits
+    difc-ray data export clothes dataset=fashion sources=plain,photo target=sketch --limit 100
+    """  # noqa: D301
+    from difc_ray.cli.app import checked
+    from difc_ray.cli.pictures import write_tree
+    from difc_ray.cli.tables import console, print_facts
+    from difc_ray.domains import open_domain
+    from difc_ray.local_step import family_of
+    from difc_ray.requested import requested_config
+
+    found = requested_config(config, checked(settings), paths=False)
+    family = family_of(found)
+    names = [*found.sources, *([] if found.target is None else [found.target])]
+    with console.status("writing"):
+        domains = [open_domain(found.dataset, family, name, look=False) for name in names]
+        count = write_tree(domains, folder, limit)
+    print_facts({"written": f"{count} pictures of {len(names)} domains", "folder": str(folder.absolute())})
+
+
 def show_data(config: Config, picture: Path, most: int) -> None:
     """Draws the contact sheet and says where it is.
 
@@ -132,7 +163,7 @@ def show_data(config: Config, picture: Path, most: int) -> None:
         ConfigError: the file cannot be written, or the augmentation does not suit.
     """
     from difc_ray import figures
-    from difc_ray.cli.contact import cells_of
+    from difc_ray.cli.pictures import cells_of
     from difc_ray.cli.tables import console, print_facts
     from difc_ray.domains import make_augmentation, open_domain
     from difc_ray.errors import ConfigError

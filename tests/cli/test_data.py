@@ -197,6 +197,25 @@ def test_a_pipeline_that_changed_is_noticed(root: Path, cli: Cli, tmp_path: Path
     assert cli("train", "resume=runs/own", "steps=5", "loader.processes=1").code == 0
 
 
+def test_an_exported_dataset_is_read_back(cli: Cli, tmp_path: Path) -> None:
+    from difc_ray.domains import open_domain, open_family
+
+    answer = cli("data", "export", "out", "sources=optdigits", "target=mnistm", "--limit", "7")
+    assert answer.code == 0, answer.err
+    assert "140 pictures of 2 domains" in answer.out
+    read = open_family("image_folder", {}, tmp_path / "out", 0, 28)
+    digits = open_family("digits", {}, None, 0)
+    assert read.class_names == digits.class_names
+    for name in ("optdigits", "mnistm"):
+        mine, theirs = open_domain("image_folder", read, name), open_domain("digits", digits, name)
+        for number in range(10):
+            here, there = np.flatnonzero(mine.labels == number), np.flatnonzero(theirs.labels == number)[:7]
+            assert np.array_equal(mine.fitted(here), theirs.fitted(there))  # type: ignore[attr-defined]
+    again = cli("data", "export", "out")
+    assert again.code == 2
+    assert "the folder must be new or empty, got `out`" in again.err
+
+
 SHEET = [
     ("an ending", ("-o", "sheet.gif"), 2, "the picture must be `.png`, `.svg`, `.pdf`, got `sheet.gif`"),
     ("a folder", ("-o", "nowhere/sheet.png"), 2, "the picture must be writable, got No such file or directory"),
