@@ -200,9 +200,9 @@ def test_a_pipeline_that_changed_is_noticed(root: Path, cli: Cli, tmp_path: Path
 def test_an_exported_dataset_is_read_back(cli: Cli, tmp_path: Path) -> None:
     from difc_ray.domains import open_domain, open_family
 
-    answer = cli("data", "export", "out", "sources=optdigits", "target=mnistm", "--limit", "7")
+    answer = cli("data", "export", "out", "sources=optdigits,fonts", "target=mnistm", "--limit", "7")
     assert answer.code == 0, answer.err
-    assert "140 pictures of 2 domains" in answer.out
+    assert "210 pictures of 3 domains" in answer.out
     read = open_family("image_folder", {}, tmp_path / "out", 0, 28)
     digits = open_family("digits", {}, None, 0)
     assert read.class_names == digits.class_names
