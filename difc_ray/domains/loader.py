@@ -234,7 +234,8 @@ class Loader:
 
     def _start(self, make: Callable[[int], Drawn], first: int, end: int, size: int) -> _Ahead:
         self._check_shared_memory(size)
-        return _Ahead(make, first, end, self.processes, self.ahead, pin=self.device is not None)
+        pin = self.device is not None and self.device.type == "cuda"
+        return _Ahead(make, first, end, self.processes, self.ahead, pin=pin)
 
     def _died(self, error: RuntimeError) -> None:
         """Counts the death of a loader process.

@@ -185,6 +185,20 @@ def test_batches_must_fit_into_the_shared_memory(make: Any, monkeypatch: pytest.
     make(processes=1, ahead=1).batch(0)
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_batches_go_to_the_device(make: Any, root: Path, processes: int) -> None:
+    """Bytes are moved and normalised there; here it is a device without memory."""
+    loader = make(processes=processes, device=torch.device("meta"))
+    batches = [
+        loader.batch(0),
+        next(loader.evaluation(domain_of(root), "val")),
+        next(loader.examples(domain_of(root), np.arange(3))),
+    ]
+    assert all(batch.images.is_meta and batch.labels.is_meta for batch in batches)
+    assert [tuple(batch.images.shape[1:]) for batch in batches] == [(3, SIDE, SIDE)] * 3
+    assert all(batch.images.dtype == torch.float32 for batch in batches)
+
+
 def test_waiting_is_measured(make: Any) -> None:
     loader = make()
     loader.batch(0)
