@@ -6,11 +6,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from difc_ray.config import Config, masked
@@ -22,6 +24,10 @@ PROBE_S = 5.0
 
 SOCKET_PATH_BYTES, SESSION_PATH_BYTES = 107, 70
 """Longest path of a Unix socket, and what Ray appends to its temporary folder."""
+
+SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for clusters of several machines, off on Windows and macOS. Where it is off, this machine's address is
+127.0.0.1, and Ray's servers bind to it; where it is on, they listen on all interfaces (Ray 2.60, measured)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +138,7 @@ def explain_refusal(address: str, error: Exception, origin: str) -> str:
 
 
 def _start_local(config: Config) -> None:
-    """A private Ray on this machine: loopback dashboard off, token authentication on, no usage report."""
+    """A private Ray on this machine: on loopback only, no dashboard, token authentication on, no usage report."""
     temporary = os.environ.get("RAY_TMPDIR", "")
     if len(temporary) + SESSION_PATH_BYTES > SOCKET_PATH_BYTES:
         raise ClusterError(
@@ -147,18 +153,38 @@ def _start_local(config: Config) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     size = config.cluster.object_store_mb
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=None if size is None else size * 2**20,
-        )
+        with _on_loopback():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=None if size is None else size * 2**20,
+            )
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(
             f"Ray must start here, got {type(error).__name__}: {' '.join(str(error).split())} (this machine). Run "
             "`difc-ray doctor` to see what is missing, or use `engine=inline`."
         ) from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started here takes 127.0.0.1 for its node's address, and no server of it listens on another.
+
+    ``ray.init(_node_ip_address="127.0.0.1")`` does not do that: Ray replaces the address by that of the network.
+    """
+    variable, constant = os.environ.get(SEVERAL_NODES), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[SEVERAL_NODES] = "0"  # for Ray's processes
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        if variable is None:
+            os.environ.pop(SEVERAL_NODES, None)
+        else:
+            os.environ[SEVERAL_NODES] = variable
 
 
 def _has_own_token() -> bool:
