@@ -165,6 +165,9 @@ def _cluster(asked: _Asked) -> Iterator[Problem]:
         if isinstance(value, float) and value > 1 and not value.is_integer():
             key = f"cluster.{name}"
             yield asked.problem(f"`{key}` above 1 must be a whole number", f"Write `{key}={int(value)}`.", key)
+        if cluster.autoscale and value == "auto":  # of what the cluster has, which may be nothing yet
+            key, why = f"cluster.{name}", "with `cluster.autoscale`, since nodes are started for what a run asks for"
+            yield asked.problem(f"`{key}` must be a number {why}", f"Write for example `{key}=1`.", key)
     port = (cluster.address or "").rpartition(":")[2]
     if port.isdigit() and not 1 <= int(port) <= 65535:
         what = "the port of `cluster.address` must be in [1, 65535]"

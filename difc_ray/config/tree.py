@@ -179,6 +179,11 @@ class ClusterConfig(Section):
     """CPUs reserved per process, whole numbers above 1; `auto`: min(1, CPUs of the cluster / (sources + 1))."""
     gpus_per_worker: Annotated[Literal["auto"] | NonNegative, Rule("`auto` or a finite number >= 0")] = "auto"
     """GPUs reserved per domain worker, whole numbers above 1; `auto`: decided at start from what the cluster has."""
+    autoscale: bool = False
+    """Whether the cluster starts nodes when a run asks: what is missing is then waited for, `start_timeout_s` long.
+
+    It needs numbers for `cpus_per_worker` and `gpus_per_worker`.
+    """
     step_timeout_s: Positive = 120.0
     """Seconds after which a domain that has not answered a step is restarted, > 0."""
     start_timeout_s: Positive = 120.0

@@ -198,6 +198,8 @@ def _has_own_token() -> bool:
 def plan_for(config: Config, cluster: Mapping[str, float]) -> Plan:
     """Resolves `auto` resources against the cluster's totals and checks that they suffice.
 
+    With `cluster.autoscale` nothing has to be there yet.
+
     Raises:
         ClusterError: a table of wanted against available, and the keys to change.
     """
@@ -209,14 +211,15 @@ def plan_for(config: Config, cluster: Mapping[str, float]) -> Plan:
     worker = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     wanted = {"CPU": cpus * (k + 1), "GPU": gpus * k}
     have = {"CPU": total_cpus, "GPU": total_gpus}
-    short = [name for name in wanted if wanted[name] > have[name] + 1e-9]
+    short = [name for name in wanted if wanted[name] > have[name] + 1e-9 and not config.cluster.autoscale]
     if short or cpus <= 0:
         table = "; ".join(f"{name}: wanted {wanted[name]:g}, available {have[name]:g}" for name in wanted)
         what = " and ".join(f"{name}s" for name in short or ["CPU"])
         keys = " or ".join(f"`cluster.{name.lower()}s_per_worker`" for name in short or ["CPU"])
         raise ClusterError(
             f"the cluster must have room for {k} domain workers and a coordinator, got too little of {what} ({table}). "
-            f"Lower {keys}, name fewer `sources`, add nodes, or use `engine=inline`."
+            f"Lower {keys}, name fewer `sources`, add nodes (or let it: `cluster.autoscale=true`), or use "
+            "`engine=inline`."
         )
     return Plan(cpus=cpus, gpus=gpus, bundles=({"CPU": cpus}, *(dict(worker) for _ in range(k))))
 
@@ -240,7 +243,8 @@ def reserve(config: Config, plan: Plan, interrupted: Callable[[], bool]) -> tupl
         if interrupted():
             remove_placement_group(group)
             raise ClusterError("The placement group was not granted yet.")
-        if time.monotonic() > deadline or state == "INFEASIBLE":
+        hopeless = state == "INFEASIBLE" and not config.cluster.autoscale  # a group that waits is what nodes start for
+        if time.monotonic() > deadline or hopeless:
             free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
             remove_placement_group(group)
             raise ClusterError(

@@ -151,6 +151,7 @@ CASES: dict[str, tuple[list[str], str | None, list[list[str]]]] = {
     "plugin path": (["plugins=my/module.py"], None, [["`plugins` must be a list of dotted module names"]]),
     "object store": (["cluster.object_store_mb=1"], None, [["`cluster.object_store_mb` must be an integer >= 75 (MiB)", "got 1"]]),
     "half a CPU more": (["cluster.cpus_per_worker=1.5"], None, [["`cluster.cpus_per_worker` above 1 must be a whole number, got 1.5"]]),
+    "autoscale without numbers": (["cluster.autoscale=true", "cluster.cpus_per_worker=2"], None, [["`cluster.gpus_per_worker` must be a number with `cluster.autoscale`", "got `auto` (default)", "`cluster.gpus_per_worker=1`"]]),
     "negative CPUs": (["cluster.cpus_per_worker=-1"], None, [["`cluster.cpus_per_worker` must be `auto` or a finite number > 0, got -1"]]),
     "negative GPUs": (["cluster.gpus_per_worker=-1"], None, [["`cluster.gpus_per_worker` must be `auto` or a finite number >= 0"]]),
     "address without port": (["cluster.address=10.0.0.9"], None, [["`cluster.address` must be", "`HOST:PORT`", "Give the port"]]),
