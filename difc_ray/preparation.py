@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from difc_ray.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run, load, newest_valid
 from difc_ray.config import (
@@ -24,6 +23,7 @@ from difc_ray.config import (
     resolve,
     run_folder,
 )
+from difc_ray.config.yaml_strict import UnreadableError, read_text
 from difc_ray.domains import Domain, make_augmentation
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.global_step import TrainState
@@ -157,6 +157,23 @@ def version_warnings(start: Start) -> list[str]:
     return [f"versions changed since the checkpoint ({', '.join(changed)}): the same bits are not promised"]
 
 
+def recorded_settings(snapshot: Snapshot) -> dict[str, Any]:
+    """The settings that a checkpoint was made with, read under the same limits as a configuration file.
+
+    Raises:
+        CheckpointError: they are no YAML that this package writes.
+    """
+    if not snapshot.config_yaml.strip():
+        return {}
+    try:
+        document = read_text(snapshot.config_yaml, "`config.yaml` of the checkpoint")
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from error
+    if document.problems:
+        raise CheckpointError(str(document.problems[0]))
+    return document.data
+
+
 def expected_shapes(model: torch.nn.Module, snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
     """Name -> shape of everything that a checkpoint of this model holds.
 
@@ -164,7 +181,7 @@ def expected_shapes(model: torch.nn.Module, snapshot: Snapshot) -> dict[str, tup
         model: the model.
         snapshot: the checkpoint; its own configuration says whether there are buffers per domain, and for which.
     """
-    made = yaml.safe_load(snapshot.config_yaml) or {}
+    made = recorded_settings(snapshot)
     own = made.get("sources", ()) if made.get("batch_norm") == "per_domain" else ()
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     for name, value in model.named_buffers():
@@ -235,7 +252,7 @@ def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
     if run_dir is None:
         return config.model_copy(update={"resume": None}), None
     _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
-    held = resolve(load_config(None, base=yaml.safe_load(snapshot.config_yaml)))
+    held = resolve(load_config(None, base=recorded_settings(snapshot)))
     if changed := differences(held, config):
         raise CheckpointProblems(changed)
     bound = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent, "resume": str(run_dir)})

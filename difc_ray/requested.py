@@ -8,15 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from difc_ray.checkpoint import newest_valid
 from difc_ray.config import Config, ConfigProblems, load_config, resolve
 from difc_ray.config.overrides import as_argument, owner, parse_overrides
 from difc_ray.config.resolve import absolute
 from difc_ray.config.schema import leaves
 from difc_ray.errors import ConfigError, DifcError
-from difc_ray.preparation import run_tags, run_to_resume, tracking_uri
+from difc_ray.preparation import recorded_settings, run_tags, run_to_resume, tracking_uri
 from difc_ray.tracking import RecordedRun, read_run, resolve_uri, spoiled
 from difc_ray.training import Start
 
@@ -44,7 +42,7 @@ def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool
     run_dir = None if resume is None else run_to_resume(resume, output)
     base = None
     if run_dir is not None:  # which may have been moved since its configuration was written
-        base = yaml.safe_load(newest_valid(run_dir / "checkpoints")[1].config_yaml) | {"output": str(run_dir.parent)}
+        base = recorded_settings(newest_valid(run_dir / "checkpoints")[1]) | {"output": str(run_dir.parent)}
     config = load_config(file, overrides, base=base, paths=paths)
     tracking_uri(resolve(config))
     return config

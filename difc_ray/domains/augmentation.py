@@ -34,6 +34,8 @@ _OWN_FILE: Final = 'A pipeline is written by `albumentations.save(pipeline, "FIL
 _AMOUNT: Final = 0.3  # of every colour change in DomainBed's pipeline
 _LARGEST_FILE: Final = 1_000_000
 
+_MOST_VALUES: Final = 10_000
+
 
 class AugmentationError(ConfigError):
     """A pipeline that cannot be used, or does not suit a picture.
@@ -191,7 +193,14 @@ def _description(path: str) -> Mapping[str, Any]:
             raise _wrong(path, "a folder" if file.is_dir() else "which does not exist", remedy)
         if file.stat().st_size > _LARGEST_FILE:
             raise _wrong(path, f"{file.stat().st_size} bytes", f"At most {_LARGEST_FILE} are read. {_OWN_FILE}")
-        described = yaml.safe_load(file.read_text("utf-8"))
+        text = file.read_text("utf-8")
+        if _values(yaml.compose(text, yaml.SafeLoader), {}) > _MOST_VALUES:
+            raise _wrong(
+                path, "aliases of aliases without end", f"At most {_MOST_VALUES:,} values are read. {_OWN_FILE}"
+            )
+        described = yaml.safe_load(text)
+    except RecursionError as error:
+        raise _wrong(path, "lists in lists without end", _OWN_FILE) from error
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise _wrong(path, " ".join(str(error).split())[:200], _OWN_FILE) from error
     if not isinstance(described, dict) or not isinstance(described.get("transform"), dict):
@@ -199,6 +208,16 @@ def _description(path: str) -> Mapping[str, Any]:
     if "__class_fullname__" not in described["transform"]:
         raise _wrong(path, "a `transform` without `__class_fullname__`", _OWN_FILE)
     return described
+
+
+def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Values below a node, itself included, with aliases written out; each node is looked at once."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # also what a node that contains itself comes to
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = [each for item in below for each in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_values(each, known) for each in inner)
+    return known[id(node)]
 
 
 def _wrong(path: str, got: str, remedy: str) -> AugmentationError:

@@ -137,7 +137,15 @@ def test_normalised_pictures_are_refused(tmp_path: Path) -> None:
         pipeline.applied(picture(), 0)
 
 
+BOMB = "transform:\n  __class_fullname__: Compose\n  a: &a [1]\n" + "".join(
+    f"  {each}: &{each} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, each in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
 BAD = {
+    "aliases of aliases": (BOMB, "aliases of aliases without end.* At most 10,000 values are read"),
+    "itself": ("transform: &a [*a]", "aliases of aliases without end"),
+    "too deep": ("transform: " + "[" * 5000 + "]" * 5000, "lists in lists without end"),
     "not there": (None, r"`augment` must be `none`, `light`, `domainbed`, or a file .*, which does not exist"),
     "no YAML": ("a: [", r"`augment` must be"),
     "no pipeline": ("a: 1\n", r"no `transform` in it \(augment\)\. A pipeline is written by `albumentations.save"),
