@@ -14,11 +14,19 @@ from difc_ray.evaluation import CHOICE_RULES, Candidate, Choice, choose, choose_
 from difc_ray.registry import did_you_mean
 from difc_ray.reports.records import RunRecord
 from difc_ray.reports.settings import Setting, budget_differences, group
-from difc_ray.reports.statistics import Correlation, Difference, Rank, Values, correlation, paired_difference, ranking
+from difc_ray.reports.statistics import (
+    FEW_PAIRS,
+    Correlation,
+    Difference,
+    Rank,
+    Values,
+    correlation,
+    paired_difference,
+    ranking,
+)
 
-FEW_PAIRS: Final = 5
-"""Below so many pairs a percentile interval is said to be too narrow."""
-MIN_CORRELATED: Final = 3
+MIN_CORRELATED: Final = 5
+"""Runs that a correlation needs: three points lie on a line by chance too often."""
 DEFAULT_BASELINE: Final = "mean"
 
 
@@ -323,11 +331,10 @@ def _cautions(settings: Sequence[Setting], methods: Sequence[Method], selection:
     if marked := sum(run.complete and run.params.get("selection") == "oracle" for run in runs):
         notes.append(f"{marked} runs chose their checkpoint on the target; their accuracy on it is no honest estimate.")
     pairs = [method.difference.n for method in methods if method.difference is not None]
-    if pairs and min(pairs) < 2:
-        notes.append("Where there are fewer than two pairs of seeds there is no interval: more seeds are needed.")
-    if any(2 <= n < FEW_PAIRS for n in pairs):
+    if pairs and min(pairs) < FEW_PAIRS:
         notes.append(
-            f"With fewer than {FEW_PAIRS} pairs a bootstrap interval is too narrow; read it as the least uncertainty."
+            f"With fewer than {FEW_PAIRS} pairs of seeds there is no interval, no rank and no verdict: so few "
+            f"differences often have one sign by chance. Give every setting {FEW_PAIRS} seeds or more."
         )
     if len(methods) > 2:
         notes.append("Intervals hold for one comparison at a time; they are not corrected for the number of methods.")

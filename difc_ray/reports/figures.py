@@ -21,6 +21,7 @@ from difc_ray.figures import COLOURS
 from difc_ray.reports.comparison import MIN_CORRELATED, Comparison
 from difc_ray.reports.records import RunRecord
 from difc_ray.reports.settings import ALPHA, BETA, LAM, SYMBOLS
+from difc_ray.reports.statistics import FEW_PAIRS
 
 LOG_SPAN: Final = 20.0
 """Axes are logarithmic where the largest value is more than so many times the smallest positive one."""
@@ -85,7 +86,7 @@ def differences(comparison: Comparison) -> Drawing:
     axes.set_xlabel(f"points of accuracy {where}")
     caption = (
         f"Mean paired difference to `{comparison.baseline}` and its 95 % interval; grey: the interval includes zero, "
-        "or there are too few pairs for one."
+        f"or there are fewer than {FEW_PAIRS} pairs, which have none."
     )
     return Drawing(name=name, title=title, caption=caption, figure=figure)
 

@@ -13,6 +13,7 @@ from difc_ray.reports import wording
 from difc_ray.reports.comparison import Comparison, Estimate
 from difc_ray.reports.figures import Drawing
 from difc_ray.reports.settings import SYMBOLS
+from difc_ray.reports.statistics import FEW_PAIRS
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #5b6675; --paper: #ffffff; --panel: #f5f7fa; --line: #dde3ea;
@@ -140,7 +141,7 @@ def _methods(comparison: Comparison) -> str:
     explained = (
         f"Mean ± standard error over n seeds. Ranked by {ranked}: a place is lost to each method whose paired "
         "difference lies above zero with its whole 95 % bootstrap interval; the others are tied (=). "
-        "Pairs have the same seed."
+        f"Pairs have the same seed; with fewer than {FEW_PAIRS} of them there is no interval, and nothing is decided."
     )
     table = _table([head for head in heads if head], rows)
     return f'<section><h2>Methods</h2><p class="soft">{text(explained)}</p>{table}</section>'

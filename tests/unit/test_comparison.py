@@ -51,9 +51,9 @@ def seeds(method: str, point: int, figures: Sequence[tuple[float, float]], **cha
     return [record(method, point, seed, *pair, **changes) for seed, pair in enumerate(figures)]
 
 
-MEAN = seeds("mean + erm", 0, [(0.90, 0.50), (0.91, 0.60), (0.92, 0.55)])
-GOOD = seeds("gh + hutchinson", 1, [(0.93, 0.53), (0.94, 0.63), (0.95, 0.58)])
-LUCKY = seeds("gh + hutchinson", 2, [(0.80, 0.99), (0.81, 0.99), (0.80, 0.99)])
+MEAN = seeds("mean + erm", 0, [(0.90, 0.50), (0.91, 0.60), (0.92, 0.55), (0.90, 0.52), (0.92, 0.58)])
+GOOD = seeds("gh + hutchinson", 1, [(0.93, 0.53), (0.94, 0.63), (0.95, 0.58), (0.93, 0.55), (0.95, 0.61)])
+LUCKY = seeds("gh + hutchinson", 2, [(0.80, 0.99), (0.81, 0.99), (0.80, 0.99), (0.80, 0.99), (0.80, 0.99)])
 
 
 def refusal(records: Sequence[RunRecord], **options: Any) -> str:
@@ -81,22 +81,32 @@ def test_the_setting_that_stands_for_a_method_is_not_chosen_by_its_target() -> N
 def test_the_difference_is_paired_by_seed_whatever_the_seeds_do() -> None:
     comparison = analyse([*MEAN, *reversed(GOOD)])
     found = rows(comparison)["gh + hutchinson"].difference
-    assert found.n == 3
+    assert found.n == 5
     assert (found.mean, found.low, found.high) == pytest.approx((0.03, 0.03, 0.03))
-    assert wording.difference(found) == "+3.0 [+3.0, +3.0], 3 pairs"
+    assert wording.difference(found) == "+3.0 [+3.0, +3.0], 5 pairs"
     assert rows(comparison)["mean + erm"].difference is None
     assert [wording.rank(method) for method in comparison.methods] == ["1", "2"]
     told = " ".join(wording.verdict(comparison))
     assert "is ahead of `mean + erm`" in told
-    assert any("too narrow" in note for note in comparison.notes)
+    assert not any("fewer than" in note for note in comparison.notes)
 
 
-def test_a_single_pair_is_said_to_be_one() -> None:
-    comparison = analyse([MEAN[0], GOOD[0]])
-    assert wording.difference(rows(comparison)["gh + hutchinson"].difference) == "+3.0, 1 pair: no interval"
+@pytest.mark.parametrize(("n", "told"), [(1, "+3.0, 1 pair: too few"), (2, "+3.0, 2 pairs: too few"), (4, "4 pairs")])
+def test_few_pairs_are_no_verdict_no_rank_and_no_colour(n: int, told: str) -> None:
+    """The lead is clear and the same in all pairs, and still nothing is said of it."""
+    comparison = analyse([*MEAN[:n], *GOOD[:n], *seeds("ghpp + hutchinson", 5, [(0.6, 0.1)] * n)])
+    assert told in wording.difference(rows(comparison)["gh + hutchinson"].difference)
     assert {wording.rank(method) for method in comparison.methods} == {"1="}
-    assert any("fewer than two pairs" in note for note in comparison.notes)
-    assert "too few pairs" in " ".join(wording.verdict(comparison))
+    assert any("fewer than 5 pairs" in note and "by chance" in note for note in comparison.notes)
+    verdict = " ".join(wording.verdict(comparison))
+    assert "too few pairs" in verdict
+    assert "is ahead" not in verdict
+    assert "1 ahead" not in verdict
+    assert 'class="ahead"' not in page(comparison, [], {})
+    assert 'class="behind"' not in page(comparison, [], {})
+    (figure,) = (drawing.figure for drawing in drawings(comparison) if drawing.name == "differences")
+    assert figure is not None
+    assert {line.get_color() for line in figure.axes[0].lines} == {"#9a9a9a", "#333333"}  # grey, and the line at zero
 
 
 def test_the_worst_source_is_found_run_by_run() -> None:
@@ -153,7 +163,7 @@ def test_held_out_sources_serve_selection_and_nothing_else() -> None:
     comparison = analyse([*MEAN, *GOOD, *LUCKY, *folds], selection="leave_one_domain_out")
     assert rows(comparison)["gh + hutchinson"].setting.label == "#2"
     assert rows(comparison)["mean + erm"].setting.label == "#0"  # one setting needs no choice
-    assert len(comparison.runs) == 9
+    assert len(comparison.runs) == 15
     leaking = [dataclasses.replace(fold, sources=(*fold.sources, "t")) for fold in folds]
     choices = {choice.rule: choice for choice in analyse([*GOOD, *LUCKY, *leaking]).choices}
     assert choices["leave_one_domain_out"].point is None
@@ -179,7 +189,7 @@ def test_every_setting_is_listed_with_how_it_ended() -> None:
     assert status["#8"] == "seed 0 finished; seed 1 failed: lost"
     assert status["#9"] == "failed: no cause was recorded"
     assert any("1 run is still going on" in note for note in comparison.notes)
-    assert any("between 1 and 3 seeds" in note for note in comparison.notes)
+    assert any("between 1 and 5 seeds" in note for note in comparison.notes)
 
 
 def test_seeds_that_the_scheduler_stopped_count_with_what_they_reached() -> None:
@@ -218,8 +228,8 @@ def test_a_repeated_run_counts_once_and_a_longer_training_is_told() -> None:
     again = dataclasses.replace(GOOD[0], run_id="again", target_accuracy=0.7)
     longer = [dataclasses.replace(run, params={**run.params, "steps": "900"}) for run in MEAN]
     comparison = analyse([*longer, *GOOD, again])
-    assert rows(comparison)["gh + hutchinson"].validation.n == 3
-    assert rows(comparison)["gh + hutchinson"].target.mean == pytest.approx((0.7 + 0.63 + 0.58) / 3)
+    assert rows(comparison)["gh + hutchinson"].validation.n == 5
+    assert rows(comparison)["gh + hutchinson"].target.mean == pytest.approx((0.7 + 0.63 + 0.58 + 0.55 + 0.61) / 5)
     assert any("`steps`" in note for note in comparison.notes)
     assert any("1 repeated run" in note for note in comparison.notes)
 
