@@ -1,11 +1,14 @@
-"""Ray's processes: which errors tell that one is gone, why it went, and how to end one for good."""
+"""Ray's processes: which errors tell that one is gone, why it went, how to end one, and who hears the driver's signals."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -66,6 +69,34 @@ def end_process(pid: int) -> None:
         process.kill()
     except (psutil.Error, ProcessLookupError, PermissionError):
         return
+
+
+_forking = threading.local()
+
+
+def _leave_the_group() -> None:
+    """In a process that was just forked: out of our process group, if its parent said so."""
+    if getattr(_forking, "apart", False):
+        os.setsid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_the_group)
+
+
+@contextmanager
+def in_sessions_of_their_own() -> Iterator[None]:
+    """Processes that this thread forks inside do not hear what is sent to our process group.
+
+    Schedulers, containers and `timeout` send SIGTERM to the whole group. A Ray that hears it is gone before the driver
+    can stop what runs on it and write a checkpoint. That Ray ends with its driver is the kernel's affair (it asks for a
+    signal at its parent's death), which holds in any session.
+    """
+    _forking.apart = True
+    try:
+        yield
+    finally:
+        _forking.apart = False
 
 
 def search_path() -> list[str]:

@@ -39,8 +39,9 @@ class SweepDriver(Driver):
         self.ray_dir = Path(tempfile.mkdtemp(prefix="difc", dir="/tmp"))
         command = [sys.executable, "-m", "difc_ray", "tune", str(path), "name=s", *arguments]
         with (self.folder / "said").open("wb") as said:
+            variables = {**environment(), FAMILY: str(self.folder), "RAY_TMPDIR": str(self.ray_dir)}
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**environment(), FAMILY: str(self.folder)}, stdout=said, stderr=said
+                command, cwd=ROOT, env=variables, stdout=said, stderr=said, start_new_session=True
             )
 
 
@@ -67,9 +68,9 @@ def _nothing_left(ray_session: None) -> Iterator[None]:
     eventually(lambda: our_groups() == groups, LEFT_S)
 
 
-def file_of(folder: Path, *faults: list[dict[str, Any]], **config: Any) -> Path:
-    """A space with a trial for every list of faults, whose sweep joins the session's Ray."""
-    address = ray.get_runtime_context().gcs_address
+def file_of(folder: Path, *faults: list[dict[str, Any]], own_ray: bool = False, **config: Any) -> Path:
+    """A space with a trial for every list of faults, whose sweep joins the session's Ray or starts its own."""
+    address = None if own_ray else ray.get_runtime_context().gcs_address
     rows = [[0.02 + 0.001 * number, each] for number, each in enumerate(faults)]
     cluster = {"cpus_per_worker": 0.5, "address": address}
     return space_file(
@@ -168,3 +169,23 @@ def test_a_sweep_that_was_told_to_stop(drive: Any, tmp_path: Path) -> None:
     for point in again.points:
         assert_same_end(end_of(folder.run_dir(point.number)), alone(tmp_path, again.base, point))
     shutil.rmtree(tmp_path / "alone")
+
+
+def test_sigterm_to_the_whole_process_group(drive: Any, tmp_path: Path) -> None:
+    """As a scheduler or `timeout` sends it: Ray must still be there when the driver ends its trials."""
+    store = tmp_path / "store.db"
+    slow = [fault("wait", "a", -1, seconds=0.15, times=0)]
+    path = file_of(tmp_path, slow, [], own_ray=True, tracking={"mode": "on", "uri": f"sqlite:///{store}"})
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-5-0")
+    sent = driver.send_to_group(signal.SIGTERM)
+    assert driver.process.wait(ENDED_S) == 143, driver.said
+    print(f"SIGTERM to the group: the sweep had ended after {time.time() - sent:.2f} s")
+    assert "Stopped by SIGTERM; trials that have ended are kept" in driver.said
+    assert "--resume name=s" in driver.said
+    assert mlflow_status(store, "s") == "KILLED"
+    assert children(store) == ["KILLED"]
+    folder = SweepFolder(tmp_path / "runs" / "s")
+    assert [record.status for record in folder.records()] == ["interrupted", "waiting"]
+    assert folder.can_resume(0)
+    eventually(lambda: driver.family() == [], LEFT_S)
