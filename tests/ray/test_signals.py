@@ -94,16 +94,20 @@ class Driver:
         os.killpg(self.process.pid, number)
         return sent
 
-    def family(self) -> list[str]:
-        """What runs of all that it started, uploader and Ray included."""
-        found = []
+    def members(self) -> dict[psutil.Process, str]:
+        """All that runs of what it started, uploader and Ray included, each with its command line."""
+        found = {}
         for process in psutil.process_iter():
             try:
                 if process.environ().get(FAMILY) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
+                    found[process] = " ".join(process.cmdline())
             except psutil.Error:
                 continue
         return found
+
+    def family(self) -> list[str]:
+        """The command lines of :meth:`members`."""
+        return list(self.members().values())
 
     def end(self) -> None:
         """What a failed test leaves."""

@@ -189,3 +189,32 @@ def test_sigterm_to_the_whole_process_group(drive: Any, tmp_path: Path) -> None:
     assert [record.status for record in folder.records()] == ["interrupted", "waiting"]
     assert folder.can_resume(0)
     eventually(lambda: driver.family() == [], LEFT_S)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_sweep_whose_ray_is_gone(drive: Any, tmp_path: Path, told: bool) -> None:
+    """A job manager signals every process, or the kernel takes Ray alone: Tune hangs, and Ray would then abort us."""
+    store = tmp_path / "store.db"
+    slow = [fault("wait", "a", -1, seconds=0.15, times=0)]
+    path = file_of(tmp_path, slow, [], own_ray=True, tracking={"mode": "on", "uri": f"sqlite:///{store}"})
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-5-0")
+    sent = time.time()
+    for process, line in driver.members().items():
+        if told:
+            process.send_signal(signal.SIGTERM)
+        elif "gcs_server" in line or "raylet/raylet" in line:
+            process.kill()
+    assert driver.process.wait(ENDED_S) == (143 if told else 4), driver.said
+    print(f"Ray gone: the sweep had ended after {time.time() - sent:.2f} s")
+    last = driver.said.splitlines()[-1]
+    assert ("Stopped by SIGTERM, and Ray with it" if told else "Ray has ended in the middle of the sweep") in last
+    assert "`difc-ray tune" in last
+    assert "--resume name=s" in last
+    assert "Failed to connect to GCS" not in driver.said
+    assert mlflow_status(store, "s") == ("KILLED" if told else "FAILED")
+    assert not {"RUNNING", "FINISHED"} & set(children(store))
+    eventually(lambda: driver.family() == [], LEFT_S)
+    command = last.split("`")[1].split()
+    assert execute([*command[1:], "tracking.mode=off"]) == 0
+    assert [record.status for record in SweepFolder(tmp_path / "runs" / "s").records()] == ["finished"] * 2
