@@ -40,6 +40,8 @@ class TrialRecord:
         reason: why it was stopped or failed.
         step: updates taken when this was written.
         seconds: wall time of the trial, its preparation included.
+        stopping: the scheduler's decision to stop it, written down before the trial is concluded; empty: there is none.
+        stops_at: the step of that decision.
         lineage: steps at which it took over another trial's state, with that trial and the values since then.
     """
 
@@ -48,6 +50,8 @@ class TrialRecord:
     reason: str = ""
     step: int = 0
     seconds: float = 0.0
+    stopping: str = ""
+    stops_at: int = 0
     lineage: tuple[Mapping[str, Any], ...] = ()
 
 

@@ -300,11 +300,11 @@ class Sweep:
         info = SweepInfo(
             folder=self.folder.path, base=recorded_in(self.base), points=points, seeds=self.space.seeds,
             metric=self.space.metric, mode=self.space.mode, scheduler=self.space.scheduler, parent=self.key,
-            cwd=os.getcwd(),
+            cwd=os.getcwd(), resume=resume_command(self.space, self.base, self.folder),
         )  # fmt: skip
         scheduler = scheduler_of(self.space, self.base)
         replay(scheduler, {r.point.number: self.folder.evaluations(r.point.number) for r in self.folder.records()
-                           if r.status in ENDED}, self.space.metric)  # fmt: skip
+                           if r.status in ENDED or r.stopping}, self.space.metric)  # fmt: skip
         trainable = tune.with_resources(tune.with_parameters(Trial, info=info), self.resources.request)
         attempt = len(list((self.folder.path / "ray").glob("*")))
         tuner = tune.Tuner(
