@@ -256,7 +256,9 @@ def tune(
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="SWEEP_OR_RUNS", hidden=True)],
-    baseline: Annotated[str | None, typer.Option(metavar="NAME", help="Rule or method; else `mean`.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Rule, method or setting (#1); else `mean`.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the report.")] = None,
     target: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs with this target.")] = None,
     uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow store of names and run ids.")] = None,
@@ -270,6 +272,7 @@ def compare(
 
     \b
     difc-ray compare runs/SWEEP
+    difc-ray compare runs/SWEEP --baseline '#3'     settings of one method, such as values of λ
     difc-ray compare runs/A runs/B runs/C --baseline mean --out report
     """  # noqa: D301
     from difc_ray.cli.compare import compare_runs

@@ -72,29 +72,23 @@ def verdict(comparison: Comparison) -> list[str]:
     if setting is not None:
         reached = f" and reaches {choice_target(picked)} on {comparison.target}" if picked.target is not None else ""
         values = ", ".join(f"{SYMBOLS.get(key, key)} {value}" for key, value in setting.values.items() if value)
+        name = f"{setting.label} ({setting.method})" if comparison.between_settings else setting.method
         told.append(
-            f"Selection by `{comparison.selection}` picks `{setting.method}`"
-            f"{f' with {values}' if values else ''}{reached}."
+            f"Selection by `{comparison.selection}` picks `{name}`{f' with {values}' if values else ''}{reached}."
         )
     if comparison.baseline is None:
         return told
-    compared = [method for method in comparison.methods if method.difference is not None]
-    itself = setting is not None and setting.method == comparison.baseline
+    compared = dict(comparison.compared)
+    own = None if setting is None else setting.label if comparison.between_settings else setting.method
+    itself = own == comparison.baseline
     if itself:
         told.append("That is the baseline itself.")
-    told += [
-        _against(method, comparison.baseline, where)
-        for method in compared
-        if setting is not None and method.name == setting.method
-    ]
-    ahead = [method.name for method in compared if method.difference is not None and method.difference.above]
-    few = [method.name for method in compared if method.difference is None or not method.difference.decides]
-    same = [
-        method.name
-        for method in compared
-        if method.name not in few and method.difference is not None and method.difference.tied
-    ]
-    behind = [method.name for method in compared if method.name not in (*ahead, *same, *few)]
+    if own in compared:
+        told.append(_against(compared[own], comparison.baseline, where))
+    ahead = [name for name, found in compared.items() if found.above]
+    few = [name for name, found in compared.items() if not found.decides]
+    same = [name for name, found in compared.items() if name not in few and found.tied]
+    behind = [name for name in compared if name not in (*ahead, *same, *few)]
     if len(few) < len(compared) and (len(compared) > 1 or itself):
         undecided = f", {len(few)} with too few pairs{_named(few)}" if few else ""
         told.append(
@@ -109,9 +103,7 @@ def verdict(comparison: Comparison) -> list[str]:
     return told
 
 
-def _against(method: Method, baseline: str, where: str) -> str:
-    found = method.difference
-    assert found is not None, "only compared methods are asked for"
+def _against(found: Difference, baseline: str, where: str) -> str:
     if found.low is None:
         shown = "none" if found.mean is None else f"{_pairs(found.n)}, {100 * found.mean:+.1f} points"
         return (

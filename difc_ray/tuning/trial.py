@@ -223,6 +223,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
             self._note(trial, "failed", reason=str(error))
             self.running = None
             return self._report(trial, done=True, failed=str(error))
+        except BaseException:
+            self.running = None  # it has ended by itself: leaving it later must not look as if it was stopped
+            raise
         self._note(trial, "running", step=trial.latest.step)
         return self._report(trial)
 

@@ -167,6 +167,10 @@ def test_a_sweep_is_found_by_its_folder(store: SimpleNamespace, tmp_path: Path) 
     done = report([folder], uri=store.uri)
     assert done.report.page == folder / "report" / "index.html"
     assert done.run_id == store.sweep.parent
+    other = report([folder], uri=store.uri, baseline="#3")
+    assert other.report.page == folder / "report-3" / "index.html"
+    assert (other.artifacts, other.comparison.baseline) == ("report-3", "#3")
+    assert json.loads(done.report.data.read_text("utf-8"))["baseline"] == "mean + erm"
     (folder / "tracking").mkdir()
     content = {"current": store.uri, "stores": {store.uri: {"run_id": store.sweep.parent, "experiment_id": "1"}}}
     (folder / "tracking" / "run.json").write_text(json.dumps(content))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from matplotlib import colormaps
 
 from difc_ray.errors import ConfigError
 from difc_ray.reports import wording
@@ -150,6 +151,7 @@ def test_one_target_of_several_can_be_asked_for() -> None:
     both = [*MEAN, *GOOD, *seeds("gh + hutchinson", 7, [(0.99, 0.99)], target="u", fingerprint="def")]
     comparison = analyse(both, target="t")
     assert comparison.target == "t"
+    assert "1 run with another target is left out (`u` 1)." in comparison.notes
     assert {setting.label for setting in comparison.settings} == {"#0", "#1"}
     assert "Known: t, u" in refusal(both, target="x")
 
@@ -280,3 +282,55 @@ def test_the_numbers_are_strict_json() -> None:
     read = json.loads(text)
     assert read["methods"][0]["difference"]["mean"] == pytest.approx(0.03)
     assert read["settings"][-1]["runs"][0]["hessian"] is None
+
+
+def test_settings_of_one_method_are_compared_with_one_of_them() -> None:
+    """λ of three values, five seeds each; the second one stands for the method."""
+    method = "ghpp + hutchinson"
+    figures = {0: [(0.90, 0.50)] * 5, 1: [(0.94, 0.53)] * 5, 2: [(0.92, 0.49)] * 5}
+    runs = [run for point, values in figures.items()
+            for run in seeds(method, point, values, searched={"harmonize.lam": 0.25 * point})]  # fmt: skip
+    comparison = analyse(runs, baseline="#0")
+    assert (comparison.baseline, comparison.between_settings) == ("#0", True)
+    found = comparison.differences
+    assert {label: round(100 * (each.mean or 0), 6) for label, each in found.items()} == {"#1": 3.0, "#2": -1.0}
+    verdict = wording.verdict(comparison)
+    assert verdict[0].startswith("Selection by `train_domain_val` picks `#1 (ghpp + hutchinson)` with λ 0.25")
+    assert "It is ahead of `#0` on t: +3.0 points" in verdict[1]
+    assert "1 ahead (#1), 0 that cannot be told apart, 1 behind (#2)" in verdict[2]
+    html = page(comparison, [], {})
+    assert html.count('<td class="ahead">') == 2  # the method, and its setting
+    assert html.count('<td class="behind">') == 1
+    assert "difference to #0, points" in html
+    (figure,) = (drawing.figure for drawing in drawings(comparison) if drawing.name == "differences")
+    assert figure is not None
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["#1", "#2"]
+    assert analyse(runs, baseline="#1").methods[0].difference is None
+    assert "a setting that is the baseline must have a run that counts, got `#7`" in refusal(runs, baseline="#7")
+
+
+def test_every_line_of_parallel_coordinates_has_the_colour_of_its_value() -> None:
+    """Also those that were stopped early: the scale is that of all lines; what has no value is grey."""
+    figures = [(0, 0.9, "finished"), (1, 0.95, "finished"), (2, 0.92, "finished"), (3, 0.3, "stopped")]
+    runs = [
+        record("ghpp + hutchinson", point, 0, None if state == "stopped" else value, state=state, curve={10: value},
+               searched={"harmonize.lam": 0.1 * point, "alignment.alpha": 0.5 + point})
+        for point, value, state in figures
+    ]  # fmt: skip
+    runs.append(record("ghpp + hutchinson", 4, 0, None, state="failed", curve={},
+                       searched={"harmonize.lam": 0.9, "alignment.alpha": 9.0}))  # fmt: skip
+    (drawing,) = (one for one in drawings(analyse(runs)) if one.name == "parallel_coordinates")
+    assert drawing.figure is not None
+    lines = [line for line in drawing.figure.axes[0].lines if line.get_linewidth() == 1.8]
+    grey = [line for line in lines if line.get_color() == "#9a9a9a"]
+    assert (len(lines), len(grey)) == (5, 1)
+    assert len(grey[0].get_xdata()) == 2  # it never reached the axis of the validation accuracy
+    coloured = {len(line.get_xdata()): [] for line in lines if line not in grey}
+    assert set(coloured) == {3}
+    heights = sorted((float(line.get_ydata()[-1]), line.get_color()) for line in lines if line not in grey)
+    values = sorted(value - 0.005 * (state == "finished") for _, value, state in figures)
+    span = values[-1] - values[0]
+    for (height, colour), value in zip(heights, values, strict=True):
+        assert height == pytest.approx((value - values[0]) / span)
+        assert colour == pytest.approx(colormaps["viridis"]((value - values[0]) / span), abs=0.01)
+    assert "Grey: it ended before its first evaluation" in drawing.caption

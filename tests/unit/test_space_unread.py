@@ -24,7 +24,7 @@ UNREAD = {
         "alignment.beta: {uniform: [0.1, 1]}", "{steps: 40, eval_every: 10, objective: erm, harmonize.rule: mean}",
         "the objective `erm`",
     ),
-    "probes of an exact diagonal": ("alignment.probes: {choice: [1, 4]}", PLAIN % "ghpp", "`alignment.estimator=exact`"),
+    "probes of an exact diagonal": ("alignment.probes: {choice: [1, 4]}", PLAIN % "ghpp", "estimator=exact`"),
     "momentum of adam": ("optimizer.momentum: {uniform: [0, 0.9]}", PLAIN % "ghpp", "`optimizer.name=adam`"),
 }  # fmt: skip
 
