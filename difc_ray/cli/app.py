@@ -238,7 +238,8 @@ def tune(
     """  # noqa: D301
     from difc_ray.cli.tune import open_sweep_view, print_sweep, print_sweep_banner
     from difc_ray.tuning.points import base_config, check_sweep, told_keys
-    from difc_ray.tuning.space import find_space, read_space
+    from difc_ray.tuning.shipped import find_space
+    from difc_ray.tuning.space import read_space
     from difc_ray.tuning.sweep import run_sweep
 
     given = checked(settings)
@@ -249,7 +250,7 @@ def tune(
     trials = len(points) or searched.samples * len(searched.seeds)
     with open_sweep_view(searched, base, trials) as view:
         result = run_sweep(searched, base, points, view, resume=resume, register=register)
-    print_sweep(result, searched)
+    print_sweep(result, searched, base.target)
     raise typer.Exit(7 if result.failed else 0)
 
 

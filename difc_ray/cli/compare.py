@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from difc_ray.cli.tables import print_facts, print_note, print_table
+from difc_ray.config import SYMBOLS
 from difc_ray.reports import Reported, report, wording
 from difc_ray.reports.comparison import Comparison, Estimate
-from difc_ray.reports.settings import SYMBOLS
 
 SHOWN = 24
 """Settings in the table of the terminal; the page has all of them."""

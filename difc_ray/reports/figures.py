@@ -17,10 +17,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from difc_ray.config import SYMBOLS
 from difc_ray.figures import COLOURS
 from difc_ray.reports.comparison import MIN_CORRELATED, Comparison
 from difc_ray.reports.records import RunRecord
-from difc_ray.reports.settings import ALPHA, BETA, LAM, SYMBOLS
+from difc_ray.reports.settings import ALPHA, BETA, LAM
 from difc_ray.reports.statistics import FEW_PAIRS
 
 LOG_SPAN: Final = 20.0

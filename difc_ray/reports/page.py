@@ -9,10 +9,10 @@ from html import escape
 from typing import Final
 
 from difc_ray import __version__
+from difc_ray.config import SYMBOLS
 from difc_ray.reports import wording
 from difc_ray.reports.comparison import Comparison, Estimate
 from difc_ray.reports.figures import Drawing
-from difc_ray.reports.settings import SYMBOLS
 from difc_ray.reports.statistics import FEW_PAIRS
 
 _STYLE: Final = """
@@ -38,7 +38,8 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 th, td { padding: .42rem .65rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
-th { white-space: normal; position: sticky; top: 0; background: var(--panel); font-weight: 600; font-size: .84rem; color: var(--soft); }
+th { white-space: normal; position: sticky; top: 0; background: var(--panel);
+  font-weight: 600; font-size: .84rem; color: var(--soft); }
 .number { text-align: right; }
 .wide { white-space: normal; min-width: 12rem; max-width: 30rem; overflow-wrap: anywhere; }
 .label { white-space: normal; min-width: 7rem; }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from difc_ray.config import SYMBOLS
 from difc_ray.evaluation import Choice
 from difc_ray.reports.comparison import Comparison, Estimate, Method
-from difc_ray.reports.settings import SYMBOLS
 from difc_ray.reports.statistics import FEW_PAIRS, Difference
 
 

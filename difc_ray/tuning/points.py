@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difc_ray.config import Config, ConfigProblems, DataProblems, Problem, load_config, resolve
+from difc_ray.config import SYMBOLS, Config, ConfigProblems, DataProblems, Problem, load_config, resolve
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.yaml_strict import UnreadableError, read_file
 from difc_ray.determinism import generator
@@ -320,12 +320,12 @@ def label(values: Mapping[str, Any]) -> str:
     """Searched values in a few characters, for lines and tables.
 
     >>> label({"alignment.alpha": 0.012345, "harmonize.rule": "gh"})
-    'alpha 0.0123 rule gh'
+    'α 0.0123 rule gh'
     """
     parts = []
     for key, value in values.items():
         shown = f"{value:.3g}" if isinstance(value, float) else as_argument(key, value)
-        parts.append(f"{key.rpartition('.')[2]} {shown}")
+        parts.append(f"{SYMBOLS.get(key, key.rpartition('.')[2])} {shown}")
     return " ".join(parts)
 
 

@@ -125,7 +125,8 @@ def find_sweep(space: Space, base: Config) -> SweepFolder:
         if sheet["digest"] != space.digest:
             raise CheckpointError(
                 f"a sweep can only be resumed with its own space, got `{space.source}` for a sweep of "
-                f"`{sheet['space']}` (`{folder.path}`). Use `{folder.path / 'space.yaml'}`, or start a new sweep."
+                f"`{sheet['space']}`{folder.differing(space)} (`{folder.path}`). Use `{folder.path / 'space.yaml'}`, "
+                "or start a new sweep."
             )
         return folder
     found = []

@@ -214,8 +214,10 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
         assert all(word in str(caught.value) for word in words), caught.value
     assert compare([targets.name], uri=store.uri, target="fonts").target == "fonts"
     nowhere = f"sqlite:///{tmp_path / 'none.db'}"
-    with pytest.raises(ConfigError, match="the MLflow store must exist"):
+    with pytest.raises(ConfigError, match=r"got `abc` where there is none .* `difc-ray compare .../runs/abc`"):
         compare(["abc"], uri=nowhere)
+    with pytest.raises(ConfigError, match="the MLflow store must exist"):
+        compare(["0" * 32], uri=nowhere)
     assert not (tmp_path / "none.db").exists()
     code = execute(["compare", "abc", "--uri", store.uri, "--baseline", "meen"])
     assert code == 2

@@ -110,7 +110,7 @@ def test_a_sweep_whose_driver_was_killed(drive: Any, tmp_path: Path, capsys: pyt
     folder.sheet.write_text(sheet)
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "seeds": [1]}))
-    assert "with its own space" in refused(capsys, str(other), "name=s")
+    assert "for a sweep of `space`; they differ in `seeds` (" in refused(capsys, str(other), "name=s")
     assert "there must be a sweep of" in refused(capsys, str(other))
     assert execute(["tune", str(path), "name=s"]) == 6
     assert "must have a new folder" in capsys.readouterr().err
