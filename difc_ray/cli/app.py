@@ -232,7 +232,7 @@ def tune(
     SPACE is a YAML file, or the name of one in tune_spaces/. One trial is one run, as `difc-ray train` makes it.
 
     \b
-    difc-ray tune smoke                             a look at everything, in two minutes
+    difc-ray tune smoke                             a look at everything, in a few minutes
     difc-ray tune lambda_alpha_beta steps=600       settings of all trials are written key=value
     difc-ray tune smoke --resume                    after an interruption
     """  # noqa: D301

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import yaml
@@ -218,3 +220,27 @@ def test_a_sweep_whose_ray_is_gone(drive: Any, tmp_path: Path, told: bool) -> No
     command = last.split("`")[1].split()
     assert execute([*command[1:], "tracking.mode=off"]) == 0
     assert [record.status for record in SweepFolder(tmp_path / "runs" / "s").records()] == ["finished"] * 2
+
+
+def test_sync_closes_what_a_dead_driver_has_left_open(
+    drive: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The driver, its Ray and its uploader are killed at once: nobody is left to say how the runs ended."""
+    store = tmp_path / "store.db"
+    path = file_of(
+        tmp_path, [fault("wait", "a", 5, seconds=60)], own_ray=True,
+        tracking={"mode": "on", "uri": f"sqlite:///{store}"},
+    )  # fmt: skip
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-5-0")
+    eventually(lambda: store.exists() and children(store) == ["RUNNING"], 20)
+    for process in [psutil.Process(driver.process.pid), *driver.members()]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    driver.process.wait(LEFT_S)
+    eventually(lambda: driver.family() == [], LEFT_S)
+    assert (mlflow_status(store, "s"), children(store)) == ("RUNNING", ["RUNNING"])
+    capsys.readouterr()
+    assert execute(["sync", str(driver.run_dir)]) == 0
+    assert "2 run(s) whose processes ended without a word are KILLED in MLflow" in capsys.readouterr().out
+    assert (mlflow_status(store, "s"), children(store)) == ("KILLED", ["KILLED"])
