@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from difc_ray.config import Config, masked
 from difc_ray.determinism import automatic_cpus
+from difc_ray.distributed.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
 
 PROBE_S = 5.0
@@ -147,13 +148,14 @@ def _start_local(config: Config) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     size = config.cluster.object_store_mb
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=None if size is None else size * 2**20,
-        )
+        with in_sessions_of_their_own():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=None if size is None else size * 2**20,
+            )
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(
             f"Ray must start here, got {type(error).__name__}: {' '.join(str(error).split())} (this machine). Run "
