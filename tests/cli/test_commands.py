@@ -256,6 +256,9 @@ def test_every_command_in_the_readme_is_one(cli: Cli, tmp_path: Path, monkeypatc
     for domain, kind in itertools.product(("photo", "art", "cartoon", "sketch"), ("circle", "square")):
         (tmp_path / "pictures" / domain / kind).mkdir(parents=True)
         (tmp_path / "pictures" / domain / kind / "0.png").touch()  # the section on images has such a folder
+    for domain, kind in itertools.product(("mnist", "optdigits", "fonts", "mnistm"), "01"):
+        (tmp_path / "png" / domain / kind).mkdir(parents=True)
+        (tmp_path / "png" / domain / kind / "0.png").touch()  # and makes this one
     named = set(re.findall(r"difc-ray ([a-z]+)", text))
     assert named <= set(COMMANDS)
     lines = re.findall(r"^difc-ray train (.*?)(?:\s+#.*)?$", text, re.MULTILINE)

@@ -257,7 +257,7 @@ def test_a_space_that_cannot_be_read_is_called_a_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["smok", "no/such.yaml"])
 def test_a_space_that_is_not_there(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="Known: ablation, lambda_alpha_beta, .*long_tail, rules, smoke"):
+    with pytest.raises(ConfigError, match=r"Known: ablation, lambda_alpha_beta, .*long_tail, rules, smoke"):
         find_space(given)
     (tmp_path / "tune_spaces").mkdir()
     (tmp_path / "tune_spaces" / "own.yaml").write_text(text_of())
