@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +193,19 @@ def test_a_pipeline_is_tried_on_a_picture_of_every_source_before_the_run(tmp_pat
     assert len(caught.value.problems) == 3
     assert all("got uint8 of shape (20, 20, 3) from one of 28×28 pixels" in each for each in caught.value.problems)
     assert [name in each for name, each in zip(config.sources, caught.value.problems, strict=True)] == [True] * 3
+
+
+def test_nothing_is_asked_of_the_network(tmp_path: Path) -> None:
+    """The library would look for a newer version of itself when it is imported."""
+    program = (
+        "import socket, urllib.request\n"
+        "def refuse(*a, **k): raise SystemExit('the network was asked')\n"
+        "socket.create_connection = socket.getaddrinfo = urllib.request.urlopen = refuse\n"
+        "from difc_ray.domains import make_augmentation\n"
+        "make_augmentation('domainbed', (3, 8, 8))\n"
+        "import albumentations; print('loaded')"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr
