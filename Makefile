@@ -27,6 +27,7 @@ bench: .venv/installed  ## the figures of the README
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/rules.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/data.py
 
 clean:
 	rm -rf .venv runs

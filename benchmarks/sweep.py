@@ -19,7 +19,8 @@ from dataclasses import replace
 from difc_ray.tuning.folder import SweepFolder, TrialRecord
 from difc_ray.tuning.outcome import SweepResult
 from difc_ray.tuning.points import base_config, check_sweep
-from difc_ray.tuning.space import Space, find_space, read_space
+from difc_ray.tuning.shipped import find_space
+from difc_ray.tuning.space import Space, read_space
 from difc_ray.tuning.sweep import run_sweep
 
 CPUS = 2

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from difc_ray.checkpoint import RunLock, compare_layout, save
 from difc_ray.config import Config, check_data, flat, load_config, resolve, to_yaml
-from difc_ray.distributed.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted, ended
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.global_step import StepRecord
 from difc_ray.local_step import LocalStep, family_of, model_of
+from difc_ray.membership import Interruption, Membership, Notice, engine_of
 from difc_ray.preparation import (
     AUGMENTATION_FILE,
     check_run_folder,
@@ -41,6 +41,7 @@ from difc_ray.snapshots import checkpoint_path, export_model, make_snapshot, mod
 from difc_ray.tracking import (
     MemoryTracker,
     MlflowTracker,
+    Status,
     Tracker,
     TrackingSummary,
     figure_path,
@@ -50,8 +51,6 @@ from difc_ray.training import Display, Evaluation, Outcome, Start, Training, con
 from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")
-
-Notice = Callable[[str], None]
 
 
 class Silent:
@@ -87,52 +86,6 @@ class Result:
     metrics: list[SplitMetrics]
     class_names: tuple[str, ...]
     tracking: TrackingSummary | None = None
-
-
-@runtime_checkable
-class Interruption(Protocol):
-    """Who says that a run is to stop."""
-
-    number: int
-
-    @property
-    def name(self) -> str:
-        """What stopped it, in a word."""
-
-    def interrupted(self) -> bool:
-        """Whether it is to stop."""
-
-    def before_the_run(self) -> AbstractContextManager[None]:
-        """Around what comes before anything is written."""
-
-
-MakeEngine = Callable[[Config, str, Callable[[], bool], Notice], RayEngine | InlineEngine]
-
-
-def engine_of(config: Config, run: str, interrupted: Callable[[], bool], notice: Notice) -> RayEngine | InlineEngine:
-    """The engine that a configuration names."""
-    return (RayEngine if config.engine == "ray" else InlineEngine)(config, run, interrupted, notice)
-
-
-@dataclass(kw_only=True)
-class Membership:
-    """What a run knows of the sweep that it belongs to.
-
-    Args:
-        parent: key of the sweep's own MLflow run, which becomes the parent; empty where nothing is tracked.
-        tags: further tags of the run.
-        interruption: who stops all runs of the sweep.
-        make_engine: makes the engine, or hands over one that an earlier run has left.
-        stopped: why this run is to end after the evaluation in hand; empty while it may go on.
-        save: writes a checkpoint of the state in hand; there once the run has paused for the first time.
-    """
-
-    parent: str
-    tags: Mapping[str, str]
-    interruption: Interruption
-    make_engine: MakeEngine = engine_of
-    stopped: str = ""
-    save: Callable[[], None] = lambda: None
 
 
 def train(config: Config, display: Display | None = None, *, repeats: Mapping[str, str] | None = None) -> Result:
@@ -215,7 +168,7 @@ def stages(
             save_start(start, run_dir)
         tracker = make_tracker(config, run_dir, uri, resumed=point is not None, notice=notice, member=member)
         tags = run_tags(start, engine.facts) | dict(member.tags if member else {})
-        tracker.start(run_name=str(config.name), params=flat(config), tags=tags)
+        tracker.start(run_name=member.run_name if member else str(config.name), params=flat(config), tags=tags)
         with final_status(tracker, signals, run_dir, member) as ending:
             display.phase("starting domain workers" if config.engine == "ray" else "starting")
             engine.start(start.state)
@@ -224,21 +177,14 @@ def stages(
             stack.callback(training.log.close)
             if member:
                 member.save = training.save
-            for evaluation in training.evaluations():
-                try:
-                    yield evaluation
-                except GeneratorExit:
-                    training.save()
-                    raise
-                if member and member.stopped:
-                    break
-            early = member.stopped if member else ""
+            yield from paused(training, member)
+            early = member.stopped if member and member.over(training.step) else ""
             if not (early or training.complete):
-                raise stopped(signals, run_dir, f"after step {training.step}; the checkpoint is written.")
+                raise stopped(signals, run_dir, f"after step {training.step}; the checkpoint is written.", member)
             display.phase("evaluating")
             outcome = training.conclude(early)
             if outcome is None:
-                raise stopped(signals, run_dir, "in the final evaluation; the checkpoint is written.")
+                raise stopped(signals, run_dir, "in the final evaluation; the checkpoint is written.", member)
             hand_over(training, outcome, whole=member is None)
             if uri is not None and member is None:
                 display.phase("sending records to MLflow")
@@ -257,11 +203,26 @@ def save_start(start: Start, run_dir: Path) -> None:
     save(run_dir / "checkpoints", snapshot, keep=start.config.checkpoint.keep, best=False)
 
 
-def stopped(signals: Interruption, run_dir: Path, when: str) -> Interrupted:
+def paused(training: Training, member: Membership | None) -> Iterator[Evaluation]:
+    """The training, evaluation by evaluation, to its end or to where its sweep has stopped it; a checkpoint is left."""
+    if member is None or not member.over(training.step):  # else it was stopped before it was interrupted
+        for evaluation in training.evaluations():
+            if member and member.over(training.step):
+                break
+            try:
+                yield evaluation
+            except GeneratorExit:
+                training.save()
+                raise
+            if member and member.over(training.step):
+                break
+    training.save()
+
+
+def stopped(signals: Interruption, run_dir: Path, when: str, member: Membership | None) -> Interrupted:
     """What a run that was told to stop ends with."""
-    return Interrupted(
-        f"Stopped by {signals.name} {when} Continue with `difc-ray train resume={run_dir}`.", signals.number
-    )
+    command = member.resume if member else f"difc-ray train resume={run_dir}"
+    return Interrupted(f"Stopped by {signals.name} {when} Continue with `{command}`.", signals.number)
 
 
 @contextmanager
@@ -270,29 +231,35 @@ def final_status(
 ) -> Iterator[list[TrackingSummary]]:
     """Gives the MLflow run its final status whatever happens inside; yields a list that will hold its summary."""
     ending: list[TrackingSummary] = []
+
+    def finish(status: Status, error: str | None = None, drain_s: float | None = None, word: str = "") -> None:
+        if member:
+            tracker.tags(member.ending(word or {"KILLED": "interrupted", "FAILED": "failed"}.get(status, "finished")))
+        ending.append(tracker.finish(status, error, drain_s=drain_s))
+
     try:
         yield ending
     except Interrupted as interruption:
-        tracker.finish("KILLED", str(interruption))
+        finish("KILLED", str(interruption))
         raise
     except DifcError as error:
         if signals.interrupted():
-            tracker.finish("KILLED", str(error))
-            raise stopped(signals, run_dir, f"before the step in hand was taken. {ended(str(error))}") from error
-        tracker.finish("FAILED", str(error))
+            finish("KILLED", str(error))
+            when = f"before the step in hand was taken. {ended(str(error))}"
+            raise stopped(signals, run_dir, when, member) from error
+        finish("FAILED", str(error))
         raise
     except KeyboardInterrupt:
-        tracker.finish("KILLED", "stopped by a second signal", drain_s=0)
+        finish("KILLED", "stopped by a second signal", drain_s=0)
         raise
     except GeneratorExit:
-        tracker.finish("KILLED", "suspended by its sweep; it can be resumed")
+        finish("KILLED", f"suspended by its sweep{f'; continue it with `{member.resume}`' if member else ''}")
         raise
     except BaseException:
-        tracker.finish("FAILED", "unexpected error, see run.log")
+        finish("FAILED", "unexpected error, see run.log")
         raise
-    if member and member.stopped:
-        tracker.tags({"sweep.stopped": member.stopped})
-    ending.append(tracker.finish("KILLED" if member and member.stopped else "FINISHED"))
+    early = member is not None and bool(member.stopped)
+    finish("KILLED" if early else "FINISHED", word="stopped" if early else "")
 
 
 def make_tracker(

@@ -232,13 +232,14 @@ def tune(
     SPACE is a YAML file, or the name of one in tune_spaces/. One trial is one run, as `difc-ray train` makes it.
 
     \b
-    difc-ray tune smoke                             a look at everything, in two minutes
+    difc-ray tune smoke                             a look at everything, in a few minutes
     difc-ray tune lambda_alpha_beta steps=600       settings of all trials are written key=value
     difc-ray tune smoke --resume                    after an interruption
     """  # noqa: D301
     from difc_ray.cli.tune import open_sweep_view, print_sweep, print_sweep_banner
     from difc_ray.tuning.points import base_config, check_sweep, told_keys
-    from difc_ray.tuning.space import find_space, read_space
+    from difc_ray.tuning.shipped import find_space
+    from difc_ray.tuning.space import read_space
     from difc_ray.tuning.sweep import run_sweep
 
     given = checked(settings)
@@ -249,14 +250,16 @@ def tune(
     trials = len(points) or searched.samples * len(searched.seeds)
     with open_sweep_view(searched, base, trials) as view:
         result = run_sweep(searched, base, points, view, resume=resume, register=register)
-    print_sweep(result, searched)
+    print_sweep(result, searched, base.target)
     raise typer.Exit(7 if result.failed else 0)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="SWEEP_OR_RUNS", hidden=True)],
-    baseline: Annotated[str | None, typer.Option(metavar="NAME", help="Rule or method; else `mean`.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Rule, method or setting (#1); else `mean`.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the report.")] = None,
     target: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs with this target.")] = None,
     uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow store of names and run ids.")] = None,
@@ -270,6 +273,7 @@ def compare(
 
     \b
     difc-ray compare runs/SWEEP
+    difc-ray compare runs/SWEEP --baseline '#3'     settings of one method, such as values of λ
     difc-ray compare runs/A runs/B runs/C --baseline mean --out report
     """  # noqa: D301
     from difc_ray.cli.compare import compare_runs

@@ -8,8 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from difc_ray.cli.tables import print_facts, print_note, print_table
+from difc_ray.config import SYMBOLS
 from difc_ray.reports import Reported, report, wording
-from difc_ray.reports.comparison import Comparison
+from difc_ray.reports.comparison import Comparison, Estimate
+
+SHOWN = 24
+"""Settings in the table of the terminal; the page has all of them."""
 
 
 def compare_runs(
@@ -28,6 +32,8 @@ def compare_runs(
 def print_comparison(comparison: Comparison) -> None:
     """The tables, the sentences of the verdict, and the notes."""
     print_table(methods_table(comparison))
+    if len(comparison.settings) > len(comparison.methods):
+        print_table(settings_table(comparison))
     print_table(choices_table(comparison))
     print_facts({"result": wording.verdict(comparison)})
     for note in comparison.notes:
@@ -38,7 +44,7 @@ def print_report(done: Reported) -> None:
     """Where the files are."""
     for sentence in done.report.left_out:
         print_note(sentence)
-    artifacts = f"artifacts of run {done.run_id}, `report/`" if done.run_id else ""
+    artifacts = f"artifacts of run {done.run_id}, `{done.artifacts}/`" if done.run_id else ""
     print_facts({"MLflow": artifacts, "numbers": str(done.report.data), "page": str(done.report.page)})
     if done.note:
         print_note(done.note)
@@ -52,7 +58,7 @@ def methods_table(comparison: Comparison) -> Table:
         if heading is not None:
             table.add_column(escape(heading), justify="right" if heading in ("rank", "n") else "left")
     for method in comparison.methods:
-        baseline = method.name == comparison.baseline
+        baseline = bool(comparison.baseline) and method.difference is None
         cells = [
             wording.rank(method),
             method.name,
@@ -64,6 +70,38 @@ def methods_table(comparison: Comparison) -> Table:
             wording.standing(method),
         ]
         table.add_row(*map(escape, cells), style="bold" if method.difference and method.difference.above else None)
+    return table
+
+
+def settings_table(comparison: Comparison) -> Table:
+    """A line per setting with a run that counts, in their order; `--baseline '#1'` takes one of their numbers."""
+    table = Table(title="settings", title_justify="left")
+    shown = [setting for setting in comparison.settings if setting.complete]
+    keys = list(shown[0].values) if shown else []
+    against = f"difference to {comparison.baseline}, points" if comparison.between_settings else None
+    several = len({setting.method for setting in shown}) > 1
+    heads = ["setting", *(["method"] if several else []), *(SYMBOLS.get(key, key) for key in keys), "n", "validation"]
+    for heading in (*heads, comparison.target, against):
+        if heading is not None:
+            table.add_column(escape(heading), justify="right" if heading == "n" else "left")
+    standing = {method.setting.label for method in comparison.methods}
+    for setting in shown[:SHOWN]:
+        done = setting.complete
+        targets = [run.target_accuracy for run in done if run.target_accuracy is not None]
+        baseline = setting.label == comparison.baseline
+        found = wording.difference(comparison.differences.get(setting.label))
+        cells = [
+            setting.label,
+            *([setting.method] if several else []),
+            *(setting.values[key] for key in keys),
+            str(len(done)),
+            wording.estimate(Estimate.of([run.validation for run in done])),
+            *([wording.estimate(Estimate.of(targets))] if comparison.target is not None else []),
+            *(["baseline" if baseline else found] if comparison.between_settings else []),
+        ]
+        table.add_row(*map(escape, cells), style="bold" if setting.label in standing else None)
+    if len(shown) > SHOWN:
+        table.add_row("", f"and {len(shown) - SHOWN} more on the page")
     return table
 
 

@@ -203,6 +203,11 @@ def print_sync(report: SyncReport) -> None:
     counts += f" (a sweep and its {report.trials} trial(s))" if report.trials else ""
     where = f"{report.run_id or 'not created yet'} in {report.uri}"
     print_facts({"sent": counts, "MLflow run": where, "open MLflow": report.ui_command if report.run_id else ""})
+    if report.abandoned:
+        print_note(f"{report.abandoned} run(s) whose processes ended without a word are KILLED in MLflow")
+    if report.elsewhere:
+        hosts = ", ".join(report.elsewhere)
+        print_note(f"whether runs still go on that were started on {hosts} can only be told there: they stay open")
     if report.message:
         print_note(report.message)
 

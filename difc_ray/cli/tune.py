@@ -144,7 +144,7 @@ def print_sweep_banner(space: Space, base: Config, points: list[Point]) -> None:
     engine = base.engine if base.trial.engine == "auto" else base.trial.engine
     seeds = f"{len(space.seeds)} seeds each" if len(space.seeds) > 1 else f"seed {space.seeds[0]}"
     number = len({point.setting for point in points}) if points else space.samples
-    console.print(f"[bold]{escape(space.name)}[/]  {escape(space.description)}", soft_wrap=True)
+    console.print(f"[bold]{escape(space.name)}[/]  {escape(space.description)}".rstrip(), soft_wrap=True)
     console.print(
         escape(
             f"{number} settings of {', '.join(space.keys)}, {seeds}, {base.steps} steps, {space.searcher} search, "
@@ -154,11 +154,11 @@ def print_sweep_banner(space: Space, base: Config, points: list[Point]) -> None:
     )
 
 
-def print_sweep(result: SweepResult, space: Space) -> None:
+def print_sweep(result: SweepResult, space: Space, target: str | None) -> None:
     """The best settings, what each selection rule picks, what failed, and where everything lies."""
     folder = result.folder
-    print_table(settings_table(result, space))
-    print_table(choices_table(result))
+    print_table(settings_table(result, target or "target"))
+    print_table(choices_table(result, target or "target"))
     for record in result.failed:
         print_note(
             f"trial {record.point.number} ({label(record.point.values)}) failed: {' '.join(record.reason.split())}"
@@ -172,11 +172,11 @@ def print_sweep(result: SweepResult, space: Space) -> None:
         print_tracking(result.tracking)
 
 
-def settings_table(result: SweepResult, space: Space) -> Table:
+def settings_table(result: SweepResult, against: str) -> Table:
     """Settings by validation accuracy, means over seeds."""
     table = Table(title="settings", title_justify="left")
-    for name in ("setting", "values", "seeds", "steps", "validation", "target"):
-        table.add_column(name, justify="left" if name == "values" else "right")
+    for name in ("setting", "values", "seeds", "steps", "validation", against):
+        table.add_column(escape(name), justify="left" if name == "values" else "right")
     rows = settings_of(result)
     for row in rows[:SHOWN]:
         chosen = "[bold]" if row.setting == result.chosen.point else ""
@@ -190,11 +190,11 @@ def settings_table(result: SweepResult, space: Space) -> Table:
     return table
 
 
-def choices_table(result: SweepResult) -> Table:
+def choices_table(result: SweepResult, against: str) -> Table:
     """What each selection rule picks."""
     table = Table(title="what each selection rule picks", title_justify="left")
-    for name in ("rule", "setting", "its criterion", "target", ""):
-        table.add_column(name, justify="right" if name in ("setting", "its criterion", "target") else "left")
+    for name in ("rule", "setting", "its criterion", against, ""):
+        table.add_column(escape(name), justify="right" if name in ("setting", "its criterion", against) else "left")
     for choice in result.choices:
         if choice.point is None:
             table.add_row(choice.rule, "-", "", "", escape(choice.remark))

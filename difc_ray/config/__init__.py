@@ -6,7 +6,7 @@ from difc_ray.config.checks import cautions, check
 from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
 from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem, masked
-from difc_ray.config.render import RESUMABLE, differences, digest, flat, to_yaml
+from difc_ray.config.render import RESUMABLE, SYMBOLS, differences, digest, flat, to_yaml
 from difc_ray.config.resolve import (
     batch_norm_policy,
     has_penalty,
@@ -31,6 +31,7 @@ from difc_ray.config.tree import (
 
 __all__ = [
     "RESUMABLE",
+    "SYMBOLS",
     "AlignmentConfig",
     "AnnealConfig",
     "CheckpointConfig",

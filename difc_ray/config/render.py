@@ -37,6 +37,9 @@ RESUMABLE = (
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
+SYMBOLS = {"harmonize.lam": "λ", "alignment.alpha": "α", "alignment.beta": "β"}
+"""Keys that have a symbol in the formulas, by which tables and figures call them."""
+
 
 def to_yaml(config: Config, *, secrets: bool = False) -> str:
     """The whole tree as YAML, which :func:`load_config` reads back to an equal configuration, secrets aside.

@@ -17,8 +17,10 @@ from ray.util.placement_group import PlacementGroup
 
 from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
+from difc_ray.distributed.exchange import StepRedo, WaitInterrupted
+from difc_ray.distributed.gauges import StepGauges
 from difc_ray.distributed.placement import Plan
-from difc_ray.distributed.transport import ObjectStoreDomains, StepRedo, WaitInterrupted
+from difc_ray.distributed.transport import ObjectStoreDomains
 from difc_ray.distributed.worker import WorkerInfo
 from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics
@@ -94,6 +96,7 @@ class Coordinator:
         self.stopping = threading.Event()
         self.domains = ObjectStoreDomains(group, plan, threads, search_path)
         self.domains.stop_waiting = self.stopping.is_set
+        self.gauges = StepGauges()
 
     def start(self, config: Config, run: str, arrays: StateArrays) -> list[WorkerInfo]:
         """Starts a run: its workers, and its state. A later run may start on the same actors.
@@ -110,6 +113,7 @@ class Coordinator:
         import_plugins(config.plugins)
         infos = self.domains.start(config, run)
         self.step = GlobalStep(config, infos[0].layout, arrays.to_state())
+        self.gauges.begin(run)
         return infos
 
     def advance(self, n: int) -> Advance:
@@ -120,6 +124,7 @@ class Coordinator:
         while len(records) < n and not self.stopping.is_set() and error is None:
             try:
                 records.append(self._take())
+                self.gauges.set(records[-1], self.domains.restarts)
             except WaitInterrupted as interruption:
                 self.domains.messages.append(str(interruption))
                 break

@@ -15,7 +15,7 @@ from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
 from difc_ray.distributed.placement import connect, plan_for, release, reserve
-from difc_ray.distributed.processes import LOST, describe, end_process, search_path
+from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
 from difc_ray.distributed.transport import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
@@ -49,6 +49,7 @@ class RayEngine:
         self._group: Any = None
         self._owns_group = self._owns_ray = False
         self._error: DifcError | None = None
+        self._head: Head | None = None
         self._process, self._deaf = ("", 0), False
 
     def connect(self) -> None:
@@ -59,6 +60,7 @@ class RayEngine:
         """
         self._owns_ray = not ray.is_initialized()  # also if a signal ends the next line
         connect(self.config)
+        self._head = Head.of_ours() if self._owns_ray else None
         self.plan = plan_for(self.config, ray.cluster_resources())
         self.threads = threads_for(self.plan.cpus)
         self.facts |= {"cpus_per_worker": f"{self.plan.cpus:g}", "gpus_per_worker": f"{self.plan.gpus:g}",
@@ -132,6 +134,9 @@ class RayEngine:
 
     def close(self) -> None:
         """Ends every actor, gives the placement group back, leaves Ray if this engine joined it."""
+        if self._head is not None and self._head.gone():
+            self._coordinator = self._group = None
+            self._head.end()
         if ray.is_initialized() and self._coordinator is not None:
             try:
                 ray.get(self._coordinator.close.remote(), timeout=0.0 if self._deaf else 5.0)
@@ -159,6 +164,11 @@ class RayEngine:
             if ready:
                 return self._answer(reference)
             now = time.monotonic()
+            if self._head is not None and self._head.gone():
+                raise ClusterError(
+                    "Ray must be there for the whole run, got the end of its head process (this machine). Continue "
+                    "from the newest checkpoint with `resume=auto`."
+                )
             if self.interrupted() and method == "start":
                 self._deaf = True  # perhaps its process is not even there yet
                 raise ClusterError("The actors were still starting.")

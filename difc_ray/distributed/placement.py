@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from difc_ray.config import Config, masked
 from difc_ray.determinism import automatic_cpus
+from difc_ray.distributed.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
 
 PROBE_S = 5.0
@@ -153,7 +154,7 @@ def _start_local(config: Config) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     size = config.cluster.object_store_mb
     try:
-        with _on_loopback():
+        with in_sessions_of_their_own(), _on_loopback():
             ray.init(
                 address="local",
                 include_dashboard=False,

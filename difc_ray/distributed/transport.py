@@ -11,19 +11,18 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    RayTaskError,
-)
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
+from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model
 from difc_ray.distributed.placement import Plan
 from difc_ray.distributed.processes import LOST, Failure, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
@@ -34,22 +33,6 @@ from difc_ray.objectives import Vectors
 
 POLL_S = 0.25
 """How often a wait looks at deadlines and at whether it is interrupted."""
-
-
-class StepRedo(Exception):
-    """A replacement answered the step with other bits than the worker it replaces: everybody repeats the step."""
-
-
-class WaitInterrupted(Exception):
-    """The run is to stop, and a worker does not answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One call to one worker, to be repeated by its replacement."""
-
-    method: str
-    arguments: tuple[Any, ...]
 
 
 class ObjectStoreDomains:
@@ -96,13 +79,7 @@ class ObjectStoreDomains:
             self.workers = [self._spawn(index) for index in range(len(self.names))]
         started = [worker.start.remote(config, name) for worker, name in zip(self.workers, self.names, strict=True)]
         self.infos = self._collect(started, config.cluster.start_timeout_s)
-        for info in self.infos[1:]:
-            if different := self.infos[0].layout.mismatches(info.layout):
-                raise ClusterError(
-                    f"All workers must build the same model. Domain `{info.domain}` on {info.host} built another than "
-                    f"`{self.infos[0].domain}` on {self.infos[0].host}: {'; '.join(different[:3])}. Install the same "
-                    "versions and plug-ins on every node."
-                )
+        check_same_model(self.infos)
         return self.infos
 
     def _spawn(self, index: int) -> Any:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from difc_ray.reports.writing import Report
 
 ARTIFACTS = "report"
-"""Folder of the report among the artifacts of a sweep's parent run."""
+"""Folder of the report of a sweep, and among the artifacts of its run; what was asked for besides follows."""
+
+DEFAULT_RULE = "train_domain_val"
+"""The rule that chooses the setting of each method, unless another one is named."""
 
 __all__ = ["ARTIFACTS", "Reported", "compare", "report"]
 
@@ -32,12 +35,14 @@ class Reported:
     Args:
         comparison: what it says.
         report: its files.
+        artifacts: their folder among the artifacts of the sweep's run.
         run_id: the MLflow run that has the files as artifacts; None: none has.
         note: why the sweep's run has them not, a sentence; None: it has, or no sweep was compared.
     """
 
     comparison: Comparison
     report: Report
+    artifacts: str = "report"
     run_id: str | None = None
     note: str | None = None
 
@@ -55,7 +60,7 @@ def compare(
     Args:
         arguments: sweep folders, run folders, names of sweeps, or MLflow run ids of sweeps or runs.
         uri: tracking URI; None: that of the folder, else ``MLFLOW_TRACKING_URI``, else ``runs/mlflow.db``.
-        baseline: rule (`mean`) or method (`mean + erm`) to compare with; None: `mean` if there is one.
+        baseline: rule (`mean`), method (`mean + erm`) or setting (`#1`) to compare with; None: `mean` if there is one.
         target: the only target to look at; None: all runs must have the same.
         selection: rule that chooses the setting of each method: `train_domain_val`, `leave_one_domain_out`, `oracle`.
 
@@ -78,7 +83,8 @@ def report(
 
     Args:
         arguments: see :func:`compare`.
-        out: folder of the report; None: `report` in the sweep's folder if that was given, else `reports/<title>`.
+        out: folder of the report; None: `report` in the sweep's folder if that was given, else `reports/<title>`, with
+            `-<baseline>`, `-<target>` and `-<selection>` where they were named.
         uri: see :func:`compare`.
         baseline: see :func:`compare`.
         target: see :func:`compare`.
@@ -91,14 +97,24 @@ def report(
 
     found = _found(arguments, uri)
     comparison = _compared(found, baseline, target, selection)
-    name = re.sub(r"[^\w.\-]+", "_", found.title).strip("._") or "runs"
-    folder = out or (found.folder / "report" if found.folder else Path("reports") / name)
+    asked = {"baseline": baseline, "target": target, "selection": None if selection == DEFAULT_RULE else selection}
+    which = "".join(f"-{_slug(value)}" for value in asked.values() if value)  # another comparison is another report
+    named = Path("reports") / f"{_slug(found.title) or 'runs'}{which}"
+    folder = out or (found.folder / f"{ARTIFACTS}{which}" if found.folder else named)
     written = write(comparison, folder.expanduser())
     if found.parent is None:
         return Reported(comparison=comparison, report=written)
     store, run_id, _ = found.parent
-    trouble = store.publish(run_id, [written.page, written.data, *written.figures], ARTIFACTS)
-    return Reported(comparison=comparison, report=written, run_id=None if trouble else run_id, note=trouble)
+    trouble = store.publish(run_id, [written.page, written.data, *written.figures], f"{ARTIFACTS}{which}")
+    return Reported(
+        comparison=comparison, report=written, artifacts=f"{ARTIFACTS}{which}", run_id=None if trouble else run_id,
+        note=trouble,
+    )  # fmt: skip
+
+
+def _slug(text: str) -> str:
+    """Text as part of a file name."""
+    return re.sub(r"[^\w.\-]+", "_", text).strip("._")
 
 
 def _found(arguments: Sequence[str | Path], uri: str | None) -> Found:

@@ -12,13 +12,21 @@ from typing import Final
 from difc_ray.errors import ConfigError
 from difc_ray.evaluation import CHOICE_RULES, Candidate, Choice, choose, choose_all, mean_and_error
 from difc_ray.registry import did_you_mean
+from difc_ray.reports.cautions import cautions, left_out
 from difc_ray.reports.records import RunRecord
-from difc_ray.reports.settings import Setting, budget_differences, group
-from difc_ray.reports.statistics import Correlation, Difference, Rank, Values, correlation, paired_difference, ranking
+from difc_ray.reports.settings import Setting, group
+from difc_ray.reports.statistics import (
+    Correlation,
+    Difference,
+    Rank,
+    Values,
+    correlation,
+    paired_difference,
+    ranking,
+)
 
-FEW_PAIRS: Final = 5
-"""Below so many pairs a percentile interval is said to be too narrow."""
-MIN_CORRELATED: Final = 3
+MIN_CORRELATED: Final = 5
+"""Runs that a correlation needs: three points lie on a line by chance too often."""
 DEFAULT_BASELINE: Final = "mean"
 
 
@@ -76,10 +84,12 @@ class Comparison:
         sources: domains that trained.
         target: name of the target; None if there is none.
         selection: rule that chose the setting of each method.
-        baseline: method that the others are compared to; None without one.
+        baseline: method that the others are compared to, or the label of a setting (`#1`); None without one.
         ranked_by: `target` or `validation`: the figure of ranks and differences.
         methods: by place, then by that figure.
         settings: every setting, in the order of its runs.
+        differences: label of a setting -> its paired difference to the baseline, in the figure that ranks; not of the
+            baseline's own setting, nor of those without a run that counts.
         choices: what each selection rule picks among all settings.
         hessian: correlation of Hessian distance and target accuracy over runs; None for too few runs.
         notes: what a reader must know, one sentence each.
@@ -94,6 +104,7 @@ class Comparison:
     ranked_by: str
     methods: tuple[Method, ...]
     settings: tuple[Setting, ...]
+    differences: Mapping[str, Difference]
     choices: tuple[Choice, ...]
     hessian: Correlation | None
     notes: tuple[str, ...]
@@ -101,6 +112,18 @@ class Comparison:
     def setting(self, label: str | None) -> Setting | None:
         """The setting of that label."""
         return next((setting for setting in self.settings if setting.label == label), None)
+
+    @property
+    def between_settings(self) -> bool:
+        """Whether the baseline is a setting, so that settings are compared and not methods."""
+        return self.setting(self.baseline) is not None
+
+    @property
+    def compared(self) -> list[tuple[str, Difference]]:
+        """What is compared with the baseline, by name: methods, or settings if the baseline is one."""
+        if self.between_settings:
+            return list(self.differences.items())
+        return [(method.name, method.difference) for method in self.methods if method.difference is not None]
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -122,7 +145,7 @@ def analyse(
     Args:
         records: the runs, those that failed, were stopped or held a source out included.
         title: what they are.
-        baseline: rule or method to compare with; None: `mean` if there is one.
+        baseline: rule, method or label of a setting (`#1`) to compare with; None: `mean` if there is one.
         target: keep the runs with this target only; None: all runs must have the same.
         selection: rule that chooses the setting of each method.
         notes: sentences to begin the report's notes with.
@@ -137,9 +160,12 @@ def analyse(
     known = next(run for run in runs if run.complete)
     candidates = {setting.label: _candidates(setting, known.target) for setting in settings}
     chosen, said = _representatives(settings, candidates, selection)
-    reference, about_baseline = _baseline(list(chosen), baseline)
+    reference, about_baseline = _baseline(list(chosen), baseline, settings)
     ranked_by = "target" if all(_values(setting, "target") for setting, _ in chosen.values()) else "validation"
-    methods = _methods(chosen, reference, ranked_by)
+    standard = next((s for s in settings if s.label == reference), None) or (
+        chosen[reference][0] if reference else None
+    )
+    methods = _methods(chosen, standard, ranked_by)
     every = [candidate for setting in settings for candidate in candidates[setting.label]]
     measured = [run for run in runs if run.complete and run.hessian is not None and run.target_accuracy is not None]
     return Comparison(
@@ -152,11 +178,18 @@ def analyse(
         ranked_by=ranked_by,
         methods=methods,
         settings=tuple(settings),
+        differences=_differences(settings, standard, ranked_by),
         choices=tuple(choose_all(every)),
         hessian=correlation([run.hessian or 0.0 for run in measured], [run.target_accuracy or 0.0 for run in measured])
         if len(measured) >= MIN_CORRELATED
         else None,
-        notes=(*notes, *about_baseline, *said, *_cautions(settings, methods, selection, repeated)),
+        notes=(
+            *notes,
+            *about_baseline,
+            *left_out(records, target),
+            *said,
+            *cautions(settings, [(m.name, m.among, m.difference) for m in methods], selection, repeated),
+        ),
     )
 
 
@@ -258,9 +291,17 @@ def _representatives(
     return chosen, notes
 
 
-def _baseline(methods: Sequence[str], wanted: str | None) -> tuple[str | None, list[str]]:
-    """The method to compare with, and a sentence if there is something to say about it."""
+def _baseline(methods: Sequence[str], wanted: str | None, settings: Sequence[Setting]) -> tuple[str | None, list[str]]:
+    """The method or the setting to compare with, and a sentence if there is something to say about it."""
     name = wanted or DEFAULT_BASELINE
+    labels = [setting.label for setting in settings if setting.complete]
+    if name in labels:
+        return name, []
+    if "#" in name:
+        raise ConfigError(
+            f"a setting that is the baseline must have a run that counts, got `{name}` (--baseline). "
+            f"{did_you_mean(name, labels)}"
+        )
     matching = [method for method in methods if name in (method, method.split(" + ")[0])]
     plain = f"{name} + erm"
     if len(matching) == 1 or plain in matching:
@@ -274,13 +315,24 @@ def _baseline(methods: Sequence[str], wanted: str | None) -> tuple[str | None, l
     raise ConfigError(f"unknown baseline, got `{name}` (--baseline). {did_you_mean(name, methods)}")
 
 
-def _methods(chosen: Mapping[str, tuple[Setting, int]], baseline: str | None, ranked_by: str) -> tuple[Method, ...]:
+def _differences(settings: Sequence[Setting], standard: Setting | None, ranked_by: str) -> dict[str, Difference]:
+    """Label of a setting -> its paired difference to the setting that is the standard."""
+    if standard is None:
+        return {}
+    return {
+        setting.label: paired_difference(_values(setting, ranked_by), _values(standard, ranked_by))
+        for setting in settings
+        if setting.complete and setting.label != standard.label
+    }
+
+
+def _methods(chosen: Mapping[str, tuple[Setting, int]], standard: Setting | None, ranked_by: str) -> tuple[Method, ...]:
     values = {method: _values(setting, ranked_by) for method, (setting, _) in chosen.items()}
     validation = {method: _values(setting, "validation") for method, (setting, _) in chosen.items()}
     ranks = ranking(values)
     found = []
     for method, (setting, among) in chosen.items():
-        compared = baseline is not None and method != baseline
+        compared = standard is not None and setting.label != standard.label
         worst = [run.worst for run in setting.complete if run.worst is not None]
         found.append(
             Method(
@@ -291,14 +343,16 @@ def _methods(chosen: Mapping[str, tuple[Setting, int]], baseline: str | None, ra
                 target=Estimate.of(list(_values(setting, "target").values())),
                 worst=Estimate.of([accuracy for _, accuracy in worst]),
                 worst_domains=tuple(dict.fromkeys(domain for domain, _ in worst)),
-                difference=paired_difference(values[method], values[str(baseline)]) if compared else None,
-                validation_difference=paired_difference(validation[method], validation[str(baseline)])
-                if compared
-                else None,
+                difference=_difference(values[method], standard, ranked_by) if compared else None,
+                validation_difference=_difference(validation[method], standard, "validation") if compared else None,
                 rank=ranks[method],
             )
         )
     return tuple(sorted(found, key=lambda method: (method.rank.place, -_figure(method, ranked_by))))
+
+
+def _difference(values: Values, standard: Setting | None, figure: str) -> Difference | None:
+    return None if standard is None else paired_difference(values, _values(standard, figure))
 
 
 def _figure(method: Method, ranked_by: str) -> float:
@@ -312,46 +366,6 @@ def _values(setting: Setting, figure: str) -> Values:
         for run in setting.complete
     }
     return {key: value for key, value in accuracies.items() if value is not None}
-
-
-def _cautions(settings: Sequence[Setting], methods: Sequence[Method], selection: str, repeated: int) -> list[str]:
-    """What limits the comparison, one sentence each."""
-    notes = []
-    runs = [run for setting in settings for run in setting.runs]
-    if selection == "oracle":
-        notes.append("The settings were chosen on the target itself (oracle): no accuracy on it is an honest estimate.")
-    if marked := sum(run.complete and run.params.get("selection") == "oracle" for run in runs):
-        notes.append(f"{marked} runs chose their checkpoint on the target; their accuracy on it is no honest estimate.")
-    pairs = [method.difference.n for method in methods if method.difference is not None]
-    if pairs and min(pairs) < 2:
-        notes.append("Where there are fewer than two pairs of seeds there is no interval: more seeds are needed.")
-    if any(2 <= n < FEW_PAIRS for n in pairs):
-        notes.append(
-            f"With fewer than {FEW_PAIRS} pairs a bootstrap interval is too narrow; read it as the least uncertainty."
-        )
-    if len(methods) > 2:
-        notes.append("Intervals hold for one comparison at a time; they are not corrected for the number of methods.")
-    among = [method.among for method in methods]
-    if among and max(among) > min(among):
-        told = ", ".join(f"`{method.name}` {method.among}" for method in methods)
-        notes.append(f"Methods had different numbers of settings to choose from: {told}.")
-    counts = {len(setting.complete) for setting in settings if setting.complete}
-    if len(counts) > 1:
-        notes.append(f"Settings have between {min(counts)} and {max(counts)} seeds that count.")
-    if differing := budget_differences(settings):
-        told = ", ".join(f"`{key}`" for key in differing)
-        notes.append(f"The runs differ in {told}, which nobody searched over: a difference may come from there.")
-    if stopped := sum(run.complete and run.state == "stopped" for run in runs):
-        plural = stopped > 1
-        count = f"{stopped} run{'s' * plural} that the scheduler stopped count{'s' * (not plural)}"
-        notes.append(f"{count} with what was reached: without such runs a setting would be judged by its lucky seeds.")
-    if running := sum(run.state == "running" for run in runs):
-        notes.append(f"{running} run{'s are' if running > 1 else ' is'} still going on, and not counted.")
-    if repeated:
-        notes.append(
-            f"{repeated} repeated run{'s' if repeated > 1 else ''} of a setting and seed left out; the last counts."
-        )
-    return notes
 
 
 def _nothing_finished(settings: Sequence[Setting]) -> str:

@@ -17,10 +17,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from difc_ray.config import SYMBOLS
 from difc_ray.figures import COLOURS
 from difc_ray.reports.comparison import MIN_CORRELATED, Comparison
 from difc_ray.reports.records import RunRecord
-from difc_ray.reports.settings import ALPHA, BETA, LAM, SYMBOLS
+from difc_ray.reports.settings import ALPHA, BETA, LAM
+from difc_ray.reports.statistics import FEW_PAIRS
 
 LOG_SPAN: Final = 20.0
 """Axes are logarithmic where the largest value is more than so many times the smallest positive one."""
@@ -61,8 +63,7 @@ def drawings(comparison: Comparison) -> list[Drawing]:
 def differences(comparison: Comparison) -> Drawing:
     """Paired difference of each method to the baseline, with its interval."""
     name, title = "differences", "Difference to the baseline"
-    rows = [(method.name, method.difference) for method in comparison.methods if method.difference is not None]
-    rows = [(method, difference) for method, difference in rows if difference.mean is not None]
+    rows = [(name, difference) for name, difference in comparison.compared if difference.mean is not None]
     if not rows:
         why = "without a baseline there is none." if comparison.baseline is None else "no pair of runs has one seed."
         return Drawing(name=name, title=title, caption=f"No difference to show: {why}", figure=None)
@@ -85,7 +86,7 @@ def differences(comparison: Comparison) -> Drawing:
     axes.set_xlabel(f"points of accuracy {where}")
     caption = (
         f"Mean paired difference to `{comparison.baseline}` and its 95 % interval; grey: the interval includes zero, "
-        "or there are too few pairs for one."
+        f"or there are fewer than {FEW_PAIRS} pairs, which have none."
     )
     return Drawing(name=name, title=title, caption=caption, figure=figure)
 
@@ -168,11 +169,11 @@ def lam_sensitivity(comparison: Comparison) -> Drawing:
 def parallel_coordinates(comparison: Comparison) -> Drawing:
     """A line per run through λ, α and β, coloured by validation accuracy."""
     name, title = "parallel_coordinates", "λ, α and β together"
-    found = [(run, run.validation if run.complete else run.best_seen) for run in comparison.runs]
-    scored = [(run, score) for run, score in found if score is not None and math.isfinite(score)]
-    keys = [key for key in SYMBOLS if len({run.number(key) for run, _ in scored} - {None}) > 1]
-    scored = [(run, score) for run, score in scored if all(run.number(key) is not None for key in keys)]
-    if len(keys) < 2 or len(scored) < 2:
+    found = [(run, _reached(run)) for run in comparison.runs]
+    keys = [key for key in SYMBOLS if len({run.number(key) for run, _ in found} - {None}) > 1]
+    drawn = [(run, score) for run, score in found if all(run.number(key) is not None for key in keys)]
+    scores = np.array([score for _, score in drawn if math.isfinite(score)])
+    if len(keys) < 2 or len(scores) < 2:
         return Drawing(
             name=name,
             title=title,
@@ -180,20 +181,22 @@ def parallel_coordinates(comparison: Comparison) -> Drawing:
             figure=None,
         )
     figure, axes = _canvas()
-    scores = np.array([score for _, score in scored])
     columns = [
-        _Axis.of(SYMBOLS[key], np.array([run.number(key) for run, _ in scored], dtype=np.float64), share=key == LAM)
+        _Axis.of(SYMBOLS[key], np.array([run.number(key) for run, _ in drawn], dtype=np.float64), share=key == LAM)
         for key in keys
     ]
     columns.append(_Axis.of("validation", scores, share=True, percent=True))
-    ended = [score for run, score in scored if run.state == "finished"]
-    lowest = min(ended) if len(set(ended)) > 2 else min(scores)  # early stops would take all of the scale
-    norm, colours = Normalize(float(lowest), float(scores.max()), clip=True), colormaps["viridis"]
-    heights = np.stack([column.height for column in columns], axis=1)
-    for row in np.argsort(scores):
-        run = scored[row][0]
+    norm, colours = Normalize(float(scores.min()), float(scores.max())), colormaps["viridis"]
+    reached = iter(columns[-1].height)
+    lines = []
+    for row, (run, score) in enumerate(drawn):
+        heights = [column.height[row] for column in columns[:-1]]
+        known = math.isfinite(score)
+        lines.append((score if known else -math.inf, run, [*heights, next(reached)] if known else heights))
+    for score, run, heights in sorted(lines, key=lambda line: line[0]):  # the best ones lie on top
         style = "-" if run.state == "finished" else (0, (3, 2))
-        axes.plot(heights[row], color=colours(norm(scores[row])), linestyle=style, linewidth=1.8, alpha=0.85)
+        colour = colours(norm(score)) if math.isfinite(score) else _GREY
+        axes.plot(range(len(heights)), heights, color=colour, linestyle=style, linewidth=1.8, alpha=0.85)
     for place, column in enumerate(columns):
         axes.axvline(place, color=_INK, linewidth=1.0)
         for height, label in column.ticks:
@@ -207,6 +210,8 @@ def parallel_coordinates(comparison: Comparison) -> Drawing:
     axes.grid(visible=False)
     caption = "A line per run, yellow for high validation accuracy; dashed: the run did not finish, and the best value "
     caption += "it reached counts."
+    if len(scores) < len(drawn):
+        caption += " Grey: it ended before its first evaluation."
     return Drawing(name=name, title=title, caption=caption, figure=figure)
 
 
@@ -283,6 +288,12 @@ class _Axis:
             marks = {x: f"{100 * x:.3g}%" if percent else f"{x:.3g}" for x in inside}
         return cls(label=f"{label} (log)" if log else label, height=height,
                    ticks=[((mark - low) / span, text) for mark, text in marks.items()])  # fmt: skip
+
+
+def _reached(run: RunRecord) -> float:
+    """Validation accuracy at the end, or the best on the way; NaN before the first evaluation."""
+    score = run.validation if run.complete else run.best_seen
+    return math.nan if score is None else score
 
 
 def _curves(runs: Sequence[RunRecord]) -> list[Mapping[int, float]]:

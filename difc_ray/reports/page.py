@@ -9,10 +9,11 @@ from html import escape
 from typing import Final
 
 from difc_ray import __version__
+from difc_ray.config import SYMBOLS
 from difc_ray.reports import wording
 from difc_ray.reports.comparison import Comparison, Estimate
 from difc_ray.reports.figures import Drawing
-from difc_ray.reports.settings import SYMBOLS
+from difc_ray.reports.statistics import FEW_PAIRS
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #5b6675; --paper: #ffffff; --panel: #f5f7fa; --line: #dde3ea;
@@ -22,7 +23,7 @@ _STYLE: Final = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
+main { max-width: 1400px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .3rem; }
 h3 { font-size: 1rem; margin: 0 0 .5rem; }
@@ -34,12 +35,14 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", mono
 .scroll { overflow: auto; border: 1px solid var(--line); border-radius: 8px; margin: .7rem 0; }
 .tall { max-height: 40rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .42rem .8rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
+th, td { padding: .42rem .65rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
-th { position: sticky; top: 0; background: var(--panel); font-weight: 600; font-size: .84rem; color: var(--soft); }
+th { white-space: normal; position: sticky; top: 0; background: var(--panel);
+  font-weight: 600; font-size: .84rem; color: var(--soft); }
 .number { text-align: right; }
-.wide { white-space: normal; min-width: 16rem; max-width: 30rem; overflow-wrap: anywhere; }
+.wide { white-space: normal; min-width: 12rem; max-width: 30rem; overflow-wrap: anywhere; }
+.label { white-space: normal; min-width: 7rem; }
 .chosen td { background: color-mix(in srgb, var(--accent) 9%, transparent); }
 .ahead { color: var(--good); font-weight: 600; }
 .behind { color: var(--bad); font-weight: 600; }
@@ -124,7 +127,7 @@ def _methods(comparison: Comparison) -> str:
         found = method.difference
         kind = "" if found is None or found.tied else "ahead" if found.above else "behind"
         worst = f"{wording.estimate(method.worst)} ({', '.join(method.worst_domains)})"
-        baseline = method.name == comparison.baseline
+        baseline = bool(comparison.baseline) and found is None
         cells = [
             _cell(wording.rank(method), "number"),
             _cell(method.name),
@@ -133,14 +136,14 @@ def _methods(comparison: Comparison) -> str:
             _cell(worst, "number"),
             _cell(str(method.validation.n), "number"),
             _cell("baseline" if baseline else wording.difference(found), kind),
-            _cell(wording.standing(method)),
-            _cell(_several([short.get(name, name) for name in method.rank.tied])),
+            _cell(wording.standing(method), "label"),
+            _cell(_several([short.get(name, name) for name in method.rank.tied]), "wide"),
         ]
         rows.append(("", [cell for cell, kept in zip(cells, keep, strict=True) if kept]))
     explained = (
         f"Mean ± standard error over n seeds. Ranked by {ranked}: a place is lost to each method whose paired "
         "difference lies above zero with its whole 95 % bootstrap interval; the others are tied (=). "
-        "Pairs have the same seed."
+        f"Pairs have the same seed; with fewer than {FEW_PAIRS} of them there is no interval, and nothing is decided."
     )
     table = _table([head for head in heads if head], rows)
     return f'<section><h2>Methods</h2><p class="soft">{text(explained)}</p>{table}</section>'
@@ -203,6 +206,7 @@ def _settings(comparison: Comparison) -> str:
                 wording.estimate(Estimate.of([r.target_accuracy for r in done if r.target_accuracy is not None])),
                 "number",
             ),
+            *([_setting_difference(comparison, setting.label)] if comparison.between_settings else []),
             _cell(setting.status, "wide"),
         ]
         rows.append(("chosen" if setting.label in standing else "", cells))
@@ -213,12 +217,22 @@ def _settings(comparison: Comparison) -> str:
         "seeds",
         "validation",
         str(comparison.target or "target"),
+        *([f"difference to {comparison.baseline}, points"] if comparison.between_settings else []),
         "status",
     ]
     explained = (
         "Shaded: the setting that stands for its method. In brackets: the best value of a run that did not finish."
     )
     return f'<section><h2>Settings</h2><p class="soft">{explained}</p>{_table(heads, rows, "scroll tall")}</section>'
+
+
+def _setting_difference(comparison: Comparison, label: str) -> str:
+    """The cell with a setting's difference."""
+    found = comparison.differences.get(label)
+    if label == comparison.baseline:
+        return _cell("baseline")
+    kind = "" if found is None or found.tied else "ahead" if found.above else "behind"
+    return _cell(wording.difference(found), kind)
 
 
 def _notes(comparison: Comparison) -> str:

@@ -9,8 +9,6 @@ from typing import Final
 from difc_ray.reports.records import RunRecord
 
 LAM, ALPHA, BETA = "harmonize.lam", "alignment.alpha", "alignment.beta"
-SYMBOLS: Final[Mapping[str, str]] = {LAM: "λ", ALPHA: "α", BETA: "β"}
-"""Keys that have a symbol in the formulas."""
 
 NOT_A_SETTING: Final = ("name", "output", "seed", "resume", "engine", "target", "plugins")
 """Keys in which runs of one setting may differ, besides the sections below."""

@@ -15,7 +15,10 @@ from difc_ray.reports.records import RunRecord
 from difc_ray.reports.store import Store
 from difc_ray.tracking import TrackingFolder, masked, resolve_uri
 from difc_ray.tracking.folder import read_json
-from difc_ray.tracking.uris import without_credentials
+from difc_ray.tracking.uris import sqlite_path, without_credentials
+
+RUNS = Path("runs")
+"""Where sweeps and runs lie below the working folder, unless `output` says otherwise."""
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -59,7 +62,7 @@ class _Collector:
 
     def default_store(self) -> Store:
         """Where names and ids are looked up."""
-        return self.store(resolve_uri(self.uri, Path("runs"), os.environ))
+        return self.store(resolve_uri(self.uri, RUNS, os.environ))
 
     def add(self, store: Store, run: Any, argument: str, folder: Path | None = None) -> None:
         """A run, or all runs of a sweep.
@@ -105,8 +108,10 @@ def find(arguments: Sequence[str], uri: str | None = None) -> Found:
         elif _RUN_ID.fullmatch(argument):
             store = collector.default_store()
             collector.add(store, _existing(store, argument, "command line"), argument)
+        elif collector.uri is None and (RUNS / argument / "sweep.json").is_file():
+            _add_folder(collector, argument, (RUNS / argument).absolute())
         else:
-            _add_name(collector, argument, collector.default_store())
+            _add_name(collector, argument, _store_of_names(collector, argument))
     records = [
         record
         for store in collector.stores.values()
@@ -128,6 +133,22 @@ def find(arguments: Sequence[str], uri: str | None = None) -> Found:
         folder=folder_,
         notes=collector.notes,
     )
+
+
+def _store_of_names(collector: _Collector, name: str) -> Store:
+    """The store in which a name is looked up.
+
+    Raises:
+        ConfigError: it is not there: names are known to the store of the working folder, or to the one that is named.
+    """
+    uri = resolve_uri(collector.uri, RUNS, os.environ)
+    if uri.startswith("sqlite") and not Path(sqlite_path(uri)).is_file():
+        raise ConfigError(
+            f"a name must be that of a sweep in the store of this folder, got `{name}` where there is none "
+            f"(`{masked(uri)}`). Name the sweep's folder, `difc-ray compare .../{RUNS}/{name}`, its store with "
+            "`--uri`, or change to the folder that it was started in."
+        )
+    return collector.default_store()
 
 
 def _add_folder(collector: _Collector, argument: str, folder: Path) -> None:

@@ -14,6 +14,10 @@ import numpy as np
 
 RESAMPLES: Final = 10_000
 LEVEL: Final = 0.95
+FEW_PAIRS: Final = 5
+"""Below so many pairs there is no interval and no verdict: a percentile interval of two values is the two values, and
+it leaves out zero whenever all differences have one sign, which chance alone does once in two (two pairs), once in four
+(three) or once in eight times (four)."""
 _SEED: Final = 20210504
 """Of the bootstrap's generator: the same runs give the same interval."""
 
@@ -28,7 +32,7 @@ class Difference:
     Args:
         n: number of pairs.
         mean: mean difference; None without a pair.
-        low: lower end of the 95 % interval; None below two pairs.
+        low: lower end of the 95 % interval; None below :data:`FEW_PAIRS` pairs.
         high: upper end.
     """
 
@@ -36,6 +40,11 @@ class Difference:
     mean: float | None = None
     low: float | None = None
     high: float | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are enough pairs to say anything."""
+        return self.low is not None
 
     @property
     def above(self) -> bool:
@@ -108,8 +117,8 @@ def paired_difference(ours: Values, others: Values) -> Difference:
     if not differences:
         return Difference(n=0)
     mean = math.fsum(differences) / len(differences)
-    if len(differences) < 2:
-        return Difference(n=1, mean=mean)
+    if len(differences) < FEW_PAIRS:
+        return Difference(n=len(differences), mean=mean)
     low, high = bootstrap_interval(differences)
     return Difference(n=len(differences), mean=mean, low=low, high=high)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from difc_ray.config import SYMBOLS
 from difc_ray.evaluation import Choice
 from difc_ray.reports.comparison import Comparison, Estimate, Method
-from difc_ray.reports.settings import SYMBOLS
-from difc_ray.reports.statistics import Difference
+from difc_ray.reports.statistics import FEW_PAIRS, Difference
 
 
 def estimate(value: Estimate, *, count: bool = False) -> str:
@@ -23,22 +23,22 @@ def estimate(value: Estimate, *, count: bool = False) -> str:
 def difference(found: Difference | None) -> str:
     """A paired difference in points with its interval and the number of pairs.
 
-    >>> difference(Difference(n=3, mean=0.021, low=0.004, high=0.035))
-    '+2.1 [+0.4, +3.5], 3 pairs'
-    >>> difference(Difference(n=1, mean=0.021)), difference(Difference(n=0))
-    ('+2.1, 1 pair: no interval', 'no pairs')
+    >>> difference(Difference(n=6, mean=0.021, low=0.004, high=0.035))
+    '+2.1 [+0.4, +3.5], 6 pairs'
+    >>> difference(Difference(n=2, mean=0.021)), difference(Difference(n=0))
+    ('+2.1, 2 pairs: too few', 'no pairs')
     """
     if found is None:
         return ""
     if found.mean is None:
         return "no pairs"
     if found.low is None or found.high is None:
-        return f"{100 * found.mean:+.1f}, 1 pair: no interval"
+        return f"{100 * found.mean:+.1f}, {_pairs(found.n)}: too few"
     return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}], {found.n} pairs"
 
 
 def rank(method: Method) -> str:
-    """A place; `=` after it when the method is tied with another."""
+    """A place; `=` after it when the method is tied with another, or has too few pairs with it."""
     return f"{method.rank.place}{'=' if method.rank.tied else ''}"
 
 
@@ -72,42 +72,53 @@ def verdict(comparison: Comparison) -> list[str]:
     if setting is not None:
         reached = f" and reaches {choice_target(picked)} on {comparison.target}" if picked.target is not None else ""
         values = ", ".join(f"{SYMBOLS.get(key, key)} {value}" for key, value in setting.values.items() if value)
+        name = f"{setting.label} ({setting.method})" if comparison.between_settings else setting.method
         told.append(
-            f"Selection by `{comparison.selection}` picks `{setting.method}`"
-            f"{f' with {values}' if values else ''}{reached}."
+            f"Selection by `{comparison.selection}` picks `{name}`{f' with {values}' if values else ''}{reached}."
         )
     if comparison.baseline is None:
         return told
-    compared = [method for method in comparison.methods if method.difference is not None]
-    itself = setting is not None and setting.method == comparison.baseline
+    compared = dict(comparison.compared)
+    own = None if setting is None else setting.label if comparison.between_settings else setting.method
+    itself = own == comparison.baseline
     if itself:
         told.append("That is the baseline itself.")
-    told += [
-        _against(method, comparison.baseline, where)
-        for method in compared
-        if setting is not None and method.name == setting.method
-    ]
-    ahead = [method.name for method in compared if method.difference is not None and method.difference.above]
-    same = [method.name for method in compared if method.difference is not None and method.difference.tied]
-    behind = [method.name for method in compared if method.name not in (*ahead, *same)]
-    if len(compared) > 1 or (compared and itself):
+    if own in compared:
+        told.append(_against(compared[own], comparison.baseline, where))
+    ahead = [name for name, found in compared.items() if found.above]
+    few = [name for name, found in compared.items() if not found.decides]
+    same = [name for name, found in compared.items() if name not in few and found.tied]
+    behind = [name for name in compared if name not in (*ahead, *same, *few)]
+    if len(few) < len(compared) and (len(compared) > 1 or itself):
+        undecided = f", {len(few)} with too few pairs{_named(few)}" if few else ""
         told.append(
             f"Compared with `{comparison.baseline}` {where}: {len(ahead)} ahead{_named(ahead)}, {len(same)} that "
-            f"cannot be told apart{_named(same)}, {len(behind)} behind{_named(behind)}."
+            f"cannot be told apart{_named(same)}, {len(behind)} behind{_named(behind)}{undecided}."
+        )
+    elif few and (len(compared) > 1 or itself):
+        told.append(
+            f"Nobody can be said to be ahead of `{comparison.baseline}` {where} or behind it: that takes {FEW_PAIRS} "
+            "pairs of seeds."
         )
     return told
 
 
-def _against(method: Method, baseline: str, where: str) -> str:
-    found = method.difference
-    assert found is not None, "only compared methods are asked for"
+def _against(found: Difference, baseline: str, where: str) -> str:
     if found.low is None:
-        return f"Against `{baseline}` {where} there are too few pairs of seeds to say anything ({difference(found)})."
+        shown = "none" if found.mean is None else f"{_pairs(found.n)}, {100 * found.mean:+.1f} points"
+        return (
+            f"Against `{baseline}` {where} there are too few pairs of seeds to say anything ({shown}; it takes "
+            f"{FEW_PAIRS})."
+        )
     interval = (
         f"{100 * (found.mean or 0):+.1f} points, 95 % interval {100 * found.low:+.1f} to {100 * (found.high or 0):+.1f}"
     )
     told = "cannot be told apart from" if found.tied else "is ahead of" if found.above else "is behind"
     return f"It {told} `{baseline}` {where}: {interval}, {found.n} pairs."
+
+
+def _pairs(n: int) -> str:
+    return f"{n} pair{'' if n == 1 else 's'}"
 
 
 def _named(names: list[str]) -> str:

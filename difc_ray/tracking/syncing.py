@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from difc_ray.errors import CheckpointError, DifcError
 from difc_ray.tracking.child import EXIT_IN_USE, uploader_command, uploader_environ
 from difc_ray.tracking.family import Family
 from difc_ray.tracking.folder import TrackingFolder, read_json
-from difc_ray.tracking.journal import JournalSurvey, last_seq, survey
-from difc_ray.tracking.lock import FolderLock
+from difc_ray.tracking.journal import JournalSurvey, ends_with_finish, last_seq, survey
+from difc_ray.tracking.lock import FolderLock, process_alive
 from difc_ray.tracking.settings import UploadSettings
 from difc_ray.tracking.uris import masked, resolve_uri, ui_command, without_credentials
 
@@ -37,6 +38,10 @@ class SyncReport:
     """Why records still wait."""
     trials: int = 0
     """Trials among what was sent, if the folder is a sweep's."""
+    abandoned: int = 0
+    """Runs without an end whose processes are gone: they are KILLED in MLflow now."""
+    elsewhere: tuple[str, ...] = ()
+    """Hosts of runs without an end that nobody here can ask about: those runs stay as they are."""
 
 
 def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> SyncReport:
@@ -73,6 +78,7 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
     identity, done = folder.identity(store), sum(each.sent_seq(store) for each in folders)
     waiting = [last_seq(each.journal) - each.sent_seq(store) for each in folders]
     pending = sum(max(0, records) for records in waiting)
+    abandoned, elsewhere = _without_end(folders)
     return SyncReport(
         uri=masked(target),
         run_id=identity.get("run_id"),
@@ -82,7 +88,23 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
         ui_command=ui_command(target, identity.get("experiment_id"), identity.get("run_id")),
         message=read_json(folder.status).get("reason", f"See `{folder.log}`.") if pending else None,
         trials=len(folders) - 1,
+        abandoned=0 if pending else abandoned,
+        elsewhere=elsewhere,
     )
+
+
+def _without_end(folders: Sequence[TrackingFolder]) -> tuple[int, tuple[str, ...]]:
+    """How many runs have no end although their process is gone, and the other hosts on which such runs were started."""
+    gone, elsewhere = 0, []
+    for folder in folders:
+        if ends_with_finish(folder.journal):
+            continue
+        start = survey(folder.journal).start
+        if start.get("host", socket.gethostname()) != socket.gethostname():
+            elsewhere.append(str(start["host"]))
+        elif "pid" in start and not process_alive(start["pid"], start["started"], start["host"]):
+            gone += 1
+    return gone, tuple(dict.fromkeys(elsewhere))
 
 
 def _former_uri(known: JournalSurvey, environ: Mapping[str, str]) -> str:

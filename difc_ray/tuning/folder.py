@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difc_ray.checkpoint import newest_valid
-from difc_ray.config import Config, to_yaml
+from difc_ray.config import Config, ConfigProblems, to_yaml
 from difc_ray.errors import CheckpointError
 from difc_ray.snapshots import write_json
 from difc_ray.tuning.points import Point
-from difc_ray.tuning.space import Space
+from difc_ray.tuning.space import Space, read_space
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED = ("finished", "stopped", "failed")
@@ -40,6 +40,8 @@ class TrialRecord:
         reason: why it was stopped or failed.
         step: updates taken when this was written.
         seconds: wall time of the trial, its preparation included.
+        stopping: the scheduler's decision to stop it, written down before the trial is concluded; empty: there is none.
+        stops_at: the step of that decision.
         lineage: steps at which it took over another trial's state, with that trial and the values since then.
     """
 
@@ -48,6 +50,8 @@ class TrialRecord:
     reason: str = ""
     step: int = 0
     seconds: float = 0.0
+    stopping: str = ""
+    stops_at: int = 0
     lineage: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -112,6 +116,15 @@ class SweepFolder:
                 f"`sweep.json` must list the sweep's trials, got {type(error).__name__}: {error} (`{self.sheet}`). "
                 "Restore it from a backup; the runs of the trials are intact, each can be evaluated alone."
             ) from None
+
+    def differing(self, space: Space) -> str:
+        """In which keys a space differs from the one that the sweep was started with, to go on in a sentence."""
+        try:
+            before, now = read_space(self.path / "space.yaml").content, space.content
+        except ConfigProblems:
+            return ""
+        keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+        return f"; they differ in {', '.join(f'`{key}`' for key in keys)}" if keys else ""
 
     def run_dir(self, number: int) -> Path:
         """The run folder of a trial."""

@@ -10,18 +10,19 @@ import copy
 import importlib.util
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difc_ray.config import Config, ConfigProblems, DataProblems, Problem, load_config, resolve
+from difc_ray.config import SYMBOLS, Config, ConfigProblems, DataProblems, Problem, load_config, resolve
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.yaml_strict import UnreadableError, read_file
 from difc_ray.determinism import generator
 from difc_ray.errors import ConfigError
 from difc_ray.registry import did_you_mean
 from difc_ray.tuning.space import Space
+from difc_ray.tuning.unread import unread_by_all
 
 PERTURBED = (
     "alignment.alpha", "alignment.beta", "harmonize.lam", "harmonize.flatness",
@@ -153,16 +154,33 @@ def check_sweep(space: Space, base: Config, told: Collection[str]) -> list[Point
         raise ConfigProblems([str(problem) for problem in problems])
     found = points(space, base) if space.searcher != "optuna" else []
     ends = list(_ends(space, found[0] if found else _any_point(space)))
-    sentences, only_data = _trial_problems(space, base, ends)
+    configs: list[Config] = []
+    sentences, only_data = _trial_problems(space, base, ends, configs)
     if not sentences:  # else the draws of a range that is wrong would be a sentence each
-        sentences, only_data = _trial_problems(space, base, found)
+        sentences, only_data = _trial_problems(space, base, found, configs)
     if sentences:
         raise (DataProblems if only_data else ConfigProblems)(sentences)
+    if unread := [str(problem) for problem in _unread_problems(space, configs)]:
+        raise ConfigProblems(unread)
     return found
 
 
-def _trial_problems(space: Space, base: Config, trials: Iterable[Point]) -> tuple[list[str], bool]:
-    """What is wrong with the configurations of trials, each sentence once; and whether it is the data alone."""
+def _unread_problems(space: Space, configs: Sequence[Config]) -> Iterator[Problem]:
+    """Searched keys that would change nothing: every setting would be trained as often as the key has values."""
+    for key, reason in unread_by_all(space.keys, configs).items():
+        yield Problem(
+            what=f"`{key}` must be read by a trial to be searched", got=f"{reason}, which does not read it",
+            where=space.where(key), remedy=f"Search another key, or see `difc-ray config` for what `{key}` is for.",
+        )  # fmt: skip
+
+
+def _trial_problems(
+    space: Space, base: Config, trials: Iterable[Point], configs: list[Config]
+) -> tuple[list[str], bool]:
+    """What is wrong with the configurations of trials, each sentence once; and whether it is the data alone.
+
+    Those with nothing wrong are added to `configs`.
+    """
     sentences: dict[str, None] = {}
     only_data = True
     for point in trials:
@@ -173,6 +191,7 @@ def _trial_problems(space: Space, base: Config, trials: Iterable[Point]) -> tupl
             only_data &= isinstance(error, DataProblems)
             sentences |= dict.fromkeys(error.problems)
             continue
+        configs.append(config)
         if space.metric not in (known := metrics_of(config)):
             what = f"`metric` must be one that every trial reports, got `{space.metric}` ({space.source})."
             sentences[f"{what} {did_you_mean(space.metric, known)}"] = None
@@ -301,12 +320,12 @@ def label(values: Mapping[str, Any]) -> str:
     """Searched values in a few characters, for lines and tables.
 
     >>> label({"alignment.alpha": 0.012345, "harmonize.rule": "gh"})
-    'alpha 0.0123 rule gh'
+    'α 0.0123 rule gh'
     """
     parts = []
     for key, value in values.items():
         shown = f"{value:.3g}" if isinstance(value, float) else as_argument(key, value)
-        parts.append(f"{key.rpartition('.')[2]} {shown}")
+        parts.append(f"{SYMBOLS.get(key, key.rpartition('.')[2])} {shown}")
     return " ".join(parts)
 
 

@@ -21,11 +21,7 @@ from difc_ray.config.overrides import owner, unknown_key
 from difc_ray.config.problems import show
 from difc_ray.config.schema import sections
 from difc_ray.config.yaml_strict import Document, UnreadableError, read_file
-from difc_ray.errors import ConfigError
 from difc_ray.registry import did_you_mean
-
-FOLDER = Path("tune_spaces")
-"""Where a space is looked for that is given by its name."""
 
 RANGES = ("uniform", "loguniform", "randint")
 LISTS = ("choice", "grid")
@@ -157,23 +153,6 @@ class Space:
         return f"{self.source}, line {line}"
 
 
-def find_space(given: str) -> Path:
-    """The file of a space that is given by its path, or by its name below ``tune_spaces``.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    path = Path(given).expanduser()
-    for candidate in (path, FOLDER / given, FOLDER / f"{given}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = sorted(each.stem for each in FOLDER.glob("*.yaml")) if FOLDER.is_dir() else []
-    hint = did_you_mean(given, known) if known else f"There is no folder `{FOLDER}` here."
-    raise ConfigError(
-        f"a search space must be a YAML file or a name in `{FOLDER}`, got `{given}` (command line). {hint}"
-    )
-
-
 def read_space(path: Path) -> Space:
     """The space in a file.
 
@@ -274,7 +253,9 @@ class _Reader:
         name, options = (value, {}) if not isinstance(value, dict) else next(iter(value.items()), ("", {}))
         if not isinstance(name, str) or name not in SCHEDULERS or (isinstance(value, dict) and len(value) != 1):
             remedy = f"Write `scheduler: asha` or `scheduler: {{asha: {{...}}}}`. {did_you_mean(str(name), SCHEDULERS)}"
-            self.refuse("`scheduler` must be one scheduler, with options or without", ("scheduler",), remedy)
+            one = isinstance(name, str) and name and (not isinstance(value, dict) or len(value) == 1)
+            what = "`scheduler` must be a known one" if one else "`scheduler` must be one scheduler"
+            self.refuse(what, ("scheduler",), remedy)
             return "none", {}
         options = {} if options is None else options
         if not isinstance(options, dict):

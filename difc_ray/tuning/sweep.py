@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,11 +24,13 @@ from ray import tune
 from difc_ray.checkpoint import RunLock
 from difc_ray.config import Config, flat
 from difc_ray.distributed.placement import connect
-from difc_ray.errors import CheckpointError, DifcError, Interrupted
+from difc_ray.distributed.processes import Head
+from difc_ray.errors import CheckpointError, ClusterError, DifcError, Interrupted
 from difc_ray.preparation import tracking_uri
 from difc_ray.signals import Signals
 from difc_ray.tracking import MlflowTracker, probe
 from difc_ray.tuning.folder import ENDED, SweepFolder, TrialRecord
+from difc_ray.tuning.guard import RayGuard
 from difc_ray.tuning.hooks import End, Names, Watch, cause_of
 from difc_ray.tuning.outcome import SweepResult, conclude, hand_over
 from difc_ray.tuning.points import Point
@@ -122,7 +125,8 @@ def find_sweep(space: Space, base: Config) -> SweepFolder:
         if sheet["digest"] != space.digest:
             raise CheckpointError(
                 f"a sweep can only be resumed with its own space, got `{space.source}` for a sweep of "
-                f"`{sheet['space']}` (`{folder.path}`). Use `{folder.path / 'space.yaml'}`, or start a new sweep."
+                f"`{sheet['space']}`{folder.differing(space)} (`{folder.path}`). Use `{folder.path / 'space.yaml'}`, "
+                "or start a new sweep."
             )
         return folder
     found = []
@@ -173,7 +177,7 @@ def run_sweep(
                 )
             uri = tracking_uri(base)
             display.phase("starting Ray")
-            if connect(base):
+            if owned := connect(base):
                 stack.callback(ray.shutdown)
             resources = Resources(base, ray.cluster_resources(), folds=space.selection == "leave_one_domain_out")
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -183,6 +187,7 @@ def run_sweep(
         key = tracker.key if tracker else ""
         if not resume:
             folder.create(space, base, points, key)
+        stack.enter_context(guard_of(Head.of_ours() if owned else None, folder, base, space, tracker, signals))
         try:
             if tracker:
                 tracker.start(
@@ -196,7 +201,7 @@ def run_sweep(
             if signals.interrupted():
                 raise Interrupted(
                     f"Stopped by {signals.name}; trials that have ended are kept in {folder.path}. Continue with "
-                    f"`difc-ray tune {space.source} --resume name={folder.path.name} output={base.output}`.",
+                    f"`{resume_command(space, base, folder)}`.",
                     signals.number,
                 )
             display.phase("comparing")
@@ -216,6 +221,32 @@ def run_sweep(
             raise
         finally:
             shutil.rmtree(folder.path / "ray", ignore_errors=True)
+
+
+def resume_command(space: Space, base: Config, folder: SweepFolder) -> str:
+    """What goes on with a sweep."""
+    settings = [f"name={folder.path.name}", f"output={base.output}"]
+    return shlex.join(["difc-ray", "tune", space.source, "--resume", *settings])
+
+
+def guard_of(
+    head: Head | None, folder: SweepFolder, base: Config, space: Space, tracker: MlflowTracker | None, signals: Signals
+) -> RayGuard:
+    """Ends the sweep when its own Ray is gone; its trials are told to stop, if one of them still can hear it."""
+
+    def give_up() -> tuple[str, int]:
+        for record in folder.records():
+            if record.status == "running":
+                folder.update(record.point.number, status="interrupted", reason="Ray was gone")
+        stopped = signals.interrupted()
+        why = f"Stopped by {signals.name}, and Ray with it" if stopped else "Ray has ended in the middle of the sweep"
+        kept = "trials go on from their newest checkpoints with"
+        sentence = f"{why}; {kept} `{resume_command(space, base, folder)}`."
+        if tracker:
+            tracker.finish("KILLED" if stopped else "FAILED", sentence)
+        return sentence, Interrupted("", signals.number).code if stopped else ClusterError.exit_code
+
+    return RayGuard(head, folder.interrupted.touch, give_up)
 
 
 class Sweep:
@@ -270,11 +301,11 @@ class Sweep:
         info = SweepInfo(
             folder=self.folder.path, base=recorded_in(self.base), points=points, seeds=self.space.seeds,
             metric=self.space.metric, mode=self.space.mode, scheduler=self.space.scheduler, parent=self.key,
-            cwd=os.getcwd(),
+            cwd=os.getcwd(), resume=resume_command(self.space, self.base, self.folder),
         )  # fmt: skip
         scheduler = scheduler_of(self.space, self.base)
         replay(scheduler, {r.point.number: self.folder.evaluations(r.point.number) for r in self.folder.records()
-                           if r.status in ENDED}, self.space.metric)  # fmt: skip
+                           if r.status in ENDED or r.stopping}, self.space.metric)  # fmt: skip
         trainable = tune.with_resources(tune.with_parameters(Trial, info=info), self.resources.request)
         attempt = len(list((self.folder.path / "ray").glob("*")))
         tuner = tune.Tuner(
@@ -300,12 +331,15 @@ class Sweep:
         record = self.folder.record(number)
         if record is None or record.status == "failed":
             return
-        reason = cause_of(trial)
-        self.folder.write(replace(record, status="failed", reason=reason))
+        stopped = self.signals.interrupted()  # by the signal that its process heard as well
+        reason = "its process was ended before it could write a checkpoint" if stopped else cause_of(trial)
+        self.folder.write(replace(record, status="interrupted" if stopped else "failed", reason=reason))
         run_dir, uri = self.folder.run_dir(number), tracking_uri(self.base)
         if uri is not None and (run_dir / "tracking").is_dir():
             experiment = self.base.tracking.experiment
-            MlflowTracker(run_dir, uri, experiment, resume=True, upload=False, parent=self.key).finish("FAILED", reason)
+            MlflowTracker(run_dir, uri, experiment, resume=True, upload=False, parent=self.key).finish(
+                "KILLED" if stopped else "FAILED", reason
+            )
 
     def guarded(self, action: Callable[[], None]) -> None:
         """Does something for Tune's callbacks; what goes wrong there must not end the sweep."""

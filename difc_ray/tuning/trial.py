@@ -25,8 +25,9 @@ from difc_ray.checkpoint import load, save
 from difc_ray.config import Config, import_plugins, to_yaml
 from difc_ray.distributed.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted
+from difc_ray.membership import Membership
 from difc_ray.reference import InlineEngine
-from difc_ray.run import Membership, Result, Silent, stages
+from difc_ray.run import Result, Silent, stages
 from difc_ray.snapshots import checkpoint_path
 from difc_ray.training import Evaluation
 from difc_ray.tuning.folder import SweepFolder, TrialRecord
@@ -53,6 +54,7 @@ class SweepInfo:
         scheduler: its name.
         parent: key of the sweep's MLflow run; empty where nothing is tracked.
         cwd: the driver's working folder, where plug-ins lie.
+        resume: the command that goes on with the sweep.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class SweepInfo:
     scheduler: str
     parent: str
     cwd: str
+    resume: str
 
     @property
     def worst(self) -> float:
@@ -205,18 +208,24 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
             if trial.latest.step >= trial.config.steps:
                 next(trial.stages)
         except StopIteration:
-            self._note(trial, "finished", step=trial.config.steps)
             self.running = None
+            if trial.record.stopping:  # decided before the sweep was interrupted; Tune was told the results then
+                self._note(trial, "stopped", reason=trial.record.stopping, step=trial.record.stops_at)
+                return self._nothing_new(trial)
+            self._note(trial, "finished", step=trial.config.steps)
             return self._report(trial, done=True)
         except Interrupted as interruption:
             self._note(trial, "interrupted", reason=str(interruption))
             self.running = None
-            return {"__duplicate__": True, "number": trial.record.point.number, "done": True}
+            return self._nothing_new(trial)
         except DifcError as error:
             self.engines.drop()
             self._note(trial, "failed", reason=str(error))
             self.running = None
             return self._report(trial, done=True, failed=str(error))
+        except BaseException:
+            self.running = None  # it has ended by itself: leaving it later must not look as if it was stopped
+            raise
         self._note(trial, "running", step=trial.latest.step)
         return self._report(trial)
 
@@ -270,7 +279,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         before = self.folder.record(number)
         record = TrialRecord(point=point, status="running")
         if before is not None:
-            record = replace(record, step=before.step, seconds=before.seconds, lineage=before.lineage)
+            record = replace(
+                record, step=before.step, seconds=before.seconds, lineage=before.lineage, stopping=before.stopping,
+                stops_at=before.stops_at,
+            )  # fmt: skip
         self.running = Running(record=record, config=trial_config(self.info.base, point, self.folder.trials))
 
     def _start(self, trial: Running) -> None:
@@ -289,8 +301,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
             tags["sweep.fold"] = point.fold
         interruption = SweepInterruption(self.folder.interrupted)
         trial.member = Membership(
-            parent=self.info.parent, tags=tags, interruption=interruption, make_engine=self.engines.make
-        )
+            parent=self.info.parent, run_name=f"{self.folder.path.name}-{point.name}", tags=tags,
+            interruption=interruption, resume=self.info.resume, make_engine=self.engines.make,
+            stopped=trial.record.stopping, stops_at=trial.record.stops_at,
+        )  # fmt: skip
         trial.stages = stages(config, Silent(), interruption, trial.member)
 
     def _leave(self, number: int) -> None:
@@ -309,11 +323,16 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
             self._note(trial, "interrupted", step=trial.latest.step)
             return
         assert trial.member is not None
-        trial.member.stopped = f"{self.info.scheduler} at step {trial.latest.step}"
+        decision, step = f"{self.info.scheduler} at step {trial.latest.step}", trial.latest.step
+        trial.record = replace(trial.record, stopping=decision, stops_at=step)
+        self._note(trial, "running", step=step)  # the decision outlives whatever ends the final evaluation
+        trial.member.stopped, trial.member.stops_at = decision, step
         try:
             next(trial.stages)
         except StopIteration:
-            self._note(trial, "stopped", reason=trial.member.stopped, step=trial.latest.step)
+            self._note(trial, "stopped", reason=decision, step=step)
+        except Interrupted as interruption:
+            self._note(trial, "interrupted", reason=str(interruption))
         except DifcError as error:
             self.engines.drop()
             self._note(trial, "failed", reason=str(error))
@@ -333,6 +352,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         )
         trial.began = now
         self.folder.write(trial.record)
+
+    @staticmethod
+    def _nothing_new(trial: Running) -> dict[str, Any]:
+        """What Tune is told of a trial that ends without a result of its own."""
+        return {"__duplicate__": True, "number": trial.record.point.number, "done": True}
 
     def _report(self, trial: Running, *, done: bool = False, failed: str = "") -> dict[str, Any]:
         """What Tune is told."""

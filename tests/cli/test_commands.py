@@ -24,6 +24,7 @@ from difc_ray.config import documentation
 from difc_ray.tracking import SyncReport
 from tests.cli import user_module
 from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, closed_port, environment, started, table_rows
+from tests.published import part, write_idx
 
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
@@ -250,12 +251,25 @@ def test_the_configuration_file_in_the_readme_is_one(cli: Cli, tmp_path: Path) -
     assert (tree["sources"], tree["optimizer"]["lr"], tree["harmonize"]["rule"]) == (["mnist", "optdigits"], 1e-3, "gh")
 
 
+def test_the_configuration_of_the_clothes_is_one(tmp_path: Path, cli: Cli) -> None:
+    texts = re.findall(r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert [name for name, _ in texts] == ["clothes.yaml"]
+    write_idx(tmp_path / "FashionMNIST" / "raw", part(60, seed=0), part(20, seed=1))
+    (tmp_path / "clothes.yaml").write_text(texts[0][1])
+    answer = cli("config", "--print", "--config", "clothes.yaml", f"root={tmp_path}")
+    assert (answer.code, answer.err) == (0, "")
+    assert yaml.safe_load(answer.out)["loss_options"]["reweight_from"] == 0.5
+
+
 def test_every_command_in_the_readme_is_one(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = (ROOT / "README.md").read_text()
     for domain, kind in itertools.product(("photo", "art", "cartoon", "sketch"), ("circle", "square")):
         (tmp_path / "pictures" / domain / kind).mkdir(parents=True)
         (tmp_path / "pictures" / domain / kind / "0.png").touch()  # the section on images has such a folder
+    for domain, kind in itertools.product(("mnist", "optdigits", "fonts", "mnistm"), "01"):
+        (tmp_path / "png" / domain / kind).mkdir(parents=True)
+        (tmp_path / "png" / domain / kind / "0.png").touch()  # and makes this one
     named = set(re.findall(r"difc-ray ([a-z]+)", text))
     assert named <= set(COMMANDS)
     lines = re.findall(r"^difc-ray train (.*?)(?:\s+#.*)?$", text, re.MULTILINE)

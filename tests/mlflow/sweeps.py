@@ -99,9 +99,9 @@ class FakeSweep:
 
 
 def fill_alpha_beta(sweep: FakeSweep) -> None:
-    """Twelve settings of `ghpp + hutchinson`, six of them stopped, one failed; and the plain mean; three seeds each."""
+    """Twelve settings of `ghpp + hutchinson`, six of them stopped, one failed; and the plain mean; five seeds each."""
     rng = np.random.default_rng(3)
-    for seed in range(3):
+    for seed in range(5):
         noise = rng.normal(0, 0.006, size=4)
         good = {domain: 0.93 - 0.02 * i + float(noise[i]) for i, domain in enumerate(SOURCES)}
         sweep.trial(0, seed, good, 0.58 + float(noise[3]), rule="mean", objective="erm",
@@ -110,7 +110,7 @@ def fill_alpha_beta(sweep: FakeSweep) -> None:
         lam, alpha, beta = rng.uniform(0, 1), 10 ** rng.uniform(-3, 1), 10 ** rng.uniform(-3, 1)
         values = {"harmonize.lam": round(float(lam), 4), "alignment.alpha": float(alpha), "alignment.beta": float(beta)}
         merit = -0.01 * (math.log10(alpha) + 1) ** 2 - 0.02 * (lam - 0.5) ** 2
-        for seed in range(3):
+        for seed in range(5):
             noise = rng.normal(0, 0.006, size=4)
             good = {d: 0.95 + merit - 0.02 * i + float(noise[i]) for i, d in enumerate(SOURCES)}
             distance = 0.05 / (1 + alpha)

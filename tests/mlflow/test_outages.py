@@ -173,6 +173,7 @@ def test_the_uploader_dies_with_the_driver_and_sync_sends_the_rest(
         try:
             assert driver.stdout is not None
             uploader = psutil.Process(int(driver.stdout.readline()))
+            wait_until(uploader.cmdline, 10, "the uploader has its command line")  # none in the middle of its start
             assert ("--kernel-guard" in uploader.cmdline()) == (thread == "main")
             wait_until((run_dir / "tracking" / "uploader.lock").exists, 10, "the uploader works")
             time.sleep(0.7)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -63,7 +64,9 @@ class Driver:
         command = [sys.executable, "-m", "difc_ray", "train", "--config", str(written(config, folder))]
         variables = {**environment(), FAMILY: str(folder), "RAY_TMPDIR": str(self.ray_dir)}
         with (folder / "said").open("wb") as said:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=said, stderr=said)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=variables, stdout=said, stderr=said, start_new_session=True
+            )
 
     @property
     def said(self) -> str:
@@ -85,16 +88,26 @@ class Driver:
         self.process.send_signal(number)
         return sent
 
-    def family(self) -> list[str]:
-        """What runs of all that it started, uploader and Ray included."""
-        found = []
+    def send_to_group(self, number: int) -> float:
+        """Sends a signal to the driver's process group, as `timeout`, containers and schedulers do."""
+        sent = time.time()
+        os.killpg(self.process.pid, number)
+        return sent
+
+    def members(self) -> dict[psutil.Process, str]:
+        """All that runs of what it started, uploader and Ray included, each with its command line."""
+        found = {}
         for process in psutil.process_iter():
             try:
                 if process.environ().get(FAMILY) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
+                    found[process] = " ".join(process.cmdline())
             except psutil.Error:
                 continue
         return found
+
+    def family(self) -> list[str]:
+        """The command lines of :meth:`members`."""
+        return list(self.members().values())
 
     def end(self) -> None:
         """What a failed test leaves."""
@@ -218,6 +231,21 @@ def test_sigterm_while_ray_starts(drive: Any) -> None:
     assert time.time() - sent < HEARD_S + LEFT_S
     assert "Stopped by SIGTERM before the run began; nothing was written" in driver.said
     assert not (driver.folder / "runs").exists()
+    eventually(lambda: driver.family() == [], LEFT_S)
+
+
+def test_sigterm_to_the_whole_process_group(drive: Any, store: Path) -> None:
+    """Ray, which the driver has started, must outlive it: the driver needs it to stop well."""
+    tracking = {"mode": "on", "uri": f"sqlite:///{store}"}
+    driver = drive(fault("wait", "b", 6, seconds=60), name="group", engine="ray", tracking=tracking)
+    driver.wait_for(mark="batch-wait-b-6-0")
+    sent = driver.send_to_group(signal.SIGTERM)
+    assert driver.process.wait(ENDED_S) == 143, driver.said
+    print(f"SIGTERM to the group: ended after {time.time() - sent:.2f} s")
+    assert "Stopped by SIGTERM after step 6; the checkpoint is written." in driver.said
+    assert len(driver.said.split("difc-ray: ")) == 2, driver.said
+    assert (driver.run_dir / "checkpoints" / "step-00000006" / "manifest.json").is_file()
+    assert mlflow_status(store, "group") == "KILLED"
     eventually(lambda: driver.family() == [], LEFT_S)
 
 

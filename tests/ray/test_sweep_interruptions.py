@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import yaml
@@ -39,8 +41,9 @@ class SweepDriver(Driver):
         self.ray_dir = Path(tempfile.mkdtemp(prefix="difc", dir="/tmp"))
         command = [sys.executable, "-m", "difc_ray", "tune", str(path), "name=s", *arguments]
         with (self.folder / "said").open("wb") as said:
+            variables = {**environment(), FAMILY: str(self.folder), "RAY_TMPDIR": str(self.ray_dir)}
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**environment(), FAMILY: str(self.folder)}, stdout=said, stderr=said
+                command, cwd=ROOT, env=variables, stdout=said, stderr=said, start_new_session=True
             )
 
 
@@ -67,9 +70,9 @@ def _nothing_left(ray_session: None) -> Iterator[None]:
     eventually(lambda: our_groups() == groups, LEFT_S)
 
 
-def file_of(folder: Path, *faults: list[dict[str, Any]], **config: Any) -> Path:
-    """A space with a trial for every list of faults, whose sweep joins the session's Ray."""
-    address = ray.get_runtime_context().gcs_address
+def file_of(folder: Path, *faults: list[dict[str, Any]], own_ray: bool = False, **config: Any) -> Path:
+    """A space with a trial for every list of faults, whose sweep joins the session's Ray or starts its own."""
+    address = None if own_ray else ray.get_runtime_context().gcs_address
     rows = [[0.02 + 0.001 * number, each] for number, each in enumerate(faults)]
     cluster = {"cpus_per_worker": 0.5, "address": address}
     return space_file(
@@ -109,7 +112,7 @@ def test_a_sweep_whose_driver_was_killed(drive: Any, tmp_path: Path, capsys: pyt
     folder.sheet.write_text(sheet)
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "seeds": [1]}))
-    assert "with its own space" in refused(capsys, str(other), "name=s")
+    assert "for a sweep of `space`; they differ in `seeds` (" in refused(capsys, str(other), "name=s")
     assert "there must be a sweep of" in refused(capsys, str(other))
     assert execute(["tune", str(path), "name=s"]) == 6
     assert "must have a new folder" in capsys.readouterr().err
@@ -168,3 +171,76 @@ def test_a_sweep_that_was_told_to_stop(drive: Any, tmp_path: Path) -> None:
     for point in again.points:
         assert_same_end(end_of(folder.run_dir(point.number)), alone(tmp_path, again.base, point))
     shutil.rmtree(tmp_path / "alone")
+
+
+def test_sigterm_to_the_whole_process_group(drive: Any, tmp_path: Path) -> None:
+    """As a scheduler or `timeout` sends it: Ray must still be there when the driver ends its trials."""
+    store = tmp_path / "store.db"
+    slow = [fault("wait", "a", -1, seconds=0.15, times=0)]
+    path = file_of(tmp_path, slow, [], own_ray=True, tracking={"mode": "on", "uri": f"sqlite:///{store}"})
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-5-0")
+    sent = driver.send_to_group(signal.SIGTERM)
+    assert driver.process.wait(ENDED_S) == 143, driver.said
+    print(f"SIGTERM to the group: the sweep had ended after {time.time() - sent:.2f} s")
+    assert "Stopped by SIGTERM; trials that have ended are kept" in driver.said
+    assert "--resume name=s" in driver.said
+    assert mlflow_status(store, "s") == "KILLED"
+    assert children(store) == ["KILLED"]
+    folder = SweepFolder(tmp_path / "runs" / "s")
+    assert [record.status for record in folder.records()] == ["interrupted", "waiting"]
+    assert folder.can_resume(0)
+    eventually(lambda: driver.family() == [], LEFT_S)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_sweep_whose_ray_is_gone(drive: Any, tmp_path: Path, told: bool) -> None:
+    """A job manager signals every process, or the kernel takes Ray alone: Tune hangs, and Ray would then abort us."""
+    store = tmp_path / "store.db"
+    slow = [fault("wait", "a", -1, seconds=0.15, times=0)]
+    path = file_of(tmp_path, slow, [], own_ray=True, tracking={"mode": "on", "uri": f"sqlite:///{store}"})
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-5-0")
+    sent = time.time()
+    for process, line in driver.members().items():
+        if told:
+            process.send_signal(signal.SIGTERM)
+        elif "gcs_server" in line or "raylet/raylet" in line:
+            process.kill()
+    assert driver.process.wait(ENDED_S) == (143 if told else 4), driver.said
+    print(f"Ray gone: the sweep had ended after {time.time() - sent:.2f} s")
+    last = driver.said.splitlines()[-1]
+    assert ("Stopped by SIGTERM, and Ray with it" if told else "Ray has ended in the middle of the sweep") in last
+    assert "`difc-ray tune" in last
+    assert "--resume name=s" in last
+    assert "Failed to connect to GCS" not in driver.said
+    assert mlflow_status(store, "s") == ("KILLED" if told else "FAILED")
+    assert not {"RUNNING", "FINISHED"} & set(children(store))
+    eventually(lambda: driver.family() == [], LEFT_S)
+    command = last.split("`")[1].split()
+    assert execute([*command[1:], "tracking.mode=off"]) == 0
+    assert [record.status for record in SweepFolder(tmp_path / "runs" / "s").records()] == ["finished"] * 2
+
+
+def test_sync_closes_what_a_dead_driver_has_left_open(
+    drive: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The driver, its Ray and its uploader are killed at once: nobody is left to say how the runs ended."""
+    store = tmp_path / "store.db"
+    path = file_of(
+        tmp_path, [fault("wait", "a", 5, seconds=60)], own_ray=True,
+        tracking={"mode": "on", "uri": f"sqlite:///{store}"},
+    )  # fmt: skip
+    driver = drive(path)
+    driver.wait_for(mark="batch-wait-a-5-0")
+    eventually(lambda: store.exists() and children(store) == ["RUNNING"], 20)
+    for process in [psutil.Process(driver.process.pid), *driver.members()]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    driver.process.wait(LEFT_S)
+    eventually(lambda: driver.family() == [], LEFT_S)
+    assert (mlflow_status(store, "s"), children(store)) == ("RUNNING", ["RUNNING"])
+    capsys.readouterr()
+    assert execute(["sync", str(driver.run_dir)]) == 0
+    assert "2 run(s) whose processes ended without a word are KILLED in MLflow" in capsys.readouterr().out
+    assert (mlflow_status(store, "s"), children(store)) == ("KILLED", ["KILLED"])

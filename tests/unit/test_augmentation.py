@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import albumentations
 import numpy as np
 import pytest
 
+from difc_ray.config import DataProblems
 from difc_ray.domains import Augmentation, AugmentationError, BalancedOrder, make_augmentation, open_domain, open_family
 from difc_ray.errors import ConfigError
+from difc_ray.preparation import prepare
+from tests.faults import faulty_config
 from tests.runs import small_config
 
 SHAPE = (3, 24, 24)
@@ -178,3 +184,36 @@ def test_bad_files(tmp_path: Path, kind: str) -> None:
 def test_a_misspelt_name_is_found_before_the_run() -> None:
     with pytest.raises(ConfigError, match=r"got `domainbet`, which does not exist .* Did you mean `domainbed`\?"):
         small_config(augment="domainbet")
+
+
+def test_augmentation_of_numbers_is_refused_before_the_run(tmp_path: Path) -> None:
+    config = faulty_config(tmp_path, augment="light")
+    with pytest.raises(
+        DataProblems, match=r"`augment` needs a dataset of pictures, got `light` for numbers .* Write `augment=none`"
+    ):
+        prepare(config, None)
+
+
+def test_a_pipeline_is_tried_on_a_picture_of_every_source_before_the_run(tmp_path: Path) -> None:
+    config = small_config(augment=written(tmp_path, albumentations.Resize(20, 20)))
+    with pytest.raises(DataProblems) as caught:
+        prepare(config, None)
+    assert len(caught.value.problems) == 3
+    assert all("got uint8 of shape (20, 20, 3) from one of 28×28 pixels" in each for each in caught.value.problems)
+    assert [name in each for name, each in zip(config.sources, caught.value.problems, strict=True)] == [True] * 3
+
+
+def test_nothing_is_asked_of_the_network(tmp_path: Path) -> None:
+    """The library would look for a newer version of itself when it is imported."""
+    program = (
+        "import socket, urllib.request\n"
+        "def refuse(*a, **k): raise SystemExit('the network was asked')\n"
+        "socket.create_connection = socket.getaddrinfo = urllib.request.urlopen = refuse\n"
+        "from difc_ray.domains import make_augmentation\n"
+        "make_augmentation('domainbed', (3, 8, 8))\n"
+        "import albumentations; print('loaded')"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environ, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr

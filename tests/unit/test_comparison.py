@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from matplotlib import colormaps
 
 from difc_ray.errors import ConfigError
 from difc_ray.reports import wording
@@ -51,9 +52,9 @@ def seeds(method: str, point: int, figures: Sequence[tuple[float, float]], **cha
     return [record(method, point, seed, *pair, **changes) for seed, pair in enumerate(figures)]
 
 
-MEAN = seeds("mean + erm", 0, [(0.90, 0.50), (0.91, 0.60), (0.92, 0.55)])
-GOOD = seeds("gh + hutchinson", 1, [(0.93, 0.53), (0.94, 0.63), (0.95, 0.58)])
-LUCKY = seeds("gh + hutchinson", 2, [(0.80, 0.99), (0.81, 0.99), (0.80, 0.99)])
+MEAN = seeds("mean + erm", 0, [(0.90, 0.50), (0.91, 0.60), (0.92, 0.55), (0.90, 0.52), (0.92, 0.58)])
+GOOD = seeds("gh + hutchinson", 1, [(0.93, 0.53), (0.94, 0.63), (0.95, 0.58), (0.93, 0.55), (0.95, 0.61)])
+LUCKY = seeds("gh + hutchinson", 2, [(0.80, 0.99), (0.81, 0.99), (0.80, 0.99), (0.80, 0.99), (0.80, 0.99)])
 
 
 def refusal(records: Sequence[RunRecord], **options: Any) -> str:
@@ -81,22 +82,32 @@ def test_the_setting_that_stands_for_a_method_is_not_chosen_by_its_target() -> N
 def test_the_difference_is_paired_by_seed_whatever_the_seeds_do() -> None:
     comparison = analyse([*MEAN, *reversed(GOOD)])
     found = rows(comparison)["gh + hutchinson"].difference
-    assert found.n == 3
+    assert found.n == 5
     assert (found.mean, found.low, found.high) == pytest.approx((0.03, 0.03, 0.03))
-    assert wording.difference(found) == "+3.0 [+3.0, +3.0], 3 pairs"
+    assert wording.difference(found) == "+3.0 [+3.0, +3.0], 5 pairs"
     assert rows(comparison)["mean + erm"].difference is None
     assert [wording.rank(method) for method in comparison.methods] == ["1", "2"]
     told = " ".join(wording.verdict(comparison))
     assert "is ahead of `mean + erm`" in told
-    assert any("too narrow" in note for note in comparison.notes)
+    assert not any("fewer than" in note for note in comparison.notes)
 
 
-def test_a_single_pair_is_said_to_be_one() -> None:
-    comparison = analyse([MEAN[0], GOOD[0]])
-    assert wording.difference(rows(comparison)["gh + hutchinson"].difference) == "+3.0, 1 pair: no interval"
+@pytest.mark.parametrize(("n", "told"), [(1, "+3.0, 1 pair: too few"), (2, "+3.0, 2 pairs: too few"), (4, "4 pairs")])
+def test_few_pairs_are_no_verdict_no_rank_and_no_colour(n: int, told: str) -> None:
+    """The lead is clear and the same in all pairs, and still nothing is said of it."""
+    comparison = analyse([*MEAN[:n], *GOOD[:n], *seeds("ghpp + hutchinson", 5, [(0.6, 0.1)] * n)])
+    assert told in wording.difference(rows(comparison)["gh + hutchinson"].difference)
     assert {wording.rank(method) for method in comparison.methods} == {"1="}
-    assert any("fewer than two pairs" in note for note in comparison.notes)
-    assert "too few pairs" in " ".join(wording.verdict(comparison))
+    assert any("fewer than 5 pairs" in note and "by chance" in note for note in comparison.notes)
+    verdict = " ".join(wording.verdict(comparison))
+    assert "too few pairs" in verdict
+    assert "is ahead" not in verdict
+    assert "1 ahead" not in verdict
+    assert 'class="ahead"' not in page(comparison, [], {})
+    assert 'class="behind"' not in page(comparison, [], {})
+    (figure,) = (drawing.figure for drawing in drawings(comparison) if drawing.name == "differences")
+    assert figure is not None
+    assert {line.get_color() for line in figure.axes[0].lines} == {"#9a9a9a", "#333333"}  # grey, and the line at zero
 
 
 def test_the_worst_source_is_found_run_by_run() -> None:
@@ -140,6 +151,7 @@ def test_one_target_of_several_can_be_asked_for() -> None:
     both = [*MEAN, *GOOD, *seeds("gh + hutchinson", 7, [(0.99, 0.99)], target="u", fingerprint="def")]
     comparison = analyse(both, target="t")
     assert comparison.target == "t"
+    assert "1 run with another target is left out (`u` 1)." in comparison.notes
     assert {setting.label for setting in comparison.settings} == {"#0", "#1"}
     assert "Known: t, u" in refusal(both, target="x")
 
@@ -153,7 +165,7 @@ def test_held_out_sources_serve_selection_and_nothing_else() -> None:
     comparison = analyse([*MEAN, *GOOD, *LUCKY, *folds], selection="leave_one_domain_out")
     assert rows(comparison)["gh + hutchinson"].setting.label == "#2"
     assert rows(comparison)["mean + erm"].setting.label == "#0"  # one setting needs no choice
-    assert len(comparison.runs) == 9
+    assert len(comparison.runs) == 15
     leaking = [dataclasses.replace(fold, sources=(*fold.sources, "t")) for fold in folds]
     choices = {choice.rule: choice for choice in analyse([*GOOD, *LUCKY, *leaking]).choices}
     assert choices["leave_one_domain_out"].point is None
@@ -179,7 +191,7 @@ def test_every_setting_is_listed_with_how_it_ended() -> None:
     assert status["#8"] == "seed 0 finished; seed 1 failed: lost"
     assert status["#9"] == "failed: no cause was recorded"
     assert any("1 run is still going on" in note for note in comparison.notes)
-    assert any("between 1 and 3 seeds" in note for note in comparison.notes)
+    assert any("between 1 and 5 seeds" in note for note in comparison.notes)
 
 
 def test_seeds_that_the_scheduler_stopped_count_with_what_they_reached() -> None:
@@ -218,8 +230,8 @@ def test_a_repeated_run_counts_once_and_a_longer_training_is_told() -> None:
     again = dataclasses.replace(GOOD[0], run_id="again", target_accuracy=0.7)
     longer = [dataclasses.replace(run, params={**run.params, "steps": "900"}) for run in MEAN]
     comparison = analyse([*longer, *GOOD, again])
-    assert rows(comparison)["gh + hutchinson"].validation.n == 3
-    assert rows(comparison)["gh + hutchinson"].target.mean == pytest.approx((0.7 + 0.63 + 0.58) / 3)
+    assert rows(comparison)["gh + hutchinson"].validation.n == 5
+    assert rows(comparison)["gh + hutchinson"].target.mean == pytest.approx((0.7 + 0.63 + 0.58 + 0.55 + 0.61) / 5)
     assert any("`steps`" in note for note in comparison.notes)
     assert any("1 repeated run" in note for note in comparison.notes)
 
@@ -270,3 +282,55 @@ def test_the_numbers_are_strict_json() -> None:
     read = json.loads(text)
     assert read["methods"][0]["difference"]["mean"] == pytest.approx(0.03)
     assert read["settings"][-1]["runs"][0]["hessian"] is None
+
+
+def test_settings_of_one_method_are_compared_with_one_of_them() -> None:
+    """λ of three values, five seeds each; the second one stands for the method."""
+    method = "ghpp + hutchinson"
+    figures = {0: [(0.90, 0.50)] * 5, 1: [(0.94, 0.53)] * 5, 2: [(0.92, 0.49)] * 5}
+    runs = [run for point, values in figures.items()
+            for run in seeds(method, point, values, searched={"harmonize.lam": 0.25 * point})]  # fmt: skip
+    comparison = analyse(runs, baseline="#0")
+    assert (comparison.baseline, comparison.between_settings) == ("#0", True)
+    found = comparison.differences
+    assert {label: round(100 * (each.mean or 0), 6) for label, each in found.items()} == {"#1": 3.0, "#2": -1.0}
+    verdict = wording.verdict(comparison)
+    assert verdict[0].startswith("Selection by `train_domain_val` picks `#1 (ghpp + hutchinson)` with λ 0.25")
+    assert "It is ahead of `#0` on t: +3.0 points" in verdict[1]
+    assert "1 ahead (#1), 0 that cannot be told apart, 1 behind (#2)" in verdict[2]
+    html = page(comparison, [], {})
+    assert html.count('<td class="ahead">') == 2  # the method, and its setting
+    assert html.count('<td class="behind">') == 1
+    assert "difference to #0, points" in html
+    (figure,) = (drawing.figure for drawing in drawings(comparison) if drawing.name == "differences")
+    assert figure is not None
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["#1", "#2"]
+    assert analyse(runs, baseline="#1").methods[0].difference is None
+    assert "a setting that is the baseline must have a run that counts, got `#7`" in refusal(runs, baseline="#7")
+
+
+def test_every_line_of_parallel_coordinates_has_the_colour_of_its_value() -> None:
+    """Also those that were stopped early: the scale is that of all lines; what has no value is grey."""
+    figures = [(0, 0.9, "finished"), (1, 0.95, "finished"), (2, 0.92, "finished"), (3, 0.3, "stopped")]
+    runs = [
+        record("ghpp + hutchinson", point, 0, None if state == "stopped" else value, state=state, curve={10: value},
+               searched={"harmonize.lam": 0.1 * point, "alignment.alpha": 0.5 + point})
+        for point, value, state in figures
+    ]  # fmt: skip
+    runs.append(record("ghpp + hutchinson", 4, 0, None, state="failed", curve={},
+                       searched={"harmonize.lam": 0.9, "alignment.alpha": 9.0}))  # fmt: skip
+    (drawing,) = (one for one in drawings(analyse(runs)) if one.name == "parallel_coordinates")
+    assert drawing.figure is not None
+    lines = [line for line in drawing.figure.axes[0].lines if line.get_linewidth() == 1.8]
+    grey = [line for line in lines if line.get_color() == "#9a9a9a"]
+    assert (len(lines), len(grey)) == (5, 1)
+    assert len(grey[0].get_xdata()) == 2  # it never reached the axis of the validation accuracy
+    coloured = {len(line.get_xdata()): [] for line in lines if line not in grey}
+    assert set(coloured) == {3}
+    heights = sorted((float(line.get_ydata()[-1]), line.get_color()) for line in lines if line not in grey)
+    values = sorted(value - 0.005 * (state == "finished") for _, value, state in figures)
+    span = values[-1] - values[0]
+    for (height, colour), value in zip(heights, values, strict=True):
+        assert height == pytest.approx((value - values[0]) / span)
+        assert colour == pytest.approx(colormaps["viridis"]((value - values[0]) / span), abs=0.01)
+    assert "Grey: it ended before its first evaluation" in drawing.caption

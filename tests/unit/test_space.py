@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +16,8 @@ import pytest
 from difc_ray.config import DataProblems
 from difc_ray.errors import ConfigError
 from difc_ray.tuning.points import trial_config
-from difc_ray.tuning.space import find_space, read_space
+from difc_ray.tuning.shipped import find_space
+from difc_ray.tuning.space import read_space
 from tests.spaces import checked, good, text_of, written
 
 SHIPPED = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
@@ -111,7 +117,7 @@ UNREAD: dict[str, tuple[str, tuple[str, ...]]] = {
         text_of(space="{harmonize.lam: {grid: [0, 1]}}", searcher="grid"),
         ("`searcher: grid` takes every setting once",),
     ),
-    "unknown scheduler": (text_of(scheduler="ahsa"), ("`scheduler` must be one scheduler", "Did you mean `asha`?")),
+    "unknown scheduler": (text_of(scheduler="ahsa"), ("`scheduler` must be a known one", "Did you mean `asha`?")),
     "two schedulers": (text_of(scheduler="{asha: {}, pbt: {}}"), ("`scheduler` must be one scheduler",)),
     "no name of a scheduler": (text_of(scheduler="{}"), ("`scheduler` must be one scheduler",)),
     "unknown option": (
@@ -251,13 +257,45 @@ def test_a_space_that_cannot_be_read_is_called_a_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["smok", "no/such.yaml"])
 def test_a_space_that_is_not_there(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="There is no folder `tune_spaces` here"):
+    with pytest.raises(ConfigError, match=r"Known: ablation, lambda_alpha_beta, .*long_tail, rules, smoke"):
         find_space(given)
     (tmp_path / "tune_spaces").mkdir()
-    (tmp_path / "tune_spaces" / "smoke.yaml").write_text(text_of())
-    with pytest.raises(ConfigError, match="Known: smoke"):
+    (tmp_path / "tune_spaces" / "own.yaml").write_text(text_of())
+    with pytest.raises(ConfigError, match="leave_one_domain_out, own, rules, smoke"):
         find_space(given)
-    assert find_space("smoke") == Path("tune_spaces/smoke.yaml") == find_space("smoke.yaml")
+    assert find_space("own") == Path("tune_spaces/own.yaml") == find_space("own.yaml")
+
+
+def test_the_spaces_that_come_with_the_package_are_found_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shipped in SHIPPED:
+        assert find_space(shipped.stem).read_text() == shipped.read_text()
+    (tmp_path / "tune_spaces").mkdir()
+    (tmp_path / "tune_spaces" / "smoke.yaml").write_text(text_of())
+    assert find_space("smoke") == Path("tune_spaces/smoke.yaml")  # one's own comes first
+
+
+def test_the_wheel_has_the_spaces(tmp_path: Path) -> None:
+    """Built as `pip` does, and used from a folder where nothing else is."""
+    source, empty, installed = tmp_path / "source", tmp_path / "empty", tmp_path / "installed"
+    root = SHIPPED[0].parents[1]
+    skipped = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for folder in ("difc_ray", "tune_spaces"):
+        shutil.copytree(root / folder, source / folder, symlinks=True, ignore=skipped)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / file, source)
+    empty.mkdir()
+    options = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "-q", "-w", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", str(source), *options], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    code = "from difc_ray.tuning.shipped import find_space; print(find_space('smoke'))"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    found = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, check=True, capture_output=True)
+    assert found.stdout.decode().strip() == str(installed / "difc_ray" / "tune_spaces" / "smoke.yaml")
 
 
 def test_a_key_is_searched_or_set_by_the_user(tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ def test_the_interval_agrees_with_scipy_and_does_not_depend_on_chance_or_order()
 
 
 def test_differences_are_paired_by_target_and_seed() -> None:
-    level = [0.50, 0.70, 0.90]  # seeds differ by far more than the methods
-    ours = {("t", seed): value + 0.01 for seed, value in zip((2, 0, 1), level, strict=True)}
-    others = {("t", seed): value for seed, value in zip((2, 0, 1), level, strict=True)}
+    level = [0.50, 0.70, 0.90, 0.55, 0.80]  # seeds differ by far more than the methods
+    ours = {("t", seed): value + 0.01 for seed, value in zip((2, 0, 1, 4, 3), level, strict=True)}
+    others = {("t", seed): value for seed, value in zip((2, 0, 1, 4, 3), level, strict=True)}
     found = paired_difference(ours, {**others, ("t", 9): 0.0, ("u", 0): 0.0})
-    assert found.n == 3
+    assert found.n == 5
     assert found.mean == pytest.approx(0.01)
     assert (found.low, found.high) == pytest.approx((0.01, 0.01))
     assert found.above
@@ -46,10 +46,16 @@ def test_differences_are_paired_by_target_and_seed() -> None:
     assert paired_difference(others, ours).mean == pytest.approx(-0.01)
 
 
-def test_too_few_pairs_have_no_interval_and_decide_nothing() -> None:
-    one = paired_difference(by_seed(0.9), by_seed(0.5))
-    assert (one.n, one.low, one.high, one.tied, one.above) == (1, None, None, True, False)
-    assert one.mean == pytest.approx(0.4)
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_too_few_pairs_have_no_interval_and_decide_nothing(n: int) -> None:
+    """However clear they look: n coins show one side once in 2^(n-1) throws."""
+    few = paired_difference(by_seed(*[0.9] * n), by_seed(*[0.5] * n))
+    assert (few.n, few.low, few.high, few.tied, few.above) == (n, None, None, True, False)
+    assert few.mean == pytest.approx(0.4)
+    assert paired_difference(by_seed(*[0.9] * 5), by_seed(*[0.5] * 5)).above
+
+
+def test_without_a_pair_there_is_no_difference() -> None:
     none = paired_difference(by_seed(0.9), by_seed(0.5, target="u"))
     assert (none.n, none.mean, none.tied) == (0, None, True)
     assert paired_difference(by_seed(math.nan, 0.9), by_seed(0.5, 0.5)).n == 1
@@ -57,10 +63,10 @@ def test_too_few_pairs_have_no_interval_and_decide_nothing() -> None:
 
 def test_places_are_lost_to_those_that_are_ahead_and_ties_are_not_transitive() -> None:
     methods = {
-        "far": by_seed(0.90, 0.91, 0.92),
-        "upper": by_seed(0.60, 0.62, 0.61),
-        "middle": by_seed(0.595, 0.6, 0.612),  # no seed decides against `upper` alone
-        "lower": by_seed(0.59, 0.601, 0.60),
+        "far": by_seed(0.90, 0.91, 0.92, 0.90, 0.91),
+        "upper": by_seed(0.60, 0.62, 0.61, 0.60, 0.62),
+        "middle": by_seed(0.595, 0.6, 0.615, 0.601, 0.619),  # the seeds do not agree about `upper`
+        "lower": by_seed(0.59, 0.601, 0.60, 0.604, 0.61),
     }
     ranks = ranking(methods)
     assert {name: rank.place for name, rank in ranks.items()} == {"far": 1, "upper": 2, "middle": 2, "lower": 3}
@@ -69,8 +75,9 @@ def test_places_are_lost_to_those_that_are_ahead_and_ties_are_not_transitive() -
     assert ranks["upper"].tied == ("middle",)
 
 
-def test_a_ranking_of_single_seeds_ties_everybody() -> None:
-    ranks = ranking({"a": by_seed(0.9), "b": by_seed(0.1)})
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_ranking_of_few_seeds_ties_everybody(n: int) -> None:
+    ranks = ranking({"a": by_seed(*[0.9] * n), "b": by_seed(*[0.1] * n)})
     assert [(rank.place, rank.tied) for rank in ranks.values()] == [(1, ("b",)), (1, ("a",))]
 
 

@@ -1,0 +1,41 @@
+"""What coordinator and workers say to each other besides the messages of a step: questions, and what ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from difc_ray.distributed.worker import WorkerInfo
+from difc_ray.errors import ClusterError
+
+
+class StepRedo(Exception):
+    """A replacement answered the step with other bits than the worker it replaces: everybody repeats the step."""
+
+
+class WaitInterrupted(Exception):
+    """The run is to stop, and a worker does not answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One call to one worker, to be repeated by its replacement."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+def check_same_model(infos: Sequence[WorkerInfo]) -> None:
+    """Whether all workers of a run have built the same model.
+
+    Raises:
+        ClusterError: one has built another than the first.
+    """
+    for info in infos[1:]:
+        if different := infos[0].layout.mismatches(info.layout):
+            raise ClusterError(
+                f"All workers must build the same model. Domain `{info.domain}` on {info.host} built another than "
+                f"`{infos[0].domain}` on {infos[0].host}: {'; '.join(different[:3])}. Install the same versions and "
+                "plug-ins on every node."
+            )
