@@ -261,7 +261,7 @@ def test_a_space_that_is_not_there(given: str, tmp_path: Path, monkeypatch: pyte
         find_space(given)
     (tmp_path / "tune_spaces").mkdir()
     (tmp_path / "tune_spaces" / "own.yaml").write_text(text_of())
-    with pytest.raises(ConfigError, match="leave_one_domain_out, own, rules, smoke"):
+    with pytest.raises(ConfigError, match="leave_one_domain_out, long_tail, own, rules, smoke"):
         find_space(given)
     assert find_space("own") == Path("tune_spaces/own.yaml") == find_space("own.yaml")
 
