@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", action="store_true", help="send the trials below the folder as well")
     parser.add_argument("--patience-s", type=float, default=0.0, help="with --once: give up after so long a failure")
     given = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the run's end is ours, see `child.MEANT`
+        signal.signal(number, signal.SIG_IGN)
     _end_with(given.parent, given.kernel_guard)
     mask_output()
     with contextlib.suppress(OSError):
