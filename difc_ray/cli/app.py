@@ -18,6 +18,7 @@ import typer
 
 from difc_ray import __version__
 from difc_ray.cli.data import data_app
+from difc_ray.cli.jobs import WORDS, jobs_app, submit
 from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.cli.usage import usage_sentence, whole_number
 from difc_ray.errors import ConfigError, DifcError, Interrupted
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings=HELP,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")]
 Settings = Annotated[
@@ -299,6 +301,9 @@ def sync(
     report = run(run_dir, uri)
     print_sync(report)
     raise typer.Exit(4 if report.pending else 0)
+
+
+app.command(context_settings=WORDS)(submit)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

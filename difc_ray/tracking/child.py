@@ -19,8 +19,8 @@ EXIT_UNAVAILABLE = 4
 _END_S = 2.0
 
 MEANT = signal.SIGHUP
-"""The signal that ends the uploader. SIGINT and SIGTERM it ignores: schedulers, Ray's jobs among them, send those to all
-processes of a run, while the last records are still to be sent."""
+"""The signal that ends the uploader. SIGINT and SIGTERM it ignores: schedulers, Ray's jobs among them, send those to
+all processes of a run, while the last records are still to be sent."""
 
 
 class UploaderProcess:
