@@ -18,6 +18,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 _BEFORE, _AFTER, _CONFLICT = "#d55e00", "#0072b2", "#d55e00"
 _DPI = 130
 _SPLITS = ("train", "val", "test")
+_LONGEST_NAME = 22
+"""Characters of a name beside an axis."""
+
 _MAX_CLASSES_WITH_NUMBERS = 20
 _ROUNDING = 1e-9
 """A harmonized pair that is orthogonal up to rounding is no conflict."""
@@ -104,6 +107,15 @@ def cosine_histogram(before: Sequence[float] | np.ndarray, after: Sequence[float
     return figure
 
 
+def fitting(names: Sequence[str]) -> list[str]:
+    """Names as they fit beside an axis: the middle of a long one is left out.
+
+    >>> fitting(["cat", "a" * 20 + "b" * 20])
+    ['cat', 'aaaaaaaaaaa…bbbbbbbbbb']
+    """
+    return [name if len(name) <= _LONGEST_NAME else f"{name[:11]}…{name[-10:]}" for name in names]
+
+
 def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[str], title: str) -> Figure:
     """Counts of true against predicted classes, coloured by the share of the true class.
 
@@ -112,12 +124,13 @@ def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[st
         class_names: n_classes names.
         title: what was evaluated.
     """
-    n = len(class_names)
+    n, class_names = len(class_names), fitting(class_names)
     counts = np.asarray(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = _shares(counts)
     side = min(14.0, 3.2 + 0.42 * n)
     figure = Figure(figsize=(side + 0.8, side), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
+    axes.set_facecolor("0.85")  # a class without examples has no shares
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0))
     bar.set_label("share of the true class")
@@ -149,7 +162,7 @@ def recall_over_time(
     recall_TK = np.where(
         totals_TK > 0, np.diagonal(confusions_TKK, axis1=1, axis2=2) / np.maximum(totals_TK, 1), np.nan
     )
-    n = len(class_names)
+    n, class_names = len(class_names), fitting(class_names)
     figure = Figure(figsize=(7.2, min(14.0, 1.6 + 0.3 * n)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.8")
@@ -179,10 +192,11 @@ def confusion_over_time(
     shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 4)).round().astype(int))
     figure = Figure(figsize=(3.0 * len(shown) + 1.2, 3.6), dpi=_DPI, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
-    size = max(3.0, min(7.0, 160.0 / len(class_names)))
+    size, class_names = max(3.0, min(7.0, 160.0 / len(class_names))), fitting(class_names)
     for axes, at in zip(panels, shown, strict=True):
         counts = confusions_TKK[at]
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        shares = _shares(counts)
+        axes.set_facecolor("0.85")
         image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
         axes.set(xlabel="predicted", title=f"step {steps[at]}: {np.trace(counts) / max(counts.sum(), 1):.1%}")
         axes.set_xticks(range(len(class_names)), class_names, fontsize=size, rotation=90)
@@ -223,8 +237,8 @@ def contact_sheet(
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")
     middle = (per_cell * width - 1) / 2
-    axes.set_xticks([column * step_x + middle for column in range(len(class_names))], class_names)
-    axes.set_yticks([row * step_y + (height - 1) / 2 for row in range(len(pictures))], list(pictures))
+    axes.set_xticks([column * step_x + middle for column in range(len(class_names))], fitting(class_names))
+    axes.set_yticks([row * step_y + (height - 1) / 2 for row in range(len(pictures))], fitting(list(pictures)))
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -311,6 +325,13 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     total = np.convolve(np.where(known, values, 0.0), kernel, "same")[: len(values)]
     count = np.convolve(known.astype(np.float64), kernel, "same")[: len(values)]
     return np.where(known, total / np.maximum(count, 1.0), np.nan)
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Shares of the true class; NaN for a class without examples."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares: np.ndarray = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
+    return shares
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:

@@ -18,6 +18,7 @@ import typer
 
 from difc_ray import __version__
 from difc_ray.cli.data import data_app
+from difc_ray.cli.jobs import WORDS, jobs_app, submit
 from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.cli.usage import usage_sentence, whole_number
 from difc_ray.errors import ConfigError, DifcError, Interrupted
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings=HELP,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(jobs_app, name="jobs")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")]
 Settings = Annotated[
@@ -305,6 +307,9 @@ def sync(
     raise typer.Exit(4 if report.pending else 0)
 
 
+app.command(context_settings=WORDS)(submit)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the exit code of the error's kind (:mod:`difc_ray.errors`)."""
     if os.getcwd() not in sys.path:
@@ -331,7 +336,9 @@ def execute(arguments: list[str]) -> int:
         print(f"difc-ray: {interruption}", file=sys.stderr)
         return interruption.code
     except KeyboardInterrupt:
-        print("difc-ray: Stopped. What has a checkpoint can be continued: `resume=auto`.", file=sys.stderr)
+        trained = arguments[:1] in (["train"], ["tune"])
+        more = " What has a checkpoint can be continued: `resume=auto`." if trained else ""
+        print(f"difc-ray: Stopped.{more}", file=sys.stderr)
         return 130
     except DifcError as error:
         complain(getattr(error, "problems", [str(error)]))

@@ -42,6 +42,9 @@ if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list k
 UNWRAPPED = 1000
 """Columns where there is no terminal."""
 
+LONGEST_NAME = 30
+"""Characters of a name in a table."""
+
 MANY_CLASSES = 20
 """From so many classes on, their counts are shown as a range."""
 
@@ -296,7 +299,7 @@ def class_counts(domain: Domain, *, whole: bool = False) -> str:
     if len(counts) >= MANY_CLASSES:
         missing = [name for name, count in zip(domain.class_names, counts, strict=True) if count == 0]
         return f"{lowest} to {highest}" + (f"; none of {shortened(missing)}" if missing else "")
-    return ", ".join(f"{name}: {count}" for name, count in zip(domain.class_names, counts, strict=True))
+    return ", ".join(f"{brief(name)}: {count}" for name, count in zip(domain.class_names, counts, strict=True))
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
@@ -306,4 +309,9 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     'a, b and 1 more'
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(brief, names[:most])) + more
+
+
+def brief(name: str) -> str:
+    """A name that fits into a table: the middle of a long one is left out."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-(LONGEST_NAME // 2 - 1) :]}"

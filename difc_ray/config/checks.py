@@ -353,7 +353,9 @@ def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
 
 def _unsuited(asked: _Asked, key: str, owner: str, error: ConfigError, *others: str) -> Problem:
     """The problem of options that their owner refused, in its own words."""
-    got = show(masked_values(value_of(asked.config, key)))
-    where = asked.where(key) if value_of(asked.config, key) else asked.where(others[0])
-    keys = (key, *others)
-    return Problem(what=f"`{key}` must suit {owner}", got=got, where=where, remedy=str(error), keys=keys)
+    blamed, keys = key if value_of(asked.config, key) else others[0], (key, *others)
+    if blamed in ("model", "loss"):  # without options the fault is in the choice itself
+        what, got = f"`{blamed}` must suit the dataset and be complete", f"`{value_of(asked.config, blamed)}`"
+    else:
+        what, got = f"`{key}` must suit {owner}", show(masked_values(value_of(asked.config, key)))
+    return Problem(what=what, got=got, where=asked.where(blamed), remedy=str(error), keys=keys)

@@ -30,6 +30,7 @@ def load_config(
     *,
     paths: bool = False,
     new: bool = True,
+    data: bool = True,
 ) -> Config:
     """The configuration that a file and arguments describe, checked.
 
@@ -43,6 +44,7 @@ def load_config(
         base: values to start from, nested, such as the configuration of another run.
         paths: whether the folders are checked too, as before a new run (see :func:`check_paths`).
         new: whether the folder that `name` means must then be new.
+        data: whether the dataset's files must be here; False for a run that takes place elsewhere.
 
     Raises:
         ConfigProblems: with all problems; nothing has been written.
@@ -68,6 +70,8 @@ def load_config(
         found += semantic_problems(config, draft.where, plugins_failed=bool(found) or "plugins" in draft.bad)
         found += path_problems(config, draft.where, new=new) if paths else []
         draft.problems += [problem for problem in found if not draft.bad.intersection(problem.keys)]
+    if not data:
+        draft.problems = [problem for problem in draft.problems if not problem.data]
     if draft.problems:
         only_data = all(problem.data for problem in draft.problems)
         ordered = sorted(draft.problems, key=lambda problem: _line(problem.where))

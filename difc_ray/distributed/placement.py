@@ -65,7 +65,7 @@ def connect(config: Config) -> bool:
     if address.startswith(("http://", "https://")):
         raise ClusterError(
             f"a run connects to a Ray head, not to its dashboard, got `{masked(address)}` ({where(config)}). "
-            "Give `cluster.address=HOST:6379`, or submit the run as a job to that dashboard and unset RAY_ADDRESS."
+            "Give `cluster.address=HOST:6379`, or run it there as a job: `difc-ray submit -- train …`."
         )
     if address != "auto":
         probe_address(address, where(config))

@@ -10,6 +10,7 @@ nothing else: not of the number of processes, nor of what was made before.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import random
 import warnings
@@ -173,15 +174,24 @@ def _read(path: str) -> albumentations.BaseCompose:
             pipeline = albumentations.from_dict(described)
         except KeyError as error:
             names = [name.rpartition(".")[2] for name in albumentations.core.serialization.SERIALIZABLE_REGISTRY]
-            raise _wrong(path, f"the transform {error}", did_you_mean(str(error).strip("'"), names)) from error
+            near = difflib.get_close_matches(str(error).strip("'"), names, n=1)
+            remedy = f"Did you mean `{near[0]}`?" if near else "Only transforms of the library can be read from a file."
+            raise _wrong(path, f"the transform {error}", remedy) from error
         except Exception as error:  # pydantic's and the library's own
-            words = " ".join(str(error).split())[:300]
-            raise _wrong(path, words, "Correct the value.") from error
+            raise _wrong(path, _first_complaint(error), "Correct the value.") from error
     if refused := [str(warning.message) for warning in told if "not valid" in str(warning.message)]:
         raise _wrong(path, "; ".join(refused), "Correct the name of the argument, or remove it.")
     if not isinstance(pipeline, albumentations.BaseCompose):
         pipeline = albumentations.Compose([pipeline])
     return pipeline
+
+
+def _first_complaint(error: Exception) -> str:
+    """The first thing that a validator has to say, without its chatter."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 2 and "validation error" in lines[0]:
+        return f"`{lines[1]}`: {lines[2].partition(' [type=')[0]}"
+    return " ".join(lines)[:300]
 
 
 def _description(path: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,10 @@ from difc_ray.tracking.settings import URI_VARIABLE, UploadSettings
 EXIT_IN_USE = 3
 EXIT_UNAVAILABLE = 4
 _END_S = 2.0
+
+MEANT = signal.SIGHUP
+"""The signal that ends the uploader. SIGINT and SIGTERM it ignores: schedulers, Ray's jobs among them, send those to
+all processes of a run, while the last records are still to be sent."""
 
 
 class UploaderProcess:
@@ -74,7 +79,7 @@ class UploaderProcess:
     def end(self) -> None:
         """End it, gently first; what it did not send is still in the journal."""
         if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+            self._process.send_signal(MEANT)
             if not self.wait(_END_S):
                 self._process.kill()
                 self.wait(_END_S)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from difc_ray.errors import CheckpointError
-from difc_ray.tracking.child import EXIT_IN_USE
+from difc_ray.tracking.child import EXIT_IN_USE, MEANT
 from difc_ray.tracking.family_upload import FamilyUploader
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.lock import FolderLock
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", action="store_true", help="send the trials below the folder as well")
     parser.add_argument("--patience-s", type=float, default=0.0, help="with --once: give up after so long a failure")
     given = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the run's end is ours, see `child.MEANT`
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(MEANT, signal.SIG_DFL)  # which `nohup` had taken away
     _end_with(given.parent, given.kernel_guard)
     mask_output()
     with contextlib.suppress(OSError):

@@ -227,6 +227,28 @@ def test_an_uploader_that_crashes_is_started_again(
     assert runs_named(mlflow_server, experiment) == [summary.run_id]
 
 
+def test_an_uploader_outlives_signals_that_are_sent_to_all_processes(
+    mlflow_server: MlflowServer, run_dir: Path, quick: UploadSettings, experiment: str
+) -> None:
+    """As `ray job stop` does: the driver hears the signal and ends the run, and this must still be told."""
+    notices: list[str] = []
+    tracker = MlflowTracker(run_dir, mlflow_server.url, experiment, settings=quick, notice=notices.append)
+    tracker.start(run_name="r", params={}, tags={})
+    record(tracker, range(30))
+    wait_until(lambda: sent(tracker) == 31, 20, "the first records have arrived")
+    first = tracker.uploader_pid
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(first, number)
+    record(tracker, range(30, 60))
+    assert tracker.uploader_pid == first
+    summary = tracker.finish("KILLED")
+    assert notices == []
+    assert summary.pending == 0
+    assert points(mlflow_server.url, summary.run_id, "loss") == EXPECTED
+    assert client(mlflow_server.url).get_run(summary.run_id).info.status == "KILLED"
+    assert not psutil.pid_exists(first)
+
+
 def test_without_mlflow_training_goes_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "broken" / "mlflow"
     broken.mkdir(parents=True)

@@ -166,7 +166,7 @@ BAD = {
     ),
     "wrong value": (
         "transform: {__class_fullname__: Resize, height: tall, width: 24, p: 1}\n",
-        r"height.* should be a valid integer.*Correct the value",
+        r"got `.*p.yaml`, `height`: Input should be a valid integer, .* \(augment\)\. Correct",
     ),
     "code": ("transform: !!python/object/apply:os.getcwd []\n", r"could not determine a constructor"),
 }

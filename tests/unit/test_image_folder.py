@@ -185,7 +185,8 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "damaged": ("x.png", lambda p: p.write_bytes(png_of(4, 4)[:40] + b"?" * 40), ""),
     "dangling link": ("x.png", lambda p: p.symlink_to("nowhere.png"), "a link to nothing"),
     "circle": ("x.png", lambda p: p.symlink_to(p.name), "a link in a circle"),
-    "link out of the root": ("x.png", leads_out, "which leads out of `root`"),
+    "dangling link out of the root": ("x.png", lambda p: p.symlink_to("/nowhere/x.png"), "a link to nothing"),
+    "link out of the root": ("x.png", leads_out, "a path out of `root`"),
     "name with newline": ("x\ny.png", lambda p: p.write_bytes(b""), "an empty file"),
     "name that is no UTF-8": (os.fsdecode(b"x\xff.png"), lambda p: p.write_bytes(b""), "an empty file"),
 }
@@ -539,7 +540,14 @@ def test_listed_files_that_are_missing_or_outside_are_bad_files(tmp_path: Path) 
     faults = {domain.path_of(i): fault for i in range(5) if (fault := domain.fault(i))}
     assert faults.keys() == {"a/dog/gone.png", "../out.png"}
     assert faults["a/dog/gone.png"] == "no such file"
-    assert faults["../out.png"].startswith("which leads out of `root`")
+    assert faults["../out.png"].startswith("a path out of `root`")
+
+
+def test_a_link_to_a_folder_above_gives_no_pictures_another_class(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"a": {"cat": 3, "dog": 3}, "b": {"cat": 3, "dog": 3}})
+    for number, target in enumerate((root / "a", root / "a" / "cat", root)):
+        (root / "a" / "cat" / f"link{number}").symlink_to(target)
+    assert opened(root, "a").class_counts().tolist() == [3, 3]
 
 
 ROWS = [

@@ -179,7 +179,9 @@ class ImageDomain(PixelDomain):
             and (self._part.listed or os.path.islink(path))
             and not is_inside(path, self._real_root)
         ):
-            raise BadImage("which leads out of `root`; `dataset_options.follow_links=true` allows it")
+            if not os.path.exists(path):
+                raise BadImage("a link to nothing" if os.path.islink(path) else "no such file")
+            raise BadImage("a path out of `root`; `dataset_options.follow_links=true` allows it")
         return path
 
 

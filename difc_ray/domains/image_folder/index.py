@@ -175,8 +175,8 @@ def _pictures(
     """Path, size and time of change of the pictures in a folder and below it."""
     path = os.path.join(top, folder)
     here = os.path.realpath(path)
-    if here in above:
-        return  # links in a circle
+    if any(f"{each}{os.sep}".startswith(f"{here}{os.sep}") for each in above):
+        return  # a link to a folder that we are in: its pictures have places of their own
     above = (*above, here)
     walk.folders[path] = _mtime(path)
     below = []

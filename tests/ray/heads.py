@@ -1,0 +1,97 @@
+"""A Ray cluster that is nobody's child but ours: a head with dashboard and token, as people start one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+from tests.checkpoints import environment
+
+FAMILY = "DIFC_RAY_TEST_HEAD"
+"""An environment variable that every process of the cluster inherits."""
+
+UP_S = 60.0
+
+
+class Head:
+    """`ray start --head --block` as a process, on loopback ports and in a folder of its own.
+
+    Args:
+        variables: more environment variables of the cluster.
+    """
+
+    def __init__(self, **variables: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="difc", dir="/tmp"))  # names of sockets must be short
+        gcs, dashboard, agent, client = free_ports(4)
+        self.url = f"http://127.0.0.1:{dashboard}"
+        command = [
+            Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port", gcs,
+            "--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent,
+            "--ray-client-server-port", client, "--min-worker-port", 0, "--max-worker-port", 0, "--num-cpus", 4,
+            "--include-dashboard=true", "--object-store-memory", 200 * 2**20, "--temp-dir", self.folder,
+            "--disable-usage-stats",
+        ]  # fmt: skip
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        marked = {**environment(), "PATH": path, "RAY_TMPDIR": str(self.folder), FAMILY: str(self.folder), **variables}
+        with (self.folder / "said").open("wb") as said:
+            self.process = subprocess.Popen(
+                [str(word) for word in command], env=marked, stdout=said, stderr=said, start_new_session=True,
+                cwd=self.folder,
+            )  # fmt: skip
+
+    def wait(self) -> None:
+        """Until its dashboard answers."""
+        deadline = time.monotonic() + UP_S
+        headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+        while True:
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{self.url}/api/version", headers=headers), timeout=5)
+                return
+            except OSError:
+                said = (self.folder / "said").read_text()
+                assert self.process.poll() is None, said
+                assert time.monotonic() < deadline, said
+                time.sleep(0.2)
+
+    def family(self) -> list[psutil.Process]:
+        """Every process of the cluster."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(FAMILY) == str(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def end(self) -> None:
+        """Ends it, gently first, and all that it has started."""
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+        left = self.family()
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=5)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports of this machine at which nobody listens, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
