@@ -304,6 +304,8 @@ def run_log(run_dir: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("difc_ray")
     root.addHandler(handler)
+    level = root.level
+    root.setLevel(logging.INFO)
     try:
         yield
     except BaseException as error:
@@ -312,6 +314,7 @@ def run_log(run_dir: Path) -> Iterator[None]:
             error.add_note(str(run_dir / "run.log"))
         raise
     finally:
+        root.setLevel(level)
         root.removeHandler(handler)
         handler.close()
 

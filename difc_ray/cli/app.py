@@ -27,7 +27,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 LOOSE = {"ignore_unknown_options": True}
 """Unknown options become arguments, so that ``--steps 100`` is answered with ``steps=100``."""
 
-OPTIONS = ("--config", "--from-run", "--help", "--print", "--version")
+OPTIONS = ("--cluster", "--config", "--from-run", "--help", "--print", "--version")
 """Options that a misspelt setting is compared with."""
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -177,16 +177,31 @@ def domains(settings: Settings = None, config: ConfigFile = None) -> None:
 
 
 @app.command(context_settings=LOOSE)
-def doctor(settings: Settings = None, config: ConfigFile = None) -> None:
-    """Check this machine and this configuration.
+def doctor(
+    settings: Settings = None,
+    config: ConfigFile = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Look at every node of the cluster instead.")] = False,
+) -> None:
+    """Check this machine and this configuration, or the nodes of a cluster.
 
     Looks at versions, GPUs, shared memory, the output folder, MLflow and the start of Ray. Each line says ok, or names
-    the remedy; the exit code is 4 if something is missing.
-    """
-    from difc_ray.cli.doctor import examine
+    the remedy; the exit code is 4 if something is missing. With --cluster: versions, shared output, data and shared
+    memory of every node, and where each domain would live.
+
+    \b
+    difc-ray doctor
+    difc-ray doctor --cluster cluster.address=HOST:6379
+    """  # noqa: D301
     from difc_ray.requested import requested_config
 
-    raise typer.Exit(examine(requested_config(config, checked(settings), paths=False)))
+    requested = requested_config(config, checked(settings), paths=False)
+    if cluster:
+        from difc_ray.cli.cluster import examine_cluster
+
+        raise typer.Exit(examine_cluster(requested))
+    from difc_ray.cli.doctor import examine
+
+    raise typer.Exit(examine(requested))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from difc_ray.cli.tables import console
 from difc_ray.config import Config, check_paths, resolve
 from difc_ray.determinism import usable_cpus
 from difc_ray.distributed.engine import RayEngine
+from difc_ray.distributed.preflight import step_bytes
 from difc_ray.errors import DifcError
 from difc_ray.identity import versions
 from difc_ray.local_step import model_of
@@ -80,7 +81,7 @@ def _gpu(config: Config) -> Finding:
 
 def _shared_memory(config: Config) -> Finding:
     size = ParameterLayout.of(model_of(config)[0]).size
-    needed = (2 * len(config.sources) + 3) * 4 * size + RAY_SHARED_BYTES
+    needed = step_bytes(size, len(config.sources)) + RAY_SHARED_BYTES
     shm = Path("/dev/shm")
     if not shm.is_dir():
         return True, "no /dev/shm here; Ray uses temporary files, which is slower"

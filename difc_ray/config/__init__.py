@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difc_ray.config.bundles import Wish, wishes
 from difc_ray.config.checks import cautions, check
 from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
@@ -45,6 +46,7 @@ __all__ = [
     "Problem",
     "TrackingConfig",
     "TrialConfig",
+    "Wish",
     "batch_norm_policy",
     "cautions",
     "check",
@@ -64,4 +66,5 @@ __all__ = [
     "rule_options",
     "run_folder",
     "to_yaml",
+    "wishes",
 ]

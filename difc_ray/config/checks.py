@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from difc_ray.config.bundles import bundle_faults
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.problems import Problem, masked_argument, masked_values, show
 from difc_ray.config.resolve import (
@@ -172,6 +173,8 @@ def _cluster(asked: _Asked) -> Iterator[Problem]:
     if port.isdigit() and not 1 <= int(port) <= 65535:
         what = "the port of `cluster.address` must be in [1, 65535]"
         yield asked.problem(what, "Ray's own default is 6379.", "cluster.address")
+    for what, got, remedy, key in bundle_faults(asked.config):
+        yield Problem(what=what, got=got, where=asked.where(key), remedy=remedy, keys=("cluster.bundles", "sources"))
 
 
 def _sources(asked: _Asked) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from difc_ray.config.types import (
     ADDRESS,
     MODULE,
     RUN_NAME,
+    Bundles,
     Count,
     Decay,
     FilePath,
@@ -178,12 +179,23 @@ class ClusterConfig(Section):
     cpus_per_worker: Annotated[Literal["auto"] | Positive, Rule("`auto` or a finite number > 0")] = "auto"
     """CPUs reserved per process, whole numbers above 1; `auto`: min(1, CPUs of the cluster / (sources + 1))."""
     gpus_per_worker: Annotated[Literal["auto"] | NonNegative, Rule("`auto` or a finite number >= 0")] = "auto"
-    """GPUs reserved per domain worker, whole numbers above 1; `auto`: decided at start from what the cluster has."""
+    """GPUs reserved per domain worker, whole numbers above 1; `auto`: decided at start from what the cluster has.
+
+    `auto` gives each domain a GPU, or as few shares of one GPU as needed; none where not all domains can have one.
+    """
     autoscale: bool = False
     """Whether the cluster starts nodes when a run asks: what is missing is then waited for, `start_timeout_s` long.
 
     It needs numbers for `cpus_per_worker` and `gpus_per_worker`.
     """
+    bundles: Bundles = Field(default_factory=dict)
+    """What a domain asks of its node: per domain `resources: {NAME: amount}` and `labels: {KEY: VALUE}`, or nothing.
+
+    So data can stay where they are: `cluster.bundles.hospital_a.resources.site_a=1` puts `hospital_a` on the node that
+    was started with `--resources='{"site_a": 1}'`.
+    """
+    strategy: Literal["pack", "spread"] = "pack"
+    """Whether domains share as few nodes as possible, or spread over as many as there are; Ray does its best."""
     step_timeout_s: Positive = 120.0
     """Seconds after which a domain that has not answered a step is restarted, > 0."""
     start_timeout_s: Positive = 120.0

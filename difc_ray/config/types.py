@@ -76,6 +76,14 @@ Options = Annotated[
     AfterValidator(_plain),
     Rule("a mapping from names to text, finite numbers, true, false, null, lists or mappings"),
 ]
+Bundles = Annotated[
+    dict[str, Any],
+    AfterValidator(_plain),
+    Rule(
+        "a mapping from source domains to `resources` and `labels`",
+        "Write for example `cluster.bundles.DOMAIN.resources.site_a=1`.",
+    ),
+]
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """What a run may be called: it names a folder, and it travels in paths and addresses."""

@@ -19,7 +19,7 @@ from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
 from difc_ray.distributed.exchange import StepRedo, WaitInterrupted
 from difc_ray.distributed.gauges import StepGauges
-from difc_ray.distributed.placement import Plan
+from difc_ray.distributed.planning import Plan
 from difc_ray.distributed.transport import ObjectStoreDomains
 from difc_ray.distributed.worker import WorkerInfo
 from difc_ray.errors import DifcError

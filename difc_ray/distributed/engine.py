@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +16,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
-from difc_ray.distributed.placement import connect, plan_for, release, reserve
+from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, release, reserve
+from difc_ray.distributed.planning import node_names, plan_for
+from difc_ray.distributed.preflight import check_nodes, memory_notices
 from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
 from difc_ray.distributed.transport import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.local_step import ModelState
+
+log = logging.getLogger("difc_ray")
 
 LATE_S = 20.0
 """After this long without an answer the display names who is late."""
@@ -56,12 +62,15 @@ class RayEngine:
         """Reaches a cluster and checks that it has what the run needs; starts nothing yet.
 
         Raises:
-            ClusterError: see :mod:`difc_ray.distributed.placement`.
+            ClusterError: see :mod:`difc_ray.distributed.placement` and :mod:`difc_ray.distributed.preflight`.
         """
         self._owns_ray = not ray.is_initialized()  # also if a signal ends the next line
         connect(self.config)
         self._head = Head.of_ours() if self._owns_ray else None
-        self.plan = plan_for(self.config, ray.cluster_resources())
+        self.nodes = cluster_nodes()
+        self.plan = plan_for(self.config, self.nodes)
+        if ray.util.get_current_placement_group() is None:  # a trial's nodes were looked at when its sweep began
+            check_nodes(self.config, self.plan, self.nodes)
         self.threads = threads_for(self.plan.cpus)
         self.facts |= {"cpus_per_worker": f"{self.plan.cpus:g}", "gpus_per_worker": f"{self.plan.gpus:g}",
                        "threads": str(self.threads), "ray": ray.__version__}  # fmt: skip
@@ -72,7 +81,8 @@ class RayEngine:
         Raises:
             ClusterError: resources were not granted, or an actor did not start in time.
         """
-        self._group, self._owns_group = reserve(self.config, self.plan, self.interrupted)
+        self._group, self._owns_group = reserve(self.config, self.plan, self.interrupted, self.notice)
+        self._tell_plan(state.theta_P.numel())
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self._group, placement_group_bundle_index=0, placement_group_capture_child_tasks=False
         )
@@ -87,6 +97,22 @@ class RayEngine:
         )
         self._coordinator = actor.remote(self._group, self.plan, self.threads, search_path())
         self.begin(self.config, self.run, state)
+
+    def _tell_plan(self, size: int) -> None:
+        """Where the processes of the run live, for the run's log and its tags; shown where it could be elsewhere."""
+        for message in memory_notices(size, len(self.config.sources)):
+            self.notice(message)
+        known = {node.id: node for node in (*self.nodes, *cluster_nodes())}  # one may have come since
+        placed = [known[id_] for id_ in nodes_of(self._group)]
+        names = node_names([*known.values()])
+        lives = [f"{owner}@{names[node.id]}" for owner, node in zip(self.plan.owners, placed, strict=True)]
+        self.facts |= {"strategy": self.config.cluster.strategy, "placement": ", ".join(lives),
+                       "bundles": json.dumps(list(self.plan.bundles))}  # fmt: skip
+        text = f"plan: {self.plan.describe(placed, names)}"
+        if len(self.nodes) > 1 or self.plan.named or self.plan.idle_gpus:
+            self.notice(text)
+        else:
+            log.info("%s", text)
 
     def begin(self, config: Config, run: str, state: TrainState) -> None:
         """Starts a run on the actors that :meth:`start` made: again and again, if their resources fit.

@@ -1,4 +1,4 @@
-"""Where the actors go: connect to Ray, check that there is enough of everything, reserve one placement group."""
+"""Where the actors go: connect to Ray, look at its nodes, reserve one placement group."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -16,12 +15,15 @@ from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from difc_ray.config import Config, masked
-from difc_ray.determinism import automatic_cpus
+from difc_ray.distributed.planning import Node, Plan, wanted_by
 from difc_ray.distributed.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
 
 PROBE_S = 5.0
 """Seconds that an address has to answer; Ray itself would try for minutes."""
+
+TELL_S = 10.0
+"""How often a run that waits for resources says for which."""
 
 SOCKET_PATH_BYTES, SESSION_PATH_BYTES = 107, 70
 """Longest path of a Unix socket, and what Ray appends to its temporary folder."""
@@ -29,21 +31,6 @@ SOCKET_PATH_BYTES, SESSION_PATH_BYTES = 107, 70
 SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch for clusters of several machines, off on Windows and macOS. Where it is off, this machine's address is
 127.0.0.1, and Ray's servers bind to it; where it is on, they listen on all interfaces (Ray 2.60, measured)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Resources of one run.
-
-    Args:
-        cpus: CPUs of each actor, the coordinator's included.
-        gpus: GPUs of each domain worker (a fraction shares one).
-        bundles: the placement group's bundles: the coordinator's, then one per source domain.
-    """
-
-    cpus: float
-    gpus: float
-    bundles: tuple[dict[str, float], ...]
 
 
 def connect(config: Config) -> bool:
@@ -196,37 +183,30 @@ def _has_own_token() -> bool:
         return False
 
 
-def plan_for(config: Config, cluster: Mapping[str, float]) -> Plan:
-    """Resolves `auto` resources against the cluster's totals and checks that they suffice.
-
-    With `cluster.autoscale` nothing has to be there yet.
-
-    Raises:
-        ClusterError: a table of wanted against available, and the keys to change.
-    """
-    k = len(config.sources)
-    total_cpus, total_gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-    told_cpus, told_gpus = config.cluster.cpus_per_worker, config.cluster.gpus_per_worker
-    cpus = automatic_cpus(total_cpus, k) if told_cpus == "auto" else told_cpus
-    gpus = min(1.0, int(1000 * total_gpus / k) / 1000) if told_gpus == "auto" else told_gpus
-    worker = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    wanted = {"CPU": cpus * (k + 1), "GPU": gpus * k}
-    have = {"CPU": total_cpus, "GPU": total_gpus}
-    short = [name for name in wanted if wanted[name] > have[name] + 1e-9 and not config.cluster.autoscale]
-    if short or cpus <= 0:
-        table = "; ".join(f"{name}: wanted {wanted[name]:g}, available {have[name]:g}" for name in wanted)
-        what = " and ".join(f"{name}s" for name in short or ["CPU"])
-        keys = " or ".join(f"`cluster.{name.lower()}s_per_worker`" for name in short or ["CPU"])
-        raise ClusterError(
-            f"the cluster must have room for {k} domain workers and a coordinator, got too little of {what} ({table}). "
-            f"Lower {keys}, name fewer `sources`, add nodes (or let it: `cluster.autoscale=true`), or use "
-            "`engine=inline`."
+def cluster_nodes() -> list[Node]:
+    """The nodes that are alive."""
+    return [
+        Node(
+            id=str(node["NodeID"]),
+            host=str(node["NodeManagerHostname"]),
+            resources={name: float(amount) for name, amount in node["Resources"].items()},
+            labels=dict(node.get("Labels") or {}),
         )
-    return Plan(cpus=cpus, gpus=gpus, bundles=({"CPU": cpus}, *(dict(worker) for _ in range(k))))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
-def reserve(config: Config, plan: Plan, interrupted: Callable[[], bool]) -> tuple[PlacementGroup, bool]:
-    """The trial's own placement group if there is one, else a new one.
+def nodes_of(group: PlacementGroup) -> list[str]:
+    """The node of every bundle of a granted group, by its id."""
+    placed = placement_group_table(group)["bundles_to_node_id"]
+    return [str(placed[index]) for index in range(len(placed))]
+
+
+def reserve(
+    config: Config, plan: Plan, interrupted: Callable[[], bool], notice: Callable[[str], None]
+) -> tuple[PlacementGroup, bool]:
+    """The trial's own placement group if there is one, else a new one; says now and then what it waits for.
 
     Returns:
         The group, and whether it is ours to remove.
@@ -237,23 +217,39 @@ def reserve(config: Config, plan: Plan, interrupted: Callable[[], bool]) -> tupl
     surrounding = ray.util.get_current_placement_group()
     if surrounding is not None:
         return surrounding, False
-    group = placement_group(list(plan.bundles), strategy="PACK")
-    deadline = time.monotonic() + config.cluster.start_timeout_s
+    group = placement_group(list(plan.bundles), strategy=plan.strategy, bundle_label_selector=plan.selectors)
+    began = told = time.monotonic()
+    limit = config.cluster.start_timeout_s
     while not group.wait(timeout_seconds=0.5):
+        now = time.monotonic()
         state = placement_group_table(group)["stats"]["scheduling_state"]
         if interrupted():
             remove_placement_group(group)
             raise ClusterError("The placement group was not granted yet.")
         hopeless = state == "INFEASIBLE" and not config.cluster.autoscale  # a group that waits is what nodes start for
-        if time.monotonic() > deadline or hopeless:
-            free = {name: value for name, value in ray.available_resources().items() if name in ("CPU", "GPU")}
+        if now - began > limit or hopeless:
+            table = _wanted_and_free(plan)
             remove_placement_group(group)
             raise ClusterError(
-                f"the cluster must grant {list(plan.bundles)}, got the state {state} (free now: {free}). Wait for "
-                "other runs to end, lower `cluster.cpus_per_worker` or `cluster.gpus_per_worker`, or raise "
-                "`cluster.start_timeout_s`."
+                f"the cluster must grant the bundles of the plan within {limit:g} s, got the state {state} after "
+                f"{now - began:.0f} s ({table}). Wait for other runs to end, lower `cluster.cpus_per_worker` or "
+                "`cluster.gpus_per_worker`, or raise `cluster.start_timeout_s`."
+            )
+        if now - told > TELL_S:
+            told = now
+            notice(
+                f"waiting {now - began:.0f} s of {limit:g} s for resources that others use: {_wanted_and_free(plan)}"
             )
     return group, True
+
+
+def _wanted_and_free(plan: Plan) -> str:
+    """What all bundles want together, and what is free of it now."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    return "; ".join(
+        f"{name}: wanted {amount:g}, free {free.get(name, 0.0):g} of {total.get(name, 0.0):g}"
+        for name, amount in wanted_by(plan).items()
+    )
 
 
 def release(group: PlacementGroup) -> None:

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
 from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model
-from difc_ray.distributed.placement import Plan
+from difc_ray.distributed.planning import Plan
 from difc_ray.distributed.processes import LOST, Failure, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError

@@ -162,7 +162,8 @@ class SweepFolder:
         for entry in _lines(self.run_dir(number) / "metrics.jsonl"):
             if entry.get("kind") == "evaluation":
                 found.steps.append(int(entry["step"]))
-                found.values.append({key: value for key, value in entry.items() if key not in ("kind", "step")})
+                # a confusion matrix stands there as well
+                found.values.append({k: v for k, v in entry.items() if k != "step" and isinstance(v, int | float)})
         return found
 
     def summary(self, number: int) -> dict[str, Any] | None:

@@ -112,6 +112,7 @@ def trial_config(base: Config, point: Point, folder: Path, where: str = "sweep")
     if point.fold:
         data |= {"sources": [name for name in data["sources"] if name != point.fold], "target": point.fold}
         data["harmonize"]["weights"] = None
+        data["cluster"]["bundles"].pop(point.fold, None)  # the target has no process of its own
     try:
         return resolve(load_config(None, base=data))
     except (ConfigProblems, DataProblems) as error:

@@ -23,7 +23,7 @@ from ray import tune
 
 from difc_ray.checkpoint import RunLock
 from difc_ray.config import Config, flat
-from difc_ray.distributed.placement import connect
+from difc_ray.distributed.placement import cluster_nodes, connect
 from difc_ray.distributed.processes import Head
 from difc_ray.errors import CheckpointError, ClusterError, DifcError, Interrupted
 from difc_ray.preparation import tracking_uri
@@ -179,7 +179,8 @@ def run_sweep(
             display.phase("starting Ray")
             if owned := connect(base):
                 stack.callback(ray.shutdown)
-            resources = Resources(base, ray.cluster_resources(), folds=space.selection == "leave_one_domain_out")
+            resources = Resources(base, cluster_nodes(), folds=space.selection == "leave_one_domain_out")
+            resources.check_nodes()
         folder.path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(RunLock(folder.path))
         folder.interrupted.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def test_defaults_are_valid_and_as_documented() -> None:
 
 def _leaves(tree: dict[str, Any]) -> Iterator[Any]:
     for key, value in tree.items():
-        if isinstance(value, dict) and not key.endswith("options"):
+        if isinstance(value, dict) and not key.endswith(("options", "bundles")):
             yield from _leaves(value)
         else:
             yield value
