@@ -136,11 +136,11 @@ def load(root: Path) -> None:
         print(f"load, {processes} processes: {rates}: {median['ours'] / best:.2f}x of the faster v2")
 
 
-def configuration(root: Path, *extra: str) -> Config:
+def configuration(root: Path, *extra: str, batch: int = BATCH // 2) -> Config:
     """ResNet-18 at 64 pixels on three sources."""
     changes = [
         "dataset=image_folder", f"root={root}", "sources=domain0,domain1,domain2", "target=domain3", "steps=100000",
-        f"image_size={SIDE}", "model=resnet18", f"batch_size={BATCH // 2}", "augment=domainbed", "tracking.mode=off",
+        f"image_size={SIDE}", "model=resnet18", f"batch_size={batch}", "augment=domainbed", "tracking.mode=off",
     ]  # fmt: skip
     return resolve(load_config(None, [*changes, *extra]))
 
@@ -191,8 +191,13 @@ def one_process(config: Config, steps: int, backward: int) -> float:
 def step(root: Path, steps: int) -> None:
     """A whole step on Ray, with loading, exchange, rule and optimizer, against the passes alone."""
     plain = ("alignment.alpha=0", "alignment.beta=0", "harmonize.rule=mean")
-    for name, extra, backward in (("one row per domain", plain, 1), ("two rows, ghpp", (), 2)):
-        config = configuration(root, *extra)
+    for batch, name, extra, backward in (
+        (BATCH // 2, "one row per domain", plain, 1),
+        (BATCH, "one row per domain", plain, 1),
+        (BATCH // 2, "two rows, ghpp", (), 2),
+        (BATCH, "two rows, ghpp", (), 2),
+    ):
+        config = configuration(root, *extra, batch=batch)
         before = one_process(config, steps, backward)
         ms = measure(config, 4, steps)
         after = one_process(config, steps, backward)

@@ -7,6 +7,7 @@ repeated asks again, and a process that dies is replaced without a trace. What w
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -58,6 +59,7 @@ def _as_it_is(item: Any) -> Any:
 
 def _begin(_number: int) -> None:
     """A loader process leaves signals to its parent: Ctrl-C goes to all processes of a terminal."""
+    gc.freeze()  # what the parent has dropped and not yet collected is not for us to end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
