@@ -66,4 +66,14 @@ class StepGauges:
             self._show("restarts", count, domain=domain)
 
     def _show(self, name: str, value: float, **tags: str) -> None:
-        self._gauges[name].set(float(value), {"run": self._run, **tags})
+        told = {"run": self._run, **tags}
+        self._gauges[name].set(float(value), {key: ascii_of(text) for key, text in told.items()})
+
+
+def ascii_of(text: str) -> str:
+    r"""A label as Ray takes it, which is in ASCII; other characters are escaped.
+
+    >>> ascii_of("café")
+    'caf\\xe9'
+    """
+    return text.encode("ascii", "backslashreplace").decode()

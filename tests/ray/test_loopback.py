@@ -105,8 +105,8 @@ def test_a_socket_on_all_interfaces_would_be_seen() -> None:
                 continue
             server.listen()
             port = server.getsockname()[1]
-            [told] = reachable_from_elsewhere(listening([psutil.Process()]))
-            assert told.endswith(f"on {address}:{port}")
+            told = reachable_from_elsewhere(listening([psutil.Process()]))  # this process may be on Ray as well
+            assert [each for each in told if each.endswith(f"on {address}:{port}")]
 
 
 @pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 64}])
