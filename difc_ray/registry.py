@@ -68,6 +68,7 @@ class Registry(Generic[T]):
         """
 
         def store(item: T) -> T:
+            """Puts the object into the table, and gives it back unchanged."""
             held = self._items.get(name)
             if held is not None and _definition(held) != _definition(item):
                 raise ConfigError(

@@ -14,22 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difc_ray.checkpoint import RunLock, compare_layout, save
-from difc_ray.config import Config, check_data, flat, load_config, resolve, to_yaml
+from difc_ray.checkpoint import RunLock, save
+from difc_ray.config import Config, flat, resolve, to_yaml
+from difc_ray.distributed.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted, ended
-from difc_ray.evaluation import SplitMetrics, evaluate_state
+from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord
-from difc_ray.local_step import LocalStep, family_of, model_of
 from difc_ray.membership import Interruption, Membership, Notice, engine_of
 from difc_ray.preparation import (
     AUGMENTATION_FILE,
-    check_run_folder,
-    expected_shapes,
+    ResumePoint,
     open_run,
     prepare,
     resume_point,
     run_tags,
-    selected_checkpoint,
     tracking_uri,
     version_warnings,
     weights_notices,
@@ -37,18 +35,16 @@ from difc_ray.preparation import (
 from difc_ray.reference import InlineEngine
 from difc_ray.requested import repetition_warnings
 from difc_ray.signals import Signals
-from difc_ray.snapshots import checkpoint_path, export_model, make_snapshot, model_state
+from difc_ray.snapshots import export_model, make_snapshot
 from difc_ray.tracking import (
     MemoryTracker,
     MlflowTracker,
     Status,
     Tracker,
     TrackingSummary,
-    figure_path,
     probe,
 )
-from difc_ray.training import Display, Evaluation, Outcome, Start, Training, confusion_figure, final_jobs
-from difc_ray.vectors import ParameterLayout
+from difc_ray.training import Display, Evaluation, Outcome, Start, Training
 
 log = logging.getLogger("difc_ray")
 
@@ -137,36 +133,10 @@ def stages(
 
     with ExitStack() as stack:
         with signals.before_the_run():
-            wanted = resolve(config)
-            config, point = resume_point(wanted)
-            uri = tracking_uri(config)
-            if point is not None:
-                stack.enter_context(RunLock(point.run_dir))
-                if wanted.resume == "auto":
-                    notice(f"the newest run is `{point.run_dir}`: it goes on from step {point.snapshot.step}")
-            elif wanted.resume == "auto":
-                notice(f"there is no run with a checkpoint in `{config.output}`: a new one begins")
-            display.phase("loading data")
-            start = prepare(config, point)
-            make = member.make_engine if member else engine_of
-            engine = make(config, str(config.name), signals.interrupted, notice)
-            stack.callback(engine.close)
-            display.phase("starting Ray" if config.engine == "ray" else "starting")
-            engine.connect()
-        run_dir = open_run(config, resumed=point is not None)
-        if point is None:
-            stack.enter_context(RunLock(run_dir))
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        if "augmentation" in start.identity:
-            (run_dir / AUGMENTATION_FILE).write_text(start.identity["augmentation"], encoding="utf-8")
-        stack.enter_context(run_log(run_dir))
-        for message in [*(point.rejected if point else []), *version_warnings(start), *weights_notices(start)]:
-            notice(message)
-        for message in repetition_warnings(start, engine.facts, repeats or {}):
-            notice(message)
-        if point is None:
-            save_start(start, run_dir)
-        tracker = make_tracker(config, run_dir, uri, resumed=point is not None, notice=notice, member=member)
+            ready = get_ready(config, display, signals, member, notice, stack)
+        config, start, engine, uri = ready.start.config, ready.start, ready.engine, ready.uri
+        run_dir = open_folder(ready, repeats or {}, notice, stack)
+        tracker = make_tracker(config, run_dir, uri, resumed=ready.point is not None, notice=notice, member=member)
         tags = run_tags(start, engine.facts) | dict(member.tags if member else {})
         tracker.start(run_name=member.run_name if member else str(config.name), params=flat(config), tags=tags)
         with final_status(tracker, signals, run_dir, member) as ending:
@@ -195,6 +165,84 @@ def stages(
             class_names=tuple(start.identity["class_names"]),
             tracking=ending[0],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What a run has before anything of it is written.
+
+    Args:
+        start: where it starts.
+        engine: connected, not started.
+        point: where the run stands that it continues; None: it is new.
+        uri: where it is recorded; None: nowhere.
+    """
+
+    start: Start
+    engine: RayEngine | InlineEngine
+    point: ResumePoint | None
+    uri: str | None
+
+
+def get_ready(
+    config: Config, display: Display, signals: Interruption, member: Membership | None, notice: Notice, stack: ExitStack
+) -> Ready:
+    """Everything that can refuse the configuration, the data or the cluster.
+
+    Args:
+        config: a resolved configuration.
+        display: where a person looks.
+        signals: who may stop the run.
+        member: the sweep that it belongs to, if to one.
+        notice: where to put one-line messages.
+        stack: what ends with the run.
+
+    Raises:
+        DifcError: it is refused.
+    """
+    wanted = resolve(config)
+    config, point = resume_point(wanted)
+    uri = tracking_uri(config)
+    if point is not None:
+        stack.enter_context(RunLock(point.run_dir))
+        if wanted.resume == "auto":
+            notice(f"the newest run is `{point.run_dir}`: it goes on from step {point.snapshot.step}")
+    elif wanted.resume == "auto":
+        notice(f"there is no run with a checkpoint in `{config.output}`: a new one begins")
+    display.phase("loading data")
+    start = prepare(config, point)
+    make = member.make_engine if member else engine_of
+    engine = make(config, str(config.name), signals.interrupted, notice)
+    stack.callback(engine.close)
+    display.phase("starting Ray" if config.engine == "ray" else "starting")
+    engine.connect()
+    return Ready(start=start, engine=engine, point=point, uri=uri)
+
+
+def open_folder(ready: Ready, repeats: Mapping[str, str], notice: Notice, stack: ExitStack) -> Path:
+    """The run's folder, locked, with its configuration and, if the run is new, the checkpoint of step 0.
+
+    Args:
+        ready: the run.
+        repeats: tags of the MLflow run whose configuration this is.
+        notice: where to put what is to be known of the start; from here on the run's own log has it too.
+        stack: what ends with the run.
+    """
+    start, point = ready.start, ready.point
+    run_dir = open_run(start.config, resumed=point is not None)
+    if point is None:
+        stack.enter_context(RunLock(run_dir))
+    (run_dir / "config.yaml").write_text(to_yaml(start.config), encoding="utf-8")
+    if "augmentation" in start.identity:
+        (run_dir / AUGMENTATION_FILE).write_text(start.identity["augmentation"], encoding="utf-8")
+    stack.enter_context(run_log(run_dir))
+    for message in [*(point.rejected if point else []), *version_warnings(start), *weights_notices(start)]:
+        notice(message)
+    for message in repetition_warnings(start, ready.engine.facts, repeats):
+        notice(message)
+    if point is None:
+        save_start(start, run_dir)
+    return run_dir
 
 
 def save_start(start: Start, run_dir: Path) -> None:
@@ -317,54 +365,3 @@ def run_log(run_dir: Path) -> Iterator[None]:
         root.setLevel(level)
         root.removeHandler(handler)
         handler.close()
-
-
-def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.warning) -> tuple[Config, Result]:
-    """Reloads the selected checkpoint of a run and evaluates it again, in this process.
-
-    Args:
-        run_dir: a run's folder.
-        overrides: `key=value` changes to the run's configuration, such as another target.
-        notice: where to put one-line messages.
-
-    Raises:
-        CheckpointError: the folder holds no valid checkpoint, or one of another model.
-    """
-    check_run_folder(run_dir, "RUN_DIR must be a run folder", "command line")
-    snapshot, messages = selected_checkpoint(run_dir)
-    config = resolve(load_config(run_dir / "config.yaml", [*overrides, f"resume={run_dir}"]))
-    for message in messages:
-        notice(message)
-    InlineEngine(config, run_dir.name, lambda: False, notice).connect()
-    domains = check_data(config, family_of(config))
-    model, loss = model_of(config)
-    compare_layout(snapshot, expected_shapes(model, snapshot))
-    step = LocalStep(config, domains[config.sources[0]], model, loss)
-    state = model_state(snapshot, ParameterLayout.of(model))
-    metrics = [evaluate_state(step, state, domains[name], split) for name, split in final_jobs(config)]
-    accuracy: dict[str, dict[str, float]] = {}
-    for m in metrics:
-        accuracy.setdefault(m.domain, {})[m.split] = m.accuracy
-    summary = {
-        "name": config.name,
-        "target": config.target,
-        "steps": snapshot.step,
-        "selected_step": snapshot.step,
-        "selection": config.selection,
-        "accuracy": accuracy,
-        "checkpoint": str(checkpoint_path(run_dir, snapshot.step)),
-    }
-    class_names = domains[config.sources[0]].class_names
-    return config, Result(run_dir=run_dir, summary=summary, metrics=metrics, class_names=class_names)
-
-
-def draw_confusions(result: Result) -> list[Path]:
-    """Writes the confusion matrix of every domain's test examples (of the whole target) into the run's figures."""
-    written = []
-    for m in result.metrics:
-        if m.split in ("test", "all"):
-            path = figure_path(result.run_dir, f"evaluate_confusion_{m.domain}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            confusion_figure(m, result.class_names).savefig(path)
-            written.append(path)
-    return written

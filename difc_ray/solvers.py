@@ -226,6 +226,7 @@ def _min_norm(gram_NN: Array) -> Solution:
     ratios_N = shortest / rows.lengths_N
 
     def residual(z_N: Array) -> float:
+        """How far a point is from satisfying the conditions of the optimum."""
         total = float(ratios_N @ z_N)
         if total <= 0.0:
             return 1.0

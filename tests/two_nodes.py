@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
 
 def answer(arguments: list[str]) -> dict[str, Any]:
     """A command line in this process."""
-    from difc_ray.cli.app import execute
+    from difc_ray.cli.execution import execute
 
     out, err, began = io.StringIO(), io.StringIO(), time.monotonic()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

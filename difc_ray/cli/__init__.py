@@ -1,3 +1,3 @@
 """The command line: ``difc-ray`` or ``python -m difc_ray``."""
 
-from difc_ray.cli.app import main as main
+from difc_ray.cli.execution import main as main

@@ -1,16 +1,11 @@
-"""Commands, and how errors become one sentence and an exit code.
+"""The commands.
 
 Nothing heavier than typer is imported before a command runs: ``difc-ray --help`` answers at once.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
 import sys
-import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,19 +14,12 @@ import typer
 from difc_ray import __version__
 from difc_ray.cli.data import data_app
 from difc_ray.cli.jobs import WORDS, jobs_app, submit
-from difc_ray.cli.output import let_go_of_stdout
-from difc_ray.cli.usage import usage_sentence, whole_number
-from difc_ray.errors import ConfigError, DifcError, Interrupted
+from difc_ray.cli.usage import checked, whole_number
+from difc_ray.errors import ConfigError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 LOOSE = {"ignore_unknown_options": True}
 """Unknown options become arguments, so that ``--steps 100`` is answered with ``steps=100``."""
-
-OPTIONS = ("--cluster", "--config", "--from-run", "--help", "--print", "--version")
-"""Options that a misspelt setting is compared with."""
-
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-"""What every wrong option or command raises; it belongs to click in some versions of typer, to typer in others."""
 
 app = typer.Typer(
     name="difc-ray",
@@ -133,8 +121,8 @@ def evaluate(run_dir: RunFolder, settings: Settings = None) -> None:
     difc-ray evaluate runs/NAME target=fonts        on another target
     """  # noqa: D301
     from difc_ray.cli.tables import print_facts, print_note, print_result
-    from difc_ray.run import draw_confusions
-    from difc_ray.run import evaluate as run
+    from difc_ray.reevaluation import draw_confusions
+    from difc_ray.reevaluation import evaluate as run
 
     resolved, result = run(run_dir.absolute(), checked(settings), notice=print_note)
     print_result(result, resolved)
@@ -323,81 +311,3 @@ def sync(
 
 
 app.command(context_settings=WORDS)(submit)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the exit code of the error's kind (:mod:`difc_ray.errors`)."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # plug-ins lie beside the user, also for the installed script
-    sys.exit(execute(list(sys.argv[1:] if arguments is None else arguments)))
-
-
-def execute(arguments: list[str]) -> int:
-    """Runs a command line and returns its exit code."""
-    command = typer.main.get_command(app)
-    if not (logger := logging.getLogger("difc_ray")).handlers:
-        logger.addHandler(logging.NullHandler())  # warnings are shown as notes, once
-    try:
-        with command.make_context("difc-ray", arguments or ["--help"]) as context:
-            command.invoke(context)
-        sys.stdout.flush()
-        return 0
-    except typer.Exit as leave:
-        return leave.exit_code
-    except BrokenPipeError:
-        let_go_of_stdout()
-        return 0
-    except Interrupted as interruption:
-        print(f"difc-ray: {interruption}", file=sys.stderr)
-        return interruption.code
-    except KeyboardInterrupt:
-        trained = arguments[:1] in (["train"], ["tune"])
-        more = " What has a checkpoint can be continued: `resume=auto`." if trained else ""
-        print(f"difc-ray: Stopped.{more}", file=sys.stderr)
-        return 130
-    except DifcError as error:
-        complain(getattr(error, "problems", [str(error)]))
-        return error.exit_code
-    except UsageError as error:
-        complain([usage_sentence(error, list(getattr(command, "commands", ())))])
-        return 2
-    except Exception as error:
-        complain([unexpected(error)])
-        return 1
-
-
-def complain(problems: Sequence[str]) -> None:
-    """One line per problem on standard error."""
-    for problem in problems:
-        print(f"difc-ray: error: {' '.join(problem.split())}", file=sys.stderr)
-
-
-def checked(settings: Sequence[str] | None) -> list[str]:
-    """The settings, if none of them is a misspelt option.
-
-    Raises:
-        ConfigError: one is.
-    """
-    for argument in settings or ():
-        name = argument.partition("=")[0]
-        if near := difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7):
-            wrong = "unknown option" if near[0] != name else "this option is in the wrong place"
-            remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."
-            raise ConfigError(f"{wrong}, got `{name}` (command line). {remedy}")
-    return list(settings or ())
-
-
-def unexpected(error: Exception) -> str:
-    """The sentence on an error that nobody foresaw; its traceback goes to the run's log, or to standard error."""
-    cause = getattr(error, "cause", None) or error  # Ray carries the error of a process in one of its own
-    words = " ".join(str(cause).split()) or "no message"
-    log = next((note for note in getattr(error, "__notes__", ()) if note.endswith("run.log")), None)
-    if log is None:
-        traceback.print_exception(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(frame.filename).name}, line {frame.lineno}"
-    shown = words if len(words) <= 300 else words[:297] + "..."
-    return (
-        f"unexpected error, got {type(cause).__name__}: {shown} ({where}). "
-        f"The traceback is {f'in `{log}`' if log else 'above'}; if no plug-in of yours is in it, please report it."
-    )

@@ -49,7 +49,7 @@ def check(
     difc-ray data check dataset=image_folder root=PATH sources=photo,art target=sketch
     difc-ray data check -c run.yaml --all           the whole list
     """  # noqa: D301
-    from difc_ray.cli.app import checked
+    from difc_ray.cli.usage import checked
     from difc_ray.requested import requested_config
 
     raise typer.Exit(check_data(requested_config(config, checked(settings), paths=False), everything=everything))
@@ -112,7 +112,7 @@ def show(
     difc-ray data show dataset=image_folder root=PATH augment=domainbed
     difc-ray data show -c run.yaml --picture sheet.png
     """  # noqa: D301
-    from difc_ray.cli.app import checked
+    from difc_ray.cli.usage import checked
     from difc_ray.requested import requested_config
 
     found = requested_config(config, checked(settings), paths=False)
@@ -134,9 +134,9 @@ def export(
     difc-ray data export pictures                                  the digits
     difc-ray data export clothes dataset=fashion sources=plain,photo target=sketch --limit 100
     """  # noqa: D301
-    from difc_ray.cli.app import checked
     from difc_ray.cli.pictures import write_tree
     from difc_ray.cli.tables import console, print_facts
+    from difc_ray.cli.usage import checked
     from difc_ray.domains import open_domain
     from difc_ray.local_step import family_of
     from difc_ray.requested import requested_config

@@ -15,7 +15,8 @@ from typing import Any
 
 import typer
 
-from difc_ray.cli.app import app, checked
+from difc_ray.cli.app import app
+from difc_ray.cli.usage import checked
 from difc_ray.config import Config, ConfigProblems, flat, load_config, resolve
 from difc_ray.config.overrides import parse_overrides
 from difc_ray.config.problems import masked, masked_argument

@@ -1,17 +1,26 @@
-"""Wrong commands and options in the form of all our errors."""
+"""Wrong commands, options and settings in the form of all our errors."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 
+import typer
+
 from difc_ray.errors import ConfigError
 from difc_ray.registry import did_you_mean
 
+OPTIONS = ("--cluster", "--config", "--from-run", "--help", "--print", "--version")
+"""Options that a misspelt setting is compared with."""
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""What every wrong option or command raises; it belongs to click in some versions of typer, to typer in others."""
+
 
 def usage_sentence(error: Any, commands: Sequence[str]) -> str:
-    """A wrong command or option (what :data:`difc_ray.cli.app.UsageError` names) in our form."""
+    """A wrong command or option (what :data:`UsageError` names) in our form."""
     text = " ".join(error.format_message().split())
     quoted = re.search(r"'([^']*)'", text)
     named = quoted[1] if quoted else text
@@ -48,3 +57,18 @@ def whole_number(option: str, text: str) -> int:
             f"`{option} 200`."
         )
     return int(text)
+
+
+def checked(settings: Sequence[str] | None) -> list[str]:
+    """The settings, if none of them is a misspelt option.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for argument in settings or ():
+        name = argument.partition("=")[0]
+        if near := difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7):
+            wrong = "unknown option" if near[0] != name else "this option is in the wrong place"
+            remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."
+            raise ConfigError(f"{wrong}, got `{name}` (command line). {remedy}")
+    return list(settings or ())

@@ -17,7 +17,6 @@ from difc_ray.domains import (
     AugmentationError,
     DatasetFamily,
     Domain,
-    PixelDomain,
     make_augmentation,
     open_domain,
     open_family,
@@ -97,10 +96,6 @@ def _augmentation_problem(config: Config, domain: Domain) -> Problem | None:
     augmentation = make_augmentation(config.augment, domain.image_shape)
     if augmentation is None:
         return None
-    where, what = f"dataset `{config.dataset}`, domain `{domain.name}`", "`augment` needs a dataset of pictures"
-    if not isinstance(domain, PixelDomain):
-        got = f"`{config.augment}` for numbers"
-        return Problem(what=what, got=got, where=where, remedy="Write `augment=none`.", keys=("augment",))
     try:
         domain.drawn_augmented(domain.split_indices("train")[:1], augmentation, config.seed, 0)
     except AugmentationError as error:

@@ -83,6 +83,7 @@ class _Loader(yaml.SafeLoader):
         self.source, self.depth, self.count = source, 0, 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """PyYAML's step for one value, which counts it and refuses tags."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         tag = getattr(event, "tag", None)
         line = event.start_mark.line + 1

@@ -201,6 +201,7 @@ def find_room(
     tries = 0
 
     def place(position: int) -> bool:
+        """Whether the bundles from this place of the order on found room; backtracks where they did not."""
         nonlocal tries
         if position == len(order):
             return True

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difc_ray.determinism import generator
-from difc_ray.domains.augmentation import Augmentation
+from difc_ray.domains.augmentation import Augmentation, AugmentationError
 from difc_ray.domains.order import NaturalOrder, Order
 from difc_ray.domains.splits import FRACTIONS, Split, stratified_splits
 from difc_ray.errors import ConfigError, DataError
@@ -215,8 +215,16 @@ class Domain(ABC):
             seed: seed of the run.
             first: number of the first of them in the order; with the seed and the domain it decides the random numbers
                 of an image, so that an example that comes twice is not altered twice in the same way.
+
+        Raises:
+            AugmentationError: the domain gives no pixels, or the pipeline does not suit a picture.
         """
-        raise NotImplementedError(f"{type(self).__name__} gives no pixels")  # the configuration is refused before
+        raise AugmentationError(
+            "`augment` needs a dataset of pictures",
+            f"one that gives numbers, a `{type(self).__qualname__}`",
+            "Write `augment=none`, or make the domain a `difc_ray.domains.PixelDomain`.",
+            f"domain `{self.name}`",
+        )
 
     def finished(self, drawn: Drawn, device: torch.device | None = None) -> Batch:
         """What was drawn as a batch on a device; remembers what had to be replaced."""

@@ -87,6 +87,7 @@ def shipment_of(folder: Path, excludes: tuple[str, ...] = ()) -> Shipment:
     shipment, total = Shipment(folder), 0
 
     def count(path: Path) -> None:
+        """Adds a file to what travels."""
         nonlocal total
         if path.is_dir():
             return

@@ -178,6 +178,7 @@ class _Reader:
         self.problems = list(document.problems)
 
     def space(self, name: str) -> Space:
+        """The space; what is wrong with it is among the problems, and has its default."""
         for key in self.data:
             if key not in KEYS:
                 self.refuse(
@@ -219,6 +220,7 @@ class _Reader:
         return str(value)
 
     def seeds(self) -> tuple[int, ...]:
+        """Seeds of each setting, each once."""
         value = self.data.get("seeds", [0])
         given = value if isinstance(value, list) else [value]
         good = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in given)

@@ -6,7 +6,6 @@ not touched, the others go on from the checkpoints of their run folders.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -22,18 +21,19 @@ import ray
 from ray import tune
 
 from difc_ray.checkpoint import RunLock
-from difc_ray.config import Config, flat
+from difc_ray.config import Config
 from difc_ray.distributed.placement import cluster_nodes, connect
 from difc_ray.distributed.processes import Head
 from difc_ray.errors import CheckpointError, ClusterError, DifcError, Interrupted
 from difc_ray.preparation import tracking_uri
 from difc_ray.signals import Signals
-from difc_ray.tracking import MlflowTracker, probe
+from difc_ray.tracking import MlflowTracker
 from difc_ray.tuning.folder import ENDED, SweepFolder, TrialRecord
 from difc_ray.tuning.guard import RayGuard
 from difc_ray.tuning.hooks import End, Names, Watch, cause_of
 from difc_ray.tuning.outcome import SweepResult, conclude, hand_over
 from difc_ray.tuning.points import Point
+from difc_ray.tuning.recording import begin_record, sweep_tracker
 from difc_ray.tuning.resources import Resources
 from difc_ray.tuning.search import optuna_searcher, replay, scheduler_of
 from difc_ray.tuning.space import Space
@@ -170,11 +170,8 @@ def run_sweep(
     with Signals() as signals, variables(QUIET), ExitStack() as stack:
         folder = find_sweep(space, base) if resume else SweepFolder(base.output / (base.name or sweep_name(space)))
         with signals.before_the_run():
-            if not resume and folder.path.exists() and any(folder.path.iterdir()):
-                raise CheckpointError(
-                    f"a new sweep must have a new folder, got `{folder.path}`, which holds something (`name`). Choose "
-                    "another `name`, or continue that sweep with --resume."
-                )
+            if not resume:
+                check_new(folder)
             uri = tracking_uri(base)
             display.phase("starting Ray")
             if owned := connect(base):
@@ -191,11 +188,7 @@ def run_sweep(
         stack.enter_context(guard_of(Head.of_ours() if owned else None, folder, base, space, tracker, signals))
         try:
             if tracker:
-                tracker.start(
-                    run_name=folder.path.name, params=sweep_params(space, base), tags=sweep_tags(space, base, folder)
-                )
-                tracker.artifact(folder.path / "space.yaml")
-                tracker.artifact(folder.path / "config.yaml")
+                begin_record(tracker, space, base, folder)
             display.phase("starting trials")
             sweep = Sweep(space, base, folder, resources, key, display, signals, notice)
             sweep.run()
@@ -224,6 +217,19 @@ def run_sweep(
             shutil.rmtree(folder.path / "ray", ignore_errors=True)
 
 
+def check_new(folder: SweepFolder) -> None:
+    """Whether a new sweep may be written there.
+
+    Raises:
+        CheckpointError: something is there already.
+    """
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise CheckpointError(
+            f"a new sweep must have a new folder, got `{folder.path}`, which holds something (`name`). Choose another "
+            "`name`, or continue that sweep with --resume."
+        )
+
+
 def resume_command(space: Space, base: Config, folder: SweepFolder) -> str:
     """What goes on with a sweep."""
     settings = [f"name={folder.path.name}", f"output={base.output}"]
@@ -236,6 +242,7 @@ def guard_of(
     """Ends the sweep when its own Ray is gone; its trials are told to stop, if one of them still can hear it."""
 
     def give_up() -> tuple[str, int]:
+        """Leaves the records in order, and says how to go on."""
         for record in folder.records():
             if record.status == "running":
                 folder.update(record.point.number, status="interrupted", reason="Ray was gone")
@@ -366,30 +373,3 @@ def recorded_in(base: Config) -> Config:
     """The configuration with its store written out: trials have another output folder, perhaps another environment."""
     tracking = base.tracking.model_copy(update={"uri": tracking_uri(base) or base.tracking.uri})
     return base.model_copy(update={"tracking": tracking})
-
-
-def sweep_tracker(
-    base: Config, folder: SweepFolder, uri: str | None, *, resume: bool, notice: Callable[[str], None]
-) -> MlflowTracker | None:
-    """The tracker of the sweep's own MLflow run, whose uploader sends the journals of all trials."""
-    if uri is None:
-        return None
-    if trouble := probe(uri, timeout_s=2.0):
-        notice(f"{trouble} The sweep goes on; records are kept in {folder.path} and sent when the server is back.")
-    return MlflowTracker(folder.path, uri, base.tracking.experiment, resume=resume, notice=notice, family=True)
-
-
-def sweep_params(space: Space, base: Config) -> dict[str, object]:
-    """What the parent run records: the shared configuration, and the space."""
-    searched = {f"sweep.space.{key}": f"{d.kind} {json.dumps(list(d.values))}" for key, d in space.space.items()}
-    return {**flat(base), **searched, "sweep.samples": space.samples, "sweep.seeds": json.dumps(list(space.seeds))}
-
-
-def sweep_tags(space: Space, base: Config, folder: SweepFolder) -> dict[str, str]:
-    """Tags by which a sweep is found and read."""
-    return {
-        "kind": "sweep", "sweep": folder.path.name, "sweep.metric": space.metric, "sweep.mode": space.mode,
-        "sweep.space": space.name, "sweep.digest": space.digest, "sweep.scheduler": space.scheduler,
-        "sweep.selection": space.selection, "dataset": base.dataset, "target": base.target or "none",
-        "domains": ",".join(base.sources),
-    }  # fmt: skip

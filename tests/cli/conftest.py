@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from difc_ray.cli.app import execute
+from difc_ray.cli.execution import execute
 from difc_ray.cli.tables import UNWRAPPED, console
 from difc_ray.domains import DATASETS
 from difc_ray.harmonizers import HARMONIZERS

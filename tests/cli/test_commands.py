@@ -195,7 +195,7 @@ def test_help_is_quick_and_complete(tmp_path: Path) -> None:
     """Nothing heavy is imported before a command runs, and every command explains itself."""
     program = """
 import sys
-from difc_ray.cli.app import execute
+from difc_ray.cli.execution import execute
 for arguments in ([], ["--help"], ["--version"], *([name, "-h"] for name in sys.argv[1:])):
     assert execute(arguments) == 0, arguments
 heavy = {"torch", "ray", "mlflow", "numpy", "matplotlib"} & set(sys.modules)

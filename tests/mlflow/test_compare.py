@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from difc_ray import train
-from difc_ray.cli.app import execute
+from difc_ray.cli.execution import execute
 from difc_ray.config import load_config, resolve
 from difc_ray.errors import ConfigError
 from difc_ray.reports import compare, report

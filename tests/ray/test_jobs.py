@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from difc_ray.cli.app import execute
+from difc_ray.cli.execution import execute
 from difc_ray.cli.tables import UNWRAPPED, console
 from difc_ray.config import Config
 from difc_ray.jobs import JobRequest, Jobs, api_address, follow, following

@@ -20,7 +20,7 @@ import pytest
 import ray
 import yaml
 
-from difc_ray.cli.app import execute
+from difc_ray.cli.execution import execute
 from difc_ray.tuning.folder import SweepFolder
 from tests.checkpoints import ROOT, environment
 from tests.faults import end_of, eventually, fault, our_actors, our_groups

@@ -17,7 +17,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from difc_ray.cli.app import execute
+from difc_ray.cli.execution import execute
 from difc_ray.tuning.folder import SweepFolder, TrialRecord
 from difc_ray.tuning.points import base_config
 from difc_ray.tuning.space import read_space

@@ -189,7 +189,8 @@ def test_a_misspelt_name_is_found_before_the_run() -> None:
 def test_augmentation_of_numbers_is_refused_before_the_run(tmp_path: Path) -> None:
     config = faulty_config(tmp_path, augment="light")
     with pytest.raises(
-        DataProblems, match=r"`augment` needs a dataset of pictures, got `light` for numbers .* Write `augment=none`"
+        DataProblems,
+        match=r"`augment` needs a dataset of pictures, got one that gives numbers, a `FaultyDomain` \(domain `a`\)",
     ):
         prepare(config, None)
 

@@ -20,8 +20,9 @@ from difc_ray.global_step import TrainState
 from difc_ray.local_step import LocalStep, Token, domain_buffer, load_domain, model_of
 from difc_ray.models import MODELS, Model, build_model, train_mode
 from difc_ray.preparation import expected_shapes, prepare
+from difc_ray.reevaluation import evaluate
 from difc_ray.reference import InlineEngine
-from difc_ray.run import evaluate, train
+from difc_ray.run import train
 from difc_ray.snapshots import Progress, export_model, make_snapshot, train_state
 from difc_ray.vectors import ParameterLayout
 from tests.runs import digest, run_inline, same_records, small_config

@@ -21,7 +21,7 @@ from PIL import Image
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
-from difc_ray.cli.app import execute
+from difc_ray.cli.execution import execute
 from difc_ray.config.yaml_strict import read_text
 from tests.clusters import (
     FIELDS,

@@ -196,7 +196,7 @@ def test_mistakes_cost_no_queueing(tmp_path: Path, command: tuple[str, ...], wor
 
 
 def test_unknown_options_are_usage_errors(tmp_path: Path) -> None:
-    from difc_ray.cli.app import UsageError
+    from difc_ray.cli.usage import UsageError
 
     with pytest.raises(UsageError):
         prepared(wish(tmp_path, "rules", "--chekc"))

@@ -17,7 +17,8 @@ from difc_ray.errors import ConfigError
 from difc_ray.models import MODELS, build_model
 from difc_ray.models.torchvision import TorchvisionBackbone
 from difc_ray.preparation import prepare, run_tags
-from difc_ray.run import Silent, evaluate, train
+from difc_ray.reevaluation import evaluate
+from difc_ray.run import Silent, train
 from tests.runs import small_config
 
 
