@@ -6,6 +6,7 @@ They build :class:`matplotlib.figure.Figure` objects and never touch ``pyplot``:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -130,19 +131,13 @@ def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[st
     side = min(14.0, 3.2 + 0.42 * n)
     figure = Figure(figsize=(side + 0.8, side), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    axes.set_facecolor("0.85")  # a class without examples has no shares
-    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0))
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
+    _share_bar(figure, _draw_shares(axes, shares), [axes], "share of the true class", fraction=0.046)
     long_names = max((len(name) for name in class_names), default=0) > 3
     size = max(3.0, min(9.0, 460.0 / n))
     axes.set_xticks(range(n), class_names, fontsize=size, rotation=90 if long_names else 0)
     axes.set_yticks(range(n), class_names, fontsize=size)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
     axes.set(xlabel="predicted", ylabel="true", title=f"{title}\naccuracy {accuracy:.1%}")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     if n <= _MAX_CLASSES_WITH_NUMBERS:
         _write_counts(axes, counts, shares)
     return figure
@@ -158,24 +153,16 @@ def recall_over_time(
         confusions_TKK: counts; rows are true classes, columns predictions.
         class_names: K names.
     """
-    totals_TK = confusions_TKK.sum(axis=2)
-    recall_TK = np.where(
-        totals_TK > 0, np.diagonal(confusions_TKK, axis1=1, axis2=2) / np.maximum(totals_TK, 1), np.nan
-    )
+    recall_TK = np.stack([np.diag(_shares(counts)) for counts in confusions_TKK])
     n, class_names = len(class_names), fitting(class_names)
     figure = Figure(figsize=(7.2, min(14.0, 1.6 + 0.3 * n)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    axes.set_facecolor("0.8")
-    image = axes.imshow(recall_TK.T, cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, format=PercentFormatter(1.0))
-    bar.set_label("recall")
-    bar.outline.set_visible(False)
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 8)).round().astype(int))
+    image = _draw_shares(axes, recall_TK.T, cmap="viridis", aspect="auto")
+    _share_bar(figure, image, [axes], "recall", fraction=0.046)
+    shown = _spread(len(steps), 8)
     axes.set_xticks(shown, [str(steps[i]) for i in shown])
     axes.set_yticks(range(n), class_names, fontsize=max(4.0, min(9.0, 300.0 / n)))
     axes.set(xlabel="step", title="Recall of each class on the sources' validation splits")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     return figure
 
 
@@ -189,24 +176,18 @@ def confusion_over_time(
         confusions_TKK: counts; rows are true classes, columns predictions.
         class_names: K names.
     """
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 4)).round().astype(int))
+    shown = _spread(len(steps), 4)
     figure = Figure(figsize=(3.0 * len(shown) + 1.2, 3.6), dpi=_DPI, layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
     size, class_names = max(3.0, min(7.0, 160.0 / len(class_names))), fitting(class_names)
     for axes, at in zip(panels, shown, strict=True):
         counts = confusions_TKK[at]
-        shares = _shares(counts)
-        axes.set_facecolor("0.85")
-        image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+        image = _draw_shares(axes, _shares(counts))
         axes.set(xlabel="predicted", title=f"step {steps[at]}: {np.trace(counts) / max(counts.sum(), 1):.1%}")
         axes.set_xticks(range(len(class_names)), class_names, fontsize=size, rotation=90)
         axes.set_yticks(range(len(class_names)), class_names, fontsize=size)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
     panels[0].set_ylabel("true")
-    bar = figure.colorbar(image, ax=list(panels), fraction=0.02, pad=0.01, format=PercentFormatter(1.0))
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
+    _share_bar(figure, image, list(panels), "share of the true class", fraction=0.02)
     return figure
 
 
@@ -325,6 +306,28 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     total = np.convolve(np.where(known, values, 0.0), kernel, "same")[: len(values)]
     count = np.convolve(known.astype(np.float64), kernel, "same")[: len(values)]
     return np.where(known, total / np.maximum(count, 1.0), np.nan)
+
+
+def _draw_shares(
+    axes: Axes, shares: np.ndarray, cmap: str = "Blues", aspect: Literal["equal", "auto"] = "equal"
+) -> Any:
+    """Shares from 0 to 1 as colours, without a frame; grey where there is none."""
+    axes.set_facecolor("0.85")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return axes.imshow(shares, cmap=cmap, vmin=0.0, vmax=1.0, aspect=aspect, interpolation="nearest")
+
+
+def _share_bar(figure: Figure, image: Any, axes: Sequence[Axes], label: str, fraction: float) -> None:
+    """The key to the colours beside some panels; it takes that fraction of their width."""
+    bar = figure.colorbar(image, ax=list(axes), fraction=fraction, pad=0.02, format=PercentFormatter(1.0))
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Up to so many of the positions 0 to count - 1, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

@@ -16,11 +16,14 @@ Every gauge has the label ``run``. Setting one takes about two microseconds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
 from difc_ray.global_step import StepRecord
+
+log = logging.getLogger(__name__)
 
 PREFIX = "difc_ray_"
 
@@ -40,6 +43,7 @@ class StepGauges:
                 ("restarts", "Restarts of the domain's worker so far.", ("domain",)),
             )
         }
+        self._off = False
         self.begin("")
 
     def begin(self, run: str) -> None:
@@ -47,12 +51,21 @@ class StepGauges:
         self._run, self._conflicts, self._skipped = run, 0, 0
 
     def set(self, record: StepRecord, restarts: Mapping[str, int]) -> None:
-        """Shows a step.
+        """Shows a step; what Ray refuses turns the gauges off, with a word in the log: they only watch.
 
         Args:
             record: what it did.
             restarts: by domain.
         """
+        if self._off:
+            return
+        try:
+            self._set(record, restarts)
+        except Exception as error:
+            self._off = True
+            log.warning("the gauges are off from step %d on: %s: %s", record.step, type(error).__name__, error)
+
+    def _set(self, record: StepRecord, restarts: Mapping[str, int]) -> None:
         self._conflicts += record.conflict
         self._skipped += bool(record.skipped)
         self._show("step", record.step + 1)

@@ -31,25 +31,23 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from difc_ray.determinism import generator
-from difc_ray.domains.base import DATASETS, DatasetFamily, MalformedDataError, OnBadImage
+from difc_ray.domains.base import DATASETS, MalformedDataError
 from difc_ray.domains.partition import subset, validation_out_of
 from difc_ray.domains.photos import random_places
 from difc_ray.domains.published.collection import N_CLASSES, Collection
 from difc_ray.domains.published.domain import ShiftedDomain
+from difc_ray.domains.published.family import SIDE, PublishedFamily
 from difc_ray.domains.published.finding import found
-from difc_ray.domains.published.options import flag, folder, limit_of
+from difc_ray.domains.published.options import folder
 from difc_ray.domains.published.readers import READERS
 from difc_ray.domains.published.shifts import AsPublished, Inked, PhotoDifference, Shift, Turned
 from difc_ray.domains.splits import Split
-from difc_ray.registry import check_option_names
 
 WHERE: Final = "dataset `torchvision_digits`"
 CLASS_NAMES: Final = tuple("0123456789")
-OPTIONS: Final = ("download", "limit")
 CONTENT_SEED: Final = 4
 """Seed of everything that decides content; a constant, so that the dataset is one and the same."""
 
-SIDE: Final = 28
 ANGLES_DEG: Final = (0, 15, 30, 45, 60, 75)
 PERCENTS: Final = (90, 80, 10)
 COLOURS: Final = (
@@ -64,7 +62,7 @@ DOMAINS: Final = ("mnist", "usps", "svhn", "mnistm", *ROTATED, *COLORED)
 
 
 @DATASETS.register("torchvision_digits")
-class TorchvisionDigits(DatasetFamily):
+class TorchvisionDigits(PublishedFamily):
     """Ten digits in thirteen domains.
 
     Args:
@@ -85,26 +83,14 @@ class TorchvisionDigits(DatasetFamily):
 
     description = "MNIST, USPS and SVHN in full, photo-blended, rotated and coloured: root=PATH as torchvision has it"
     class_names = CLASS_NAMES
-    image_shape = (3, SIDE, SIDE)
+    where, domains = WHERE, DOMAINS
 
     def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
-        check_option_names(WHERE, options, OPTIONS)
         super().__init__(options, root, seed)
-        self._download = flag(options, "download", WHERE)
-        self._limit = limit_of(options, WHERE)
         if root is None:
             what, remedy = "`root` must name the folder of the files", "Write `root=PATH`; it is that of torchvision."
             raise MalformedDataError(what, "null", WHERE, remedy)
         self._folder = folder(root)
-
-    def take_image_settings(self, image_size: int | None, on_bad_image: OnBadImage) -> None:
-        """Any size; 28 is that of MNIST."""
-        side = image_size or SIDE
-        self.image_shape = (3, side, side)
-
-    def domain_names(self) -> tuple[str, ...]:
-        """All of them, whether their files are there or not."""
-        return DOMAINS
 
     def load(self, domain_name: str) -> ShiftedDomain:
         """One domain; a collection is read once in a process.
@@ -114,10 +100,10 @@ class TorchvisionDigits(DatasetFamily):
         """
         self.check_domain(domain_name)
         source = domain_name if domain_name in READERS else "mnist"
-        collection = found(READERS[source], self._folder, WHERE, download=self._download)
+        collection = found(READERS[source], self._folder, WHERE, download=self.download)
         rows = rows_of(collection, domain_name)
-        if self._limit is not None:
-            rows = rows[subset(collection.labels_N[rows], self._limit, generator(CONTENT_SEED, "limit", source))]
+        if self.limit is not None:
+            rows = rows[subset(collection.labels_N[rows], self.limit, generator(CONTENT_SEED, "limit", source))]
         shift, splits = shift_of(domain_name, collection), splits_of(collection, rows, source, self.seed)
         return ShiftedDomain(
             domain_name, CLASS_NAMES, self.image_shape, collection, rows, self.seed, shift, splits

@@ -26,18 +26,18 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from difc_ray.determinism import generator
-from difc_ray.domains.base import DATASETS, DatasetFamily, OnBadImage
+from difc_ray.domains.base import DATASETS
 from difc_ray.domains.partition import equal_parts, long_tailed, subset, validation_out_of
 from difc_ray.domains.photos import random_places
 from difc_ray.domains.published.collection import N_CLASSES, Collection
 from difc_ray.domains.published.domain import ShiftedDomain
+from difc_ray.domains.published.family import SIDE, PublishedFamily
 from difc_ray.domains.published.finding import found
-from difc_ray.domains.published.options import flag, folder, limit_of, ratio_of
+from difc_ray.domains.published.options import folder, ratio_of
 from difc_ray.domains.published.readers import READERS
 from difc_ray.domains.published.shifts import AsPublished, BeforePhoto, Shift, Sketched, Turned
 from difc_ray.domains.splits import Split
 from difc_ray.errors import ConfigError
-from difc_ray.registry import check_option_names
 
 WHERE: Final = "dataset `fashion`"
 PACKAGE: Final = "dataset-fashion-mnist"
@@ -48,17 +48,15 @@ CLASS_NAMES: Final = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 DOMAINS: Final = ("plain", "photo", "rotated", "sketch")
-OPTIONS: Final = ("download", "imbalance", "limit")
 CONTENT_SEED: Final = 3
 """Seed of everything that decides content; a constant, so that the dataset is one and the same."""
 
 IMBALANCE: Final = 0.1
 MAX_TURN_DEG: Final = 75.0
-SIDE: Final = 28
 
 
 @DATASETS.register("fashion")
-class Fashion(DatasetFamily):
+class Fashion(PublishedFamily):
     """Articles of clothing.
 
     Args:
@@ -77,25 +75,14 @@ class Fashion(DatasetFamily):
 
     description = "articles of clothing: plain, before photos, rotated, as sketches; train splits are long-tailed"
     class_names = CLASS_NAMES
-    image_shape = (3, SIDE, SIDE)
+    where, domains = WHERE, DOMAINS
+    option_names = ("download", "imbalance", "limit")
 
     def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
-        check_option_names(WHERE, options, OPTIONS)
         super().__init__(options, root, seed)
-        self._download = flag(options, "download", WHERE)
         self._imbalance = ratio_of(options, "imbalance", IMBALANCE, WHERE)
-        self._limit = limit_of(options, WHERE)
-        if self._download and root is None:
+        if self.download and root is None:
             raise ConfigError(f"`dataset_options.download` needs a folder, got no `root` ({WHERE}). Write `root=PATH`.")
-
-    def take_image_settings(self, image_size: int | None, on_bad_image: OnBadImage) -> None:
-        """Any size; 28 is that of the articles."""
-        side = image_size or SIDE
-        self.image_shape = (3, side, side)
-
-    def domain_names(self) -> tuple[str, ...]:
-        """plain, photo, rotated, sketch."""
-        return DOMAINS
 
     def load(self, domain_name: str) -> ShiftedDomain:
         """One domain; the articles are read once in a process.
@@ -105,7 +92,7 @@ class Fashion(DatasetFamily):
         """
         self.check_domain(domain_name)
         articles = self._articles()
-        rows = part_of(articles, domain_name, self._limit)
+        rows = part_of(articles, domain_name, self.limit)
         shift = shift_of(domain_name, len(articles))
         splits = self._splits(domain_name, articles.labels_N[rows], articles.is_train(rows))
         return ShiftedDomain(
@@ -114,7 +101,7 @@ class Fashion(DatasetFamily):
 
     def _articles(self) -> Collection:
         if self.root is not None:
-            return found(READERS["fashion"], folder(self.root), WHERE, download=self._download)
+            return found(READERS["fashion"], folder(self.root), WHERE, download=self.download)
         remedy = f"`apt-get install {PACKAGE}` puts them there. Or name their folder, `root=PATH`. Or write "
         remedy += "`root=PATH dataset_options.download=true`, and"
         return found(READERS["fashion-package"], PACKAGE_FOLDER, WHERE, download=False, remedy=remedy)
