@@ -17,6 +17,7 @@ FIELDS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "tests" / "unit" / "c
 
 LAUNCHER = ("local.yaml", "aws.yaml", "gcp.yaml")
 KUBERAY = {"kuberay-raycluster.yaml": "RayCluster", "kuberay-rayjob.yaml": "RayJob"}
+ALL = (*LAUNCHER, *KUBERAY, "slurm.sbatch", "runtime_env.yaml", "Dockerfile")
 
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 OURS = re.compile(r"python -m difc_ray ([^\n`]+)")

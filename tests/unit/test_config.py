@@ -1,13 +1,11 @@
 # ruff: noqa: E501  (the table of cases keeps one case per line)
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from difc_ray.config import (
@@ -15,20 +13,17 @@ from difc_ray.config import (
     ConfigProblems,
     DataProblems,
     check,
-    check_data,
     check_paths,
     import_plugins,
     load_config,
 )
-from difc_ray.domains import DATASETS, DatasetFamily, Domain
+from difc_ray.domains import DATASETS
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.losses import LOSSES
 from difc_ray.models import MODELS
 from difc_ray.objectives import OBJECTIVES
-
-SENTENCE = re.compile(r".+, got .+ \(.+\)\. .+[.?`]", re.DOTALL)
-"""What every problem looks like: <what>, got <value> (<where>). <how to fix>."""
+from tests.sentences import SENTENCE
 
 NO_PENALTY = ["alignment.alpha=0", "alignment.beta=0"]
 
@@ -350,54 +345,3 @@ def test_run_folder_and_output(folder: Path) -> None:
     assert check_paths(Config(name="a", resume="auto")) == []
     assert check_paths(Config(output=Path("not/yet/there"))) == []
     assert sorted(folder.rglob("*")) == [folder / "runs", run, run / "config.yaml"]
-
-
-class _Sized(Domain):
-    """A domain of so many examples of one class."""
-
-    def __init__(self, name: str, n: int) -> None:
-        super().__init__(name, ("a", "b"), (1, 2, 2), np.zeros(n, dtype=np.int64), seed=0)
-
-    def images_at(self, indices: Any) -> Any:
-        assert len(indices) <= 2, "sizes are enough, and a look at the first images"
-        return np.zeros((len(indices), 1, 2, 2), dtype=np.float32)
-
-
-class _Sizes(DatasetFamily):
-    """Domains of given sizes; those of negative size cannot be read."""
-
-    description, class_names, image_shape = "sizes", ("a", "b"), (1, 2, 2)
-
-    def domain_names(self) -> tuple[str, ...]:
-        return tuple(self.options)
-
-    def load(self, domain_name: str) -> Domain:
-        if self.options[domain_name] < 0:
-            raise DataError(f"Domain `{domain_name}` must be readable. Found a hole. Fill it.")
-        return _Sized(domain_name, self.options[domain_name])
-
-
-def test_domains_need_a_batch_and_examples_to_validate_on() -> None:
-    config = Config(sources=("big", "small"), target="none", batch_size=40)
-    domains = check_data(config, _Sizes({"big": 100, "small": 50, "none": 1}, None, 0))  # 40 of 50 train
-    assert list(domains) == ["big", "small", "none"]
-    with pytest.raises(DataProblems) as caught:
-        check_data(config, _Sizes({"big": 3, "small": 49, "none": 0}, None, 0))
-    assert caught.value.exit_code == 3
-    big, validation, small, target = caught.value.problems
-    assert big.startswith(
-        "domain `big` must have at least `batch_size = 40` training examples, got 3 (dataset `digits`)"
-    )
-    assert "`batch_size=3` or less" in big
-    assert validation.startswith("domain `big` must have validation examples, got 0")
-    assert "domain `small`" in small
-    assert target.startswith("target domain `none` must have examples, got 0")
-    assert all(SENTENCE.fullmatch(problem) for problem in caught.value.problems)
-    with pytest.raises(DataProblems) as caught:
-        check_data(config, _Sizes({"big": -1, "small": 3, "none": -1}, None, 0))
-    assert [problem[:14] for problem in caught.value.problems] == [
-        "Domain `big` m",
-        "domain `small`",
-        "domain `small`",
-        "Domain `none` ",
-    ]

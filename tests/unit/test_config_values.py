@@ -29,9 +29,7 @@ from difc_ray.config import (
     to_yaml,
 )
 from difc_ray.harmonizers import HARMONIZERS
-
-SENTENCE = re.compile(r".+, got .+ \(.+\)\. .+[.?`]", re.DOTALL)
-"""What every problem looks like: <what>, got <value> (<where>). <how to fix>."""
+from tests.sentences import SENTENCE
 
 NO_PENALTY = ["alignment.alpha=0", "alignment.beta=0"]
 
