@@ -33,7 +33,7 @@ from torch import Tensor
 from difc_ray.config import Config
 from difc_ray.curvature import rademacher
 from difc_ray.determinism import derive_seed
-from difc_ray.local_step import Rows
+from difc_ray.local_step import Rows, held_rows
 from difc_ray.vectors import ParameterLayout, as_tensor, combine
 
 LANCZOS_STEPS, LANCZOS_EVERY = 8, 20
@@ -134,7 +134,7 @@ class Flatness:
         if not self.options.adaptive:
             return flatness
         pairs = list(zip(self.weights_K, replies, strict=True))
-        mean_S = np.sum([w * reply.rows_RP[0, self.head].astype(np.float64) for w, reply in pairs], axis=0)
+        mean_S = np.sum([w * held_rows(reply)[0, self.head].astype(np.float64) for w, reply in pairs], axis=0)
         noise = float(sum(w * w * reply.noise for w, reply in pairs))
         averaged = {}
         for name, value in (("noise", noise), ("power", float(np.dot(mean_S, mean_S)))):

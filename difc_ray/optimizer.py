@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from difc_ray.config import OptimizerConfig
+    from difc_ray.config import Config, OptimizerConfig
     from difc_ray.vectors import ParameterLayout
 
 
@@ -111,3 +111,9 @@ def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
         return config.lr * config.step_factor ** ((step - config.warmup_steps) // config.step_every)
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def resets_at(config: Config, step: int) -> bool:
+    """Whether the optimizer forgets its moments before a step: where the annealing of the penalty ends, if asked."""
+    anneal = config.alignment.anneal
+    return anneal.reset_optimizer and anneal.steps > 0 and step == anneal.steps

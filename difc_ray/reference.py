@@ -39,9 +39,10 @@ class InlineDomains:
         self.compute_s = 0.0
         return self._timed([local.statistics(state, self._token(local, step)) for local in self.steps])
 
-    def exchange(self, step: int, number: int, broadcast: Vectors) -> list[Statistics]:
-        """Answers of all domains to one broadcast."""
-        return self._timed([local.exchange(self._token(local, step), number, broadcast) for local in self.steps])
+    def exchange(self, step: int, number: int, broadcasts: Sequence[Vectors]) -> list[Statistics]:
+        """Answers of all domains, each to its own broadcast."""
+        pairs = zip(self.steps, broadcasts, strict=True)
+        return self._timed([local.exchange(self._token(local, step), number, told) for local, told in pairs])
 
     def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
         """Rows of all domains, each for its own cotangents."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,11 +131,56 @@ def gram(rows: Sequence[Float[Tensor, " P"]], metric_P: Float[Tensor, " P"] | No
     Returns:
         (V, V) float64, exactly symmetric, V = N or 2N.
     """
+    total = len(rows) if metric_P is None else 2 * len(rows)
+    sums_VV = torch.zeros(total, total, dtype=torch.float64, device=rows[0].device)
+    for products_CVV in _block_products(rows, metric_P):
+        sums_VV += products_CVV.sum(0)
+    return _symmetric(sums_VV)
+
+
+def gram_blocks(rows: Sequence[Float[Tensor, " P"]]) -> Float[Tensor, "C N N"]:
+    """The inner products within each block of the rows, in float64.
+
+    Blocks of several pieces of the same rows, put one after the other, are those of the whole rows, if every piece but
+    the last is a multiple of :data:`BLOCK` long: :func:`sum_blocks` then returns what :func:`gram` would, bit for bit.
+
+    Args:
+        rows: N float32 vectors of one length.
+
+    Returns:
+        (C, N, N), one matrix for each block, on the CPU.
+    """
+    if rows[0].numel() == 0:
+        return torch.zeros(0, len(rows), len(rows), dtype=torch.float64)
+    return torch.cat([products_CNN.cpu() for products_CNN in _block_products(rows)])[: _blocks(rows[0].numel())]
+
+
+def sum_blocks(blocks_CNN: Float[Tensor, "C N N"]) -> Float[np.ndarray, "N N"]:
+    """The Gram matrix of rows whose blocks :func:`gram_blocks` has multiplied, in the same order of additions."""
+    n, at_once = blocks_CNN.shape[1], min(BLOCKS_AT_ONCE, max(1, len(blocks_CNN)))
+    sums_NN = torch.zeros(n, n, dtype=torch.float64)
+    for start in range(0, len(blocks_CNN), at_once):
+        part_CNN = blocks_CNN[start : start + at_once]
+        missing = torch.zeros(at_once - len(part_CNN), n, n, dtype=torch.float64)
+        sums_NN += torch.cat([part_CNN, missing]).sum(0)
+    return _symmetric(sums_NN)
+
+
+def _blocks(size: int) -> int:
+    return math.ceil(size / BLOCK)
+
+
+def _symmetric(sums_VV: Tensor) -> np.ndarray:
+    """The upper triangle, and the same below."""
+    return torch.triu(sums_VV).add_(torch.triu(sums_VV, 1).T).cpu().numpy()
+
+
+def _block_products(rows: Sequence[Tensor], metric_P: Tensor | None = None) -> Iterator[Tensor]:
+    """The matrices of every block, (C, V, V) for some blocks at a time; behind the end of the rows they are zero."""
     n, size = len(rows), rows[0].numel()
     total = n if metric_P is None else 2 * n
-    sums_VV = torch.zeros(total, total, dtype=torch.float64)
-    at_once = min(BLOCKS_AT_ONCE, math.ceil(size / BLOCK))
-    blocks_VCB = torch.zeros(total, at_once, BLOCK, dtype=torch.float64)
+    at_once = min(BLOCKS_AT_ONCE, _blocks(size))
+    blocks_VCB = torch.zeros(total, at_once, BLOCK, dtype=torch.float64, device=rows[0].device)
     part_VS = blocks_VCB.view(total, at_once * BLOCK)
     for start in range(0, size, at_once * BLOCK):
         length = min(at_once * BLOCK, size - start)
@@ -147,8 +192,7 @@ def gram(rows: Sequence[Float[Tensor, " P"]], metric_P: Float[Tensor, " P"] | No
                 part_VS[:n, :length], metric_P[start : start + length].to(torch.float64), out=part_VS[n:, :length]
             )
         blocks_CVB = blocks_VCB.transpose(0, 1)
-        sums_VV += torch.bmm(blocks_CVB, blocks_CVB.mT).sum(0)
-    return torch.triu(sums_VV).add_(torch.triu(sums_VV, 1).T).numpy()
+        yield torch.bmm(blocks_CVB, blocks_CVB.mT)
 
 
 def combine(

@@ -16,6 +16,7 @@ from difc_ray.config.resolve import (
     PENALTIES,
     batch_norm_policy,
     has_penalty,
+    metric_kind,
     objective_name,
     penalty_weight,
     rule_options,
@@ -169,12 +170,37 @@ def _cluster(asked: _Asked) -> Iterator[Problem]:
         if cluster.autoscale and value == "auto":  # of what the cluster has, which may be nothing yet
             key, why = f"cluster.{name}", "with `cluster.autoscale`, since nodes are started for what a run asks for"
             yield asked.problem(f"`{key}` must be a number {why}", f"Write for example `{key}=1`.", key)
+    yield from _exchange(asked)
     port = (cluster.address or "").rpartition(":")[2]
     if port.isdigit() and not 1 <= int(port) <= 65535:
         what = "the port of `cluster.address` must be in [1, 65535]"
         yield asked.problem(what, "Ray's own default is 6379.", "cluster.address")
     for what, got, remedy, key in bundle_faults(asked.config):
         yield Problem(what=what, got=got, where=asked.where(key), remedy=remedy, keys=("cluster.bundles", "sources"))
+
+
+def _exchange(asked: _Asked) -> Iterator[Problem]:
+    """Transports and divided batches that a run cannot have."""
+    config, cluster = asked.config, asked.config.cluster
+    rule = f"rule `{config.harmonize.rule}`, which looks at the curvature of the rows"
+    if cluster.transport == "collective" and metric_kind(config):
+        what = f"`cluster.transport=collective` cannot serve {rule}: that needs them in one place"
+        remedy = "Write `cluster.transport=object_store`, or take another rule."
+        yield asked.problem(what, remedy, "cluster.transport", "harmonize.rule")
+    if cluster.transport == "object_store" and cluster.backend != "auto":
+        what = "`cluster.backend` is read by `cluster.transport=collective` only"
+        yield asked.problem(what, "Leave it out, or take that transport.", "cluster.backend", "cluster.transport")
+    if cluster.backend == "nccl" and isinstance(cluster.gpus_per_worker, float) and cluster.gpus_per_worker < 1:
+        what = "`cluster.backend=nccl` needs a GPU of its own for every domain worker"
+        remedy = "Write `cluster.gpus_per_worker=1`, or `cluster.backend=gloo`."
+        yield asked.problem(what, remedy, "cluster.gpus_per_worker", "cluster.backend")
+    if cluster.replicas > config.batch_size:
+        what = f"`cluster.replicas` workers divide the {config.batch_size} examples of a batch, and each needs one"
+        remedy = f"Write `cluster.replicas={config.batch_size}` or less, or raise `batch_size`."
+        yield asked.problem(what, remedy, "cluster.replicas", "batch_size")
+    if cluster.replicas > 1 and metric_kind(config):
+        what = f"`cluster.replicas` above 1 cannot serve {rule}: that of a batch is not the mean of its parts"
+        yield asked.problem(what, "Write `cluster.replicas=1`, or take another rule.", "cluster.replicas")
 
 
 def _sources(asked: _Asked) -> Iterator[Problem]:
@@ -352,6 +378,11 @@ def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
     if config.batch_size == 1 and batch_norm_policy(config) != "freeze" and has_batch_norm(model):
         what = f"`batch_size` must be at least 2 for model `{config.model}`, which normalises over the batch"
         yield asked.problem(what, "Write `batch_size=2` or more.", "batch_size")
+    if config.cluster.replicas > 1 and batch_norm_policy(config) != "freeze" and has_batch_norm(model):
+        what = f"`cluster.replicas` above 1 needs frozen BatchNorm in model `{config.model}`, as the parts of a batch"
+        what += " would be normalised apart"
+        remedy = "Write `batch_norm=freeze` or `cluster.replicas=1`."
+        yield asked.problem(what, remedy, "cluster.replicas", "batch_norm")
 
 
 def _unsuited(asked: _Asked, key: str, owner: str, error: ConfigError, *others: str) -> Problem:

@@ -174,8 +174,18 @@ class ClusterConfig(Section):
         Rule("null, `auto`, `local`, `HOST:PORT` or `ray://HOST:PORT`", "Give the port, such as `10.0.0.9:6379`."),
     ] = None
     """Ray cluster to join; null: RAY_ADDRESS if set, else a local one for this run."""
-    transport: Literal["auto", "object_store"] = "auto"
-    """How rows travel between the workers and the coordinator."""
+    transport: Literal["auto", "object_store", "collective"] = "auto"
+    """How rows travel: to the coordinator through Ray's object store, or in pieces from worker to worker.
+
+    With `collective` every worker holds the parameters and the optimizer, and the coordinator sees inner products only.
+    `auto` takes it from a million parameters on, where every worker has a GPU of its own or workers live on several
+    nodes.
+    """
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Of torch.distributed, for `transport: collective`; `auto`: NCCL if every worker has a GPU of its own, else gloo.
+    """
+    replicas: Annotated[Count, Rule("an integer >= 1", "One worker per domain is `cluster.replicas=1`.")] = 1
+    """Workers per domain, >= 1: they divide its batch, and their answers are those of one worker, to rounding."""
     cpus_per_worker: Annotated[Literal["auto"] | Positive, Rule("`auto` or a finite number > 0")] = "auto"
     """CPUs reserved per process, whole numbers above 1; `auto`: min(1, CPUs of the cluster / (sources + 1))."""
     gpus_per_worker: Annotated[Literal["auto"] | NonNegative, Rule("`auto` or a finite number >= 0")] = "auto"

@@ -17,15 +17,19 @@ from ray.util.placement_group import PlacementGroup
 
 from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
+from difc_ray.distributed.choosing import Transport
+from difc_ray.distributed.collective import CollectiveDomains
 from difc_ray.distributed.exchange import StepRedo, WaitInterrupted
 from difc_ray.distributed.gauges import StepGauges
+from difc_ray.distributed.object_store import ObjectStoreDomains
 from difc_ray.distributed.planning import Plan
-from difc_ray.distributed.transport import ObjectStoreDomains
+from difc_ray.distributed.replica import ReplicaArrays
 from difc_ray.distributed.worker import WorkerInfo
 from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics
-from difc_ray.global_step import GlobalStep, StepRecord, TrainState
+from difc_ray.global_step import GlobalStep, Replicated, StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.vectors import ParameterLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +91,21 @@ class Coordinator:
         plan: resources of the workers.
         threads: threads of this and every worker process.
         search_path: folders from which plug-ins may come.
+        transport: how rows travel.
     """
 
-    def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str]) -> None:
+    def __init__(
+        self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str], transport: Transport
+    ) -> None:
         pin_threads(threads)
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
         self.threads = threads
         self.stopping = threading.Event()
-        self.domains = ObjectStoreDomains(group, plan, threads, search_path)
+        self.domains: ObjectStoreDomains | CollectiveDomains
+        if transport.kind == "collective":
+            self.domains = CollectiveDomains(group, plan, threads, search_path, transport.backend)
+        else:
+            self.domains = ObjectStoreDomains(group, plan, threads, search_path)
         self.domains.stop_waiting = self.stopping.is_set
         self.gauges = StepGauges()
 
@@ -112,9 +123,17 @@ class Coordinator:
         self.stopping.clear()
         import_plugins(config.plugins)
         infos = self.domains.start(config, run)
-        self.step = GlobalStep(config, infos[0].layout, arrays.to_state())
+        self.step = self._begin(config, infos[0].layout, arrays)
         self.gauges.begin(run)
         return infos
+
+    def _begin(self, config: Config, layout: ParameterLayout, arrays: StateArrays) -> GlobalStep:
+        """The algorithm at a state: here, or with θ and the optimizer handed to the workers."""
+        if isinstance(self.domains, ObjectStoreDomains):
+            return GlobalStep(config, layout, arrays.to_state())
+        self.domains.hold(ReplicaArrays(theta_P=arrays.theta_P, optimizer=arrays.optimizer))
+        state = replace(arrays, theta_P=arrays.theta_P[:0], optimizer={}).to_state()
+        return GlobalStep(config, layout, state, Replicated(config, state, self.domains))
 
     def advance(self, n: int) -> Advance:
         """Takes up to n steps; fewer when :meth:`stop` was called or an error ended them."""
@@ -140,7 +159,8 @@ class Coordinator:
             try:
                 record = self.step.take(self.domains)
             except StepRedo as redo:
-                self.domains.messages.append(str(redo))
+                if str(redo):
+                    self.domains.messages.append(str(redo))
                 self.domains.attempt += 1
                 continue
             total, compute = time.perf_counter() - started, self.domains.compute_s
@@ -162,7 +182,11 @@ class Coordinator:
 
     def snapshot(self) -> StateArrays:
         """The training state between two steps."""
-        return StateArrays.of(self.step.state)
+        arrays = StateArrays.of(self.step.state)
+        if isinstance(self.domains, ObjectStoreDomains):
+            return arrays
+        held = self.domains.replica()
+        return replace(arrays, theta_P=held.theta_P, optimizer=held.optimizer)
 
     def evaluate(
         self, jobs: Sequence[tuple[str, str]], state: ModelState | None
@@ -172,7 +196,7 @@ class Coordinator:
         No metrics when :meth:`stop` was called before all had answered.
         """
         pin_threads(self.threads)
-        reference = ray.put(self.step.state.model_state() if state is None else state)
+        reference = ray.put(self.step.home.model_state() if state is None else state)
         try:
             found = self.domains.evaluate(reference, jobs)
         except WaitInterrupted as interruption:

@@ -15,12 +15,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
+from difc_ray.distributed.choosing import Transport, choose_transport
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
 from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, release, reserve
 from difc_ray.distributed.planning import node_names, plan_for
 from difc_ray.distributed.preflight import check_nodes, memory_notices
 from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
-from difc_ray.distributed.transport import POLL_S
+from difc_ray.distributed.workers import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
@@ -36,7 +37,7 @@ STOP_S = 20.0
 
 
 class RayEngine:
-    """Training on Ray: a coordinator actor and one worker actor per source domain in one placement group.
+    """Training on Ray: a coordinator actor and the worker actors of the source domains in one placement group.
 
     Args:
         config: the run's configuration.
@@ -50,7 +51,7 @@ class RayEngine:
     ) -> None:
         self.config, self.run, self.interrupted, self.notice = config, run, interrupted, notice
         self.restarts: dict[str, int] = {}
-        self.facts: dict[str, str] = {"engine": "ray", "transport": "object_store"}
+        self.facts: dict[str, str] = {"engine": "ray"}
         self._coordinator: Any = None
         self._group: Any = None
         self._owns_group = self._owns_ray = False
@@ -81,7 +82,9 @@ class RayEngine:
         Raises:
             ClusterError: resources were not granted, or an actor did not start in time.
         """
+        transport = choose_transport(self.config, self.plan, state.theta_P.numel())
         self._group, self._owns_group = reserve(self.config, self.plan, self.interrupted, self.notice)
+        self._tell_transport(transport)
         self._tell_plan(state.theta_P.numel())
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self._group, placement_group_bundle_index=0, placement_group_capture_child_tasks=False
@@ -95,12 +98,21 @@ class RayEngine:
             scheduling_strategy=strategy,
             runtime_env={"env_vars": thread_environment(self.threads)},
         )
-        self._coordinator = actor.remote(self._group, self.plan, self.threads, search_path())
+        self._coordinator = actor.remote(self._group, self.plan, self.threads, search_path(), transport)
         self.begin(self.config, self.run, state)
+
+    def _tell_transport(self, transport: Transport) -> None:
+        """How rows travel, for the run's log and its tags; shown where that was not the usual."""
+        self.facts["transport"] = str(transport)
+        text = f"transport: {transport}, {transport.why}"
+        if transport.kind == "collective":
+            self.notice(text)
+        else:
+            log.info("%s", text)
 
     def _tell_plan(self, size: int) -> None:
         """Where the processes of the run live, for the run's log and its tags; shown where it could be elsewhere."""
-        for message in memory_notices(size, len(self.config.sources)):
+        for message in memory_notices(size, len(self.plan.owners) - 1):
             self.notice(message)
         known = {node.id: node for node in (*self.nodes, *cluster_nodes())}  # one may have come since
         placed = [known[id_] for id_ in nodes_of(self._group)]

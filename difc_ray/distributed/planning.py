@@ -57,13 +57,42 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """One domain worker of a run.
+
+    Args:
+        domain: the source domain.
+        part: which part of the domain's batch is its own, from 0.
+        parts: how many workers divide the batch (`cluster.replicas`).
+    """
+
+    domain: str
+    part: int
+    parts: int
+
+    def __str__(self) -> str:
+        """The domain, and where there are several, which of them: counted from 1."""
+        return self.domain if self.parts == 1 else f"{self.domain} #{self.part + 1}"
+
+
+def members_of(config: Config) -> list[Member]:
+    """All domain workers of a run: those of a domain are neighbours.
+
+    >>> str(Member(domain="photo", part=1, parts=2))
+    'photo #2'
+    """
+    parts = config.cluster.replicas
+    return [Member(domain=name, part=part, parts=parts) for name in config.sources for part in range(parts)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Resources of one run.
 
     Args:
         cpus: CPUs of each actor, the coordinator's included.
         gpus: GPUs of each domain worker (a fraction shares one).
-        owners: whose bundle each is: the coordinator's, then one per source domain.
+        owners: whose bundle each is: the coordinator's, then one per domain worker.
         bundles: the placement group's bundles, in that order.
         labels: the labels that the node of each must have.
         strategy: `PACK` or `SPREAD`.
@@ -141,7 +170,7 @@ def plan_for(config: Config, nodes: Sequence[Node]) -> Plan:
     alone = _plan(config, 0.0, 0.0)
     _check_wishes(alone, nodes)
     total = {name: math.fsum(node.resources.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-    k = len(config.sources)
+    k = len(members_of(config))
     cpus = [told.cpus_per_worker] if told.cpus_per_worker != "auto" else list(_cpu_shares(total["CPU"], k))
     gpus = [told.gpus_per_worker] if told.gpus_per_worker != "auto" else list(_gpu_shares(total["GPU"], k))
     _check_totals(min(cpus), min(gpus), k, total)
@@ -158,12 +187,13 @@ def plan_for(config: Config, nodes: Sequence[Node]) -> Plan:
 def _plan(config: Config, cpus: float, gpus: float) -> Plan:
     """The bundles for given shares."""
     asked = wishes(config)
-    each = [asked.get(name, Wish()) for name in config.sources]
+    members = members_of(config)
+    each = [asked.get(member.domain, Wish()) for member in members]
     share = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     return Plan(
         cpus=cpus,
         gpus=gpus,
-        owners=("coordinator", *config.sources),
+        owners=("coordinator", *map(str, members)),
         bundles=({"CPU": cpus}, *({**share, **wish.resources} for wish in each)),
         labels=({}, *(dict(wish.labels) for wish in each)),
         strategy=config.cluster.strategy.upper(),

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from difc_ray.config import Config, Problem
 from difc_ray.distributed import probe
-from difc_ray.distributed.planning import Node, Plan, fits, node_names
+from difc_ray.distributed.planning import Node, Plan, fits, members_of, node_names
 from difc_ray.errors import ClusterError
 
 ANSWER_S = 20.0
@@ -186,7 +186,8 @@ def _problems_of(
         got = f"`{config.output}` on this machine only"
         remedy = "Put `output` on storage that all nodes share, under the same path."
         yield str(Problem(what=what, got=got, where="output", remedy=remedy, keys=("output",)))
-    domains = [owner for owner in lodgers if owner in config.sources]
+    named = {str(member): member.domain for member in members_of(config)}
+    domains = list(dict.fromkeys(named[owner] for owner in lodgers if owner in named))
     if report.has_root is False and domains:
         what = f"node {name} must have the dataset's folder, as {', '.join(f'`{d}`' for d in domains)} may live there"
         remedy = (

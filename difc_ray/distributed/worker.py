@@ -31,6 +31,7 @@ class WorkerInfo:
     device: str
     layout: ParameterLayout
     log: str
+    address: str
 
 
 class DomainWorker:
@@ -47,10 +48,15 @@ class DomainWorker:
         self.threads, self.search_path = threads, search_path
         self._started = False
 
-    def start(self, config: Config, domain: str) -> WorkerInfo:
+    def start(self, config: Config, domain: str, part: int = 0) -> WorkerInfo:
         """Loads plug-ins, data and model of a run; a later run may start on the same worker.
 
         Apart from the constructor, so that an error arrives as itself.
+
+        Args:
+            config: the run's configuration.
+            domain: the source domain.
+            part: which part of its batch, where several workers divide it.
         """
         pin_threads(self.threads)
         sys.path.extend(folder for folder in self.search_path if folder not in sys.path)
@@ -60,7 +66,9 @@ class DomainWorker:
         if self._started:
             self.step.close()
         self._started = True
-        self.step: LocalStep = LocalStep(config, load_domain(config, domain), model, loss, assigned_device())
+        self.step: LocalStep = LocalStep(
+            config, load_domain(config, domain), model, loss, assigned_device(), part=part, rows_at=self.rows_at()
+        )
         context = ray.get_runtime_context()
         return WorkerInfo(
             domain=domain,
@@ -70,7 +78,12 @@ class DomainWorker:
             device=str(self.step.device),
             layout=self.step.layout,
             log=worker_log(),
+            address=ray.util.get_node_ip_address(),
         )
+
+    def rows_at(self) -> torch.device | None:
+        """Where rows are kept; None: they are sent to the coordinator."""
+        return None
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """First answer of a step."""

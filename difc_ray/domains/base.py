@@ -189,13 +189,14 @@ class Domain(ABC):
 
     def draw(
         self, seed: int, step: int, batch_size: int, order: Order | None = None,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | None = None, part: slice | None = None,
     ) -> Drawn:  # fmt: skip
-        """The part of :meth:`batch` that another process may do."""
+        """The part of :meth:`batch` that another process may do; of some of its places, if they are given."""
         assert step >= 0, step
         assert batch_size >= 1, batch_size
-        start = step * batch_size
-        indices = (order or self._natural_order(seed)).positions(start, start + batch_size)
+        start, places = step * batch_size, part or slice(0, batch_size)
+        indices = (order or self._natural_order(seed)).positions(start, start + batch_size)[places]
+        start += places.start
         if augmentation is None:
             return self.drawn(indices)
         return self.drawn_augmented(indices, augmentation, seed, start)

@@ -135,13 +135,15 @@ class Loader:
         processes: loader processes; 0: batches are made when they are asked for, in this process.
         ahead: batches that each process makes in advance, >= 1.
         device: where batches go; None: they stay.
+        part: the places of every batch that are made; None: all.
     """
 
     def __init__(
         self, domain: Domain, seed: int, batch_size: int, steps: int, *, order: Order | None = None,
         augmentation: Augmentation | None = None, processes: int = 0, ahead: int = 2,
-        device: torch.device | None = None,
+        device: torch.device | None = None, part: slice | None = None,
     ) -> None:  # fmt: skip
+        self.part = part or slice(0, batch_size)
         self.domain, self.seed, self.batch_size, self.steps = domain, seed, batch_size, steps
         self.order, self.augmentation, self.processes, self.ahead = order, augmentation, processes, ahead
         self.device = device if device is not None and device.type != "cpu" else None
@@ -149,6 +151,7 @@ class Loader:
         self._ahead: _Ahead | None = None
         self._bytes = 1 if isinstance(domain, PixelDomain) else 4
         self._next, self._deaths = -1, 0
+        self._made = self.part.stop - self.part.start
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; :attr:`stalled_s` grows by the time that the caller has waited.
@@ -218,7 +221,7 @@ class Loader:
         while True:
             if self._ahead is None or step != self._next:
                 self.close()
-                self._ahead, self._next = self._start(self._make, step, self.steps, self.batch_size), step
+                self._ahead, self._next = self._start(self._make, step, self.steps, self._made), step
             try:
                 drawn = self._ahead.next()
             except RuntimeError as error:
@@ -232,7 +235,7 @@ class Loader:
             return drawn
 
     def _make(self, step: int) -> Drawn:
-        return self.domain.draw(self.seed, step, self.batch_size, self.order, self.augmentation)
+        return self.domain.draw(self.seed, step, self.batch_size, self.order, self.augmentation, self.part)
 
     def _start(self, make: Callable[[int], Drawn], first: int, end: int, size: int) -> _Ahead:
         self._check_shared_memory(size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from difc_ray.local_step.finite import bad_rows
 from difc_ray.local_step.head import detached_head, diagonal_row, head_curvature
-from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics, Token, domain_buffer
-from difc_ray.local_step.parts import family_of, load_domain, loader_of, model_of, objective_of
+from difc_ray.local_step.merging import merge_rows, merge_statistics, part_of
+from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics, Token, domain_buffer, held_rows
+from difc_ray.local_step.parts import family_of, load_domain, loader_of, model_of, objective_of, parts_of
 from difc_ray.local_step.step import LocalStep, inference
 
 __all__ = [
@@ -14,14 +16,20 @@ __all__ = [
     "Rows",
     "Statistics",
     "Token",
+    "bad_rows",
     "detached_head",
     "diagonal_row",
     "domain_buffer",
     "family_of",
     "head_curvature",
+    "held_rows",
     "inference",
     "load_domain",
     "loader_of",
+    "merge_rows",
+    "merge_statistics",
     "model_of",
     "objective_of",
+    "part_of",
+    "parts_of",
 ]

@@ -20,13 +20,17 @@ class Token:
     attempt: int
     step: int
     domain: str
+    part: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelState:
-    """What the coordinator broadcasts: parameters, buffers (see :func:`domain_buffer`), and what the loss is told."""
+    """What the coordinator broadcasts: parameters, buffers (see :func:`domain_buffer`), and what the loss is told.
 
-    theta_P: np.ndarray
+    No parameters (None) are for workers that hold them themselves.
+    """
+
+    theta_P: np.ndarray | None
     buffers: dict[str, np.ndarray]
     loss: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -51,6 +55,7 @@ class Statistics:
         vectors: named vectors of scope size.
         compute_s: seconds of this process spent on the answer.
         loading_s: those of them in which it waited for its batch.
+        samples: examples in its part of the batch.
     """
 
     token: Token
@@ -59,6 +64,7 @@ class Statistics:
     vectors: Vectors
     compute_s: float
     loading_s: float = 0.0
+    samples: int = 1
 
     def same_as(self, other: Statistics) -> bool:
         """Whether another answer to the same step has the same bits (times and attempts aside)."""
@@ -75,19 +81,28 @@ class Rows:
 
     Args:
         token: the message answered.
-        rows_RP: contiguous (R, P): the classification gradient, then the alignment gradient if there is a penalty.
+        rows_RP: contiguous (R, P): the classification gradient, then the alignment gradient if there is a penalty;
+            None where the rows stay with their worker.
         buffers: the model's buffers after the forward pass, by name.
         compute_s: seconds of this process spent on the answer.
         curvature_P: (P,) Hessian diagonal of the batch, where the rule asks for one.
         noise: variance of the head's batch gradient, where the rule asks for the curvature.
+        samples: examples in its part of the batch.
     """
 
     token: Token
-    rows_RP: np.ndarray
+    rows_RP: np.ndarray | None
     buffers: dict[str, np.ndarray]
     compute_s: float
     curvature_P: np.ndarray | None = None
     noise: float = 0.0
+    samples: int = 1
+
+
+def held_rows(reply: Rows) -> np.ndarray:
+    """The rows of an answer that has brought them."""
+    assert reply.rows_RP is not None, "the rows have stayed with their worker"
+    return reply.rows_RP
 
 
 @dataclass(frozen=True, kw_only=True)

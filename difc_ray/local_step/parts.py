@@ -30,8 +30,14 @@ def objective_of(config: Config) -> Objective:
         probes=alignment.probes,
         probe_sets=alignment.probe_sets,
         detach_mean=alignment.detach_mean,
+        divided=parts_of(config) > 1,
     )
     return OBJECTIVES.get(config.objective)(options)
+
+
+def parts_of(config: Config) -> int:
+    """How many workers divide the batch of a domain; the calling process of `engine: inline` does it all itself."""
+    return config.cluster.replicas if config.engine == "ray" else 1
 
 
 def family_of(config: Config) -> DatasetFamily:
@@ -46,8 +52,8 @@ def load_domain(config: Config, domain: str) -> Domain:
     return open_domain(config.dataset, family_of(config), domain)
 
 
-def loader_of(config: Config, domain: Domain, device: torch.device) -> Loader:
-    """What makes the batches of a domain; its processes start at the first batch."""
+def loader_of(config: Config, domain: Domain, device: torch.device, part: slice) -> Loader:
+    """What makes a part of the batches of a domain; its processes start at the first batch."""
     order = None
     if config.sampler != "natural":
         family = family_of(config)
@@ -62,7 +68,7 @@ def loader_of(config: Config, domain: Domain, device: torch.device) -> Loader:
     automatic = 0 if idle else max(1, torch.get_num_threads() - 1)
     return Loader(
         domain, config.seed, config.batch_size, config.steps, order=order, augmentation=augmentation,
-        processes=automatic if wanted == "auto" else wanted, ahead=config.loader.ahead, device=device,
+        processes=automatic if wanted == "auto" else wanted, ahead=config.loader.ahead, device=device, part=part,
     )  # fmt: skip
 
 

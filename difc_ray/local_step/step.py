@@ -22,9 +22,11 @@ from difc_ray.config import Config, batch_norm_policy, metric_kind
 from difc_ray.curvature import HeadCurvature, rademacher
 from difc_ray.determinism import derive_seed
 from difc_ray.domains import Domain
+from difc_ray.local_step.dropout import Drawn
 from difc_ray.local_step.head import detached_head, diagonal_row, head_curvature
+from difc_ray.local_step.merging import part_of
 from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics, Token, domain_buffer
-from difc_ray.local_step.parts import load_domain, loader_of, objective_of
+from difc_ray.local_step.parts import load_domain, loader_of, objective_of, parts_of
 from difc_ray.losses import Confusion, Loss, confusion_of
 from difc_ray.models import Model, train_mode
 from difc_ray.objectives import Measurement, Vectors
@@ -50,15 +52,23 @@ class LocalStep:
         model: a model of the run's layout; its weights are overwritten at every step.
         loss: the classification loss.
         device: where to compute.
+        part: which part of the domain's batch is this worker's, from 0 up to `cluster.replicas`.
+        rows_at: where the rows are kept by this worker, whose answers then come without them; None: they are sent.
+
+    Attributes:
+        theta_P: the parameters of states that come without any; None: every state brings its own.
     """
 
     def __init__(
-        self, config: Config, domain: Domain, model: Model, loss: Loss, device: torch.device | None = None
-    ) -> None:
+        self, config: Config, domain: Domain, model: Model, loss: Loss, device: torch.device | None = None,
+        *, part: int = 0, rows_at: torch.device | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.domain = domain
         self.device = device or torch.device("cpu")
-        self.loader = loader_of(config, domain, self.device)
+        self.part = part_of(config.batch_size, part, parts_of(config))
+        self.keeps_rows = rows_at is not None
+        self.loader = loader_of(config, domain, self.device, self.part)
         self.model = model.to(self.device)
         self.model.precision = config.precision
         self.frozen = batch_norm_policy(config) == "freeze"
@@ -66,6 +76,7 @@ class LocalStep:
         self.objective = objective_of(config)
         self.layout = ParameterLayout.of(model)
         self.parameters = list(model.parameters())
+        self.theta_P: Tensor | None = None
         self._graph: _Graph | None = None
         self._target: Domain | None = None
         self._loading_s = 0.0
@@ -73,7 +84,7 @@ class LocalStep:
         self._head: HeadCurvature | None = None
         self._curvature_P = torch.empty(self.layout.size if self.metric == "diagonal" else 0)
         n_rows = 2 if self.objective.has_penalty else 1
-        self._rows_RP = torch.empty(n_rows, self.layout.size, dtype=self.parameters[0].dtype)
+        self.rows_RP = torch.empty(n_rows, self.layout.size, dtype=self.parameters[0].dtype, device=rows_at)
 
     def close(self) -> None:
         """Ends the loader processes."""
@@ -81,7 +92,9 @@ class LocalStep:
 
     def load_state(self, state: ModelState, domain: str = "") -> None:
         """Overwrites the model's parameters and buffers, with a domain's own buffers where the state has them."""
-        write_theta(as_tensor(state.theta_P).to(self.device), self.parameters)
+        theta_P = self.theta_P if state.theta_P is None else as_tensor(state.theta_P)
+        assert theta_P is not None, "a state without parameters is for those who hold them"
+        write_theta(theta_P.to(self.device), self.parameters)
         for name, buffer in self.model.named_buffers():
             own = state.buffers.get(domain_buffer(domain, name))
             buffer.copy_(as_tensor(state.buffers[name] if own is None else own))
@@ -126,7 +139,7 @@ class LocalStep:
     def rows(self, token: Token, cotangent: Vectors) -> Rows:
         """The classification gradient and, with a penalty, the alignment gradient; frees the graph.
 
-        The rows lie in a buffer that the next call overwrites.
+        The rows lie in a buffer, :attr:`rows_RP`, that the next call overwrites.
         """
         started = time.perf_counter()
         graph = self._held(token)
@@ -135,23 +148,24 @@ class LocalStep:
         gradients = torch.autograd.grad(
             graph.loss, self.parameters, retain_graph=penalised or second, create_graph=second
         )
-        write_row([gradient.detach() for gradient in gradients], self._rows_RP[0])
+        write_row([gradient.detach() for gradient in gradients], self.rows_RP[0])
         if self.metric == "diagonal":
             self._write_curvature(graph, gradients)
         if penalised:
             pulled = {name: self._constant(vector) for name, vector in cotangent.items()}
             surrogate = self.objective.surrogate(graph.measurement, pulled)
             gradients = torch.autograd.grad(surrogate, self.parameters, allow_unused=True, materialize_grads=True)
-            write_row(gradients, self._rows_RP[1])
+            write_row(gradients, self.rows_RP[1])
         self._graph = None
         buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in self.model.named_buffers()}
         return Rows(
             token=token,
-            rows_RP=self._rows_RP.numpy(),
+            rows_RP=None if self.keeps_rows else self.rows_RP.numpy(),
             buffers=buffers,
             compute_s=time.perf_counter() - started,
             curvature_P=self._curvature_P.numpy() if self.metric == "diagonal" else None,
             noise=graph.measurement.head.gradient_noise() if self.metric else 0.0,
+            samples=self.part.stop - self.part.start,
         )
 
     def products(self, token: Token, vectors_VS: np.ndarray) -> Products:
@@ -206,15 +220,17 @@ class LocalStep:
             vectors=vectors,
             compute_s=time.perf_counter() - started,
             loading_s=self._loading_s,
+            samples=self.part.stop - self.part.start,
         )
 
     def _constant(self, vector: np.ndarray) -> Tensor:
         """A broadcast vector in the model's precision, on its device."""
         return torch.tensor(vector, dtype=self.parameters[0].dtype, device=self.device)
 
-    def _dropout_drawn_for(self, step: int) -> _Seeded:
+    def _dropout_drawn_for(self, step: int) -> Drawn:
         """A context in which torch's generators start from the step's seed and are restored afterwards."""
-        return _Seeded(derive_seed(self.config.seed, "dropout", self.domain.name, step), self.device)
+        seed = derive_seed(self.config.seed, "dropout", self.domain.name, step)
+        return Drawn(seed, self.device, self.part, self.config.batch_size)
 
     def _probes(self, step: int, size: int) -> dict[str, Tensor]:
         """The step's Rademacher probes by set; shared sets carry no domain in their seed."""
@@ -236,18 +252,3 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-class _Seeded:
-    """Context: torch's generators of a device seeded, and put back on the way out."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.seed = seed
-        self.fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *exc: object) -> None:
-        self.fork.__exit__(None, None, None)

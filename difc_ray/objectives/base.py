@@ -4,8 +4,8 @@ An objective is the sum of the classification loss and a penalty on statistics o
 conversation, one file per objective:
 
 1. every worker answers :meth:`Objective.measure` with named vectors of scope size;
-2. for each further exchange the coordinator computes one :meth:`Objective.broadcast` from all answers so far, and every
-   worker answers it with :meth:`Objective.respond`;
+2. for each further exchange the coordinator computes :meth:`Objective.broadcasts` from all answers so far, one for each
+   domain, which answers it with :meth:`Objective.respond`;
 3. the coordinator turns all answers into :meth:`Objective.cotangents`, one set per domain;
 4. worker e differentiates :meth:`Objective.surrogate` of its own cotangents: a row.
 
@@ -39,12 +39,14 @@ class ObjectiveOptions:
         probe_sets: `shared` (one set per step for all domains), `independent` (one per domain) or `released` (one per
             domain and a fresh one for the mean, as in the authors' code).
         detach_mean: whether the mean term is a constant for differentiation, where that matters.
+        divided: whether several workers share each domain's batch, and know only their own part of its means.
     """
 
     estimator: str = "exact"
     probes: int = 1
     probe_sets: str = "shared"
     detach_mean: bool = True
+    divided: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,8 @@ class Objective(ABC):
         """Answer to a later exchange (1, 2, ...)."""
         raise AssertionError(f"{type(self).__name__} has one exchange")
 
-    def broadcast(self, exchange: int, answers: Sequence[Vectors], weights_K: np.ndarray) -> Vectors:
-        """What every worker is told before exchange 1, 2, ...; ``answers`` holds all vectors of each domain so far."""
+    def broadcasts(self, exchange: int, answers: Sequence[Vectors], weights_K: np.ndarray) -> list[Vectors]:
+        """What each domain is told before exchange 1, 2, ...; ``answers`` holds all vectors of each domain so far."""
         raise AssertionError(f"{type(self).__name__} has one exchange")
 
     @abstractmethod

@@ -33,6 +33,11 @@ class Hgp(Objective):
       exchanges. With ``r_e = 2 α w_e (h_e − H̄ḡ)`` and ``s = Σ_e r_e``, worker e pulls back
       ``⟨r_e, h_e⟩ − w_e (⟨s, H_e ḡ⟩ + ⟨H̄ s, g_e⟩)``.
 
+    Where several workers divide a domain's batch (`divided`), each knows its part of the means g_e and H_e only, and
+    the product of means ``h_e = H_e g_e`` needs them whole: g_e is told before h is answered, and one more exchange
+    gives ``z_e = H_e r_e``, so that a worker with part i pulls back ``⟨r_e, H_i g_e⟩ + ⟨z_e, g_i⟩``: the mean of that
+    over the parts is the gradient of ``⟨r_e, H_e g_e⟩``.
+
     Source: Hemati et al., "Understanding Hessian Alignment for Domain Generalization", ICCV 2023, L_HGP.
     Differs from the source: products by the closed form of the head instead of the norm trick, which is undefined at a
     zero gradient; weights w_e may differ.
@@ -40,23 +45,30 @@ class Hgp(Objective):
 
     def __init__(self, options: ObjectiveOptions) -> None:
         super().__init__(options)
-        self.exchanges = 2 if options.detach_mean else 3
+        self.exchanges = 2 if options.detach_mean and not options.divided else 3
 
     def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``g`` and ``h = H g``, both differentiable."""
+        """``g`` and ``h = H g``, both differentiable; where a batch is divided, ``g`` alone."""
         gradient = head.gradient()
-        return {"g": gradient, "h": head.hessian_product(gradient)}
+        return {"g": gradient} if self.options.divided else {"g": gradient, "h": head.hessian_product(gradient)}
 
     def respond(self, measurement: Measurement, exchange: int, broadcast: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Exchange 1: ``q = H_e ḡ``; exchange 2: ``t = H_e s``."""
-        name, vector = ("q", "mean_g") if exchange == 1 else ("t", "s")
-        return {name: measurement.head.hessian_product(broadcast[vector])}
+        """Exchange 1: ``q = H_e ḡ``; exchange 2: ``t = H_e s``. Divided, also ``h = H g_e`` and ``z = H d_e``."""
+        answers = {"mean_g": "q", "own_g": "h", "s": "t", "own_d": "z"}
+        return {answers[name]: measurement.head.hessian_product(vector) for name, vector in broadcast.items()}
 
-    def broadcast(self, exchange: int, answers: Sequence[Vectors], weights_K: np.ndarray) -> Vectors:
-        """Before exchange 1 ḡ, before exchange 2 the direction of s (α enters with the cotangents)."""
+    def broadcasts(self, exchange: int, answers: Sequence[Vectors], weights_K: np.ndarray) -> list[Vectors]:
+        """Before exchange 1 ḡ, before exchange 2 the direction of s (α enters with the cotangents).
+
+        Where batches are divided also the domain's own g_e, and its own deviation d_e, the direction of r_e.
+        """
         if exchange == 1:
-            return {"mean_g": weighted_mean(weights_K, [answer["g"] for answer in answers])}
-        return {"s": weighted_mean(weights_K, self._deviations(answers, weights_K))}
+            mean_S = weighted_mean(weights_K, [answer["g"] for answer in answers])
+            own = [{"own_g": answer["g"]} if self.options.divided else {} for answer in answers]
+            return [{"mean_g": mean_S, **vectors} for vectors in own]
+        deviation_K = self._deviations(answers, weights_K)
+        told = {} if self.options.detach_mean else {"s": weighted_mean(weights_K, deviation_K)}
+        return [{**told, "own_d": d} if self.options.divided else told for d in deviation_K]
 
     def cotangents(
         self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients
@@ -66,6 +78,9 @@ class Hgp(Objective):
         pulled_h = cotangents(coefficients.alpha, weights_K, deviation_K)
         pulled_g, term_g = gradient_term(answers, weights_K, coefficients.beta)
         pulled = [{"h": h, "g": g} for h, g in zip(pulled_h, pulled_g, strict=True)]
+        if self.options.divided:  # the path of ⟨r_e, H_e g_e⟩ through g_e
+            for weight, vectors, answer in zip(weights_K, pulled, answers, strict=True):
+                vectors["g"] = vectors["g"] + 2.0 * coefficients.alpha * weight * answer["z"]
         if not self.options.detach_mean:
             total_S = np.sum(pulled_h, axis=0)
             product_S = 2.0 * coefficients.alpha * weighted_mean(weights_K, [answer["t"] for answer in answers])

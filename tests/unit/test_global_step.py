@@ -118,7 +118,7 @@ class FixedDomains:
             for loss, r in zip(self.losses, self.answer, strict=True)
         ]
 
-    def exchange(self, step: int, number: int, broadcast: object) -> list[Statistics]:
+    def exchange(self, step: int, number: int, broadcasts: object) -> list[Statistics]:
         raise AssertionError
 
     def rows(self, step: int, cotangents: object) -> list[Rows]:

@@ -91,8 +91,9 @@ def rows_by_protocol(
         measurements.append(Measurement(head=head, probes=probes[e], answered=dict(objective.measure(head, probes[e]))))
     answers = [{n: v.detach().numpy() for n, v in m.answered.items()} for m in measurements]
     for number in range(1, objective.exchanges):
-        told = {n: torch.from_numpy(v) for n, v in objective.broadcast(number, answers, WEIGHTS).items()}
-        for measurement, known in zip(measurements, answers, strict=True):
+        told_K = objective.broadcasts(number, answers, WEIGHTS)
+        for measurement, known, vectors in zip(measurements, answers, told_K, strict=True):
+            told = {n: torch.from_numpy(v) for n, v in vectors.items()}
             found = objective.respond(measurement, number, told)
             measurement.answered.update(found)
             known.update({n: v.detach().numpy() for n, v in found.items()})

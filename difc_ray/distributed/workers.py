@@ -1,20 +1,16 @@
-"""Asks domain workers through Ray's object store, and replaces those that die or hang.
+"""Domain workers as actors: started, asked, watched, and replaced when they die or hang.
 
-One broadcast is one object; answers are flat NumPy arrays that arrive as views of the store. A worker that is lost in
-the middle of a step is replaced, repeats its answers to that step, which must equal the lost ones bit for bit, and is
-then asked the question that stayed open. If they differ (other hardware), :class:`StepRedo` makes everybody repeat the
-step.
+What a replacement needs in order to go on is the affair of a transport: :meth:`Workers._bring_back`.
 """
 
 from __future__ import annotations
 
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
@@ -23,27 +19,41 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
 from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model
-from difc_ray.distributed.planning import Plan
+from difc_ray.distributed.planning import Plan, members_of
 from difc_ray.distributed.processes import LOST, Failure, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
-from difc_ray.local_step import ModelState, Products, Rows, Statistics, Token
+from difc_ray.local_step import ModelState, Token
 from difc_ray.losses import Confusion
-from difc_ray.objectives import Vectors
 
 POLL_S = 0.25
 """How often a wait looks at deadlines and at whether it is interrupted."""
 
+Answer = TypeVar("Answer")
+Told = TypeVar("Told")
 
-class ObjectStoreDomains:
-    """The source domains as actors; answers come in the order of the configuration, whatever the order of arrival.
+UNTIMELY = ("evaluate", "confusion", "hold", "join", "replica", "digest")
+"""Questions that belong to no step's answers: they carry no token."""
+
+
+class Workers(ABC):
+    """The source domains as actors, one or several (`cluster.replicas`) for each, in the order of the configuration.
 
     Args:
-        group: the placement group; bundle 0 is the coordinator's, bundle 1 + e that of domain e.
+        group: the placement group; bundle 0 is the coordinator's, bundle 1 + i that of worker i.
         plan: resources of each worker.
         threads: threads of each worker process.
         search_path: folders from which plug-ins may come.
     """
+
+    actor: type[DomainWorker] = DomainWorker
+    """What is started for each."""
+
+    actor_arguments: tuple[Any, ...] = ()
+    """What its constructor takes besides threads and search path."""
+
+    patience_s = 0.0
+    """Seconds beyond `cluster.step_timeout_s` in which workers may still find out by themselves who is missing."""
 
     def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str]) -> None:
         self.group, self.plan, self.threads, self.search_path = group, plan, threads, search_path
@@ -67,26 +77,39 @@ class ObjectStoreDomains:
         Raises:
             ClusterError: a worker did not come up in time, or built another model than the first.
         """
-        self.config, self.run, self.names = config, run, config.sources
-        self.restarts = dict.fromkeys(self.names, 0)
+        self.config, self.run, self.members = config, run, members_of(config)
+        self.names = [str(member) for member in self.members]
+        self.restarts = dict.fromkeys(config.sources, 0)
         self._step = 0
         self._tokens: list[Token] = []
-        self._asked: list[list[Question]] = [[] for _ in self.names]
-        self._answers: list[list[Statistics]] = [[] for _ in self.names]
         self._errors: dict[tuple[int, int], str] = {}
-        if len(self.workers) != len(self.names):
+        if len(self.workers) != len(self.members):
             self.close()
-            self.workers = [self._spawn(index) for index in range(len(self.names))]
-        started = [worker.start.remote(config, name) for worker, name in zip(self.workers, self.names, strict=True)]
+            self.workers = [self._spawn(index) for index in range(len(self.members))]
+        started = [self._begin(index) for index in range(len(self.members))]
         self.infos = self._collect(started, config.cluster.start_timeout_s)
         check_same_model(self.infos)
         return self.infos
+
+    def _begin(self, index: int) -> Any:
+        """Tells a worker what it is; the reference of its answer."""
+        member = self.members[index]
+        return self.workers[index].start.remote(self.config, member.domain, member.part)
+
+    def _begin_step(self, step: int) -> None:
+        """New tokens: no answer to an earlier question is used from here on."""
+        self._step = step
+        self.compute_s = 0.0
+        self._tokens = [
+            Token(run=self.run, attempt=self.attempt, step=step, domain=member.domain, part=member.part)
+            for member in self.members
+        ]
 
     def _spawn(self, index: int) -> Any:
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=self.group, placement_group_bundle_index=index + 1, placement_group_capture_child_tasks=True
         )
-        actor = ray.remote(DomainWorker).options(
+        actor = ray.remote(self.actor).options(
             num_cpus=self.plan.cpus,
             num_gpus=self.plan.gpus,
             max_restarts=0,
@@ -94,80 +117,55 @@ class ObjectStoreDomains:
             scheduling_strategy=strategy,
             runtime_env={"env_vars": thread_environment(self.threads)},
         )
-        return actor.remote(self.threads, self.search_path)
+        return actor.remote(self.threads, self.search_path, *self.actor_arguments)
 
-    # ---- one step (the Domains interface of global_step) ----------------------------------------------------------
-
-    def statistics(self, state: ModelState, step: int) -> list[Statistics]:
-        """First answers of all domains."""
-        self._step = step
-        self.compute_s = 0.0
-        self._tokens = [Token(run=self.run, attempt=self.attempt, step=step, domain=name) for name in self.names]
-        self._asked = [[] for _ in self.names]
-        self._answers = [[] for _ in self.names]
-        reference = ray.put(state)
-        found: list[Statistics] = self._ask([Question(method="statistics", arguments=(reference,)) for _ in self.names])
-        return found
-
-    def exchange(self, step: int, number: int, broadcast: Vectors) -> list[Statistics]:
-        """Answers of all domains to one broadcast."""
-        found: list[Statistics] = self._ask(
-            [Question(method="exchange", arguments=(number, broadcast)) for _ in self.names]
-        )
-        return found
-
-    def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
-        """Rows of all domains, each for its own cotangents."""
-        found: list[Rows] = self._ask([Question(method="rows", arguments=(own,)) for own in cotangents])
-        return found
-
-    def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
-        """Products of every domain's head Hessian with the same vectors."""
-        found: list[Products] = self._ask([Question(method="products", arguments=(vectors_VS,)) for _ in self.names])
-        return found
+    # ---- what every transport asks in the same way -----------------------------------------------------------------
 
     def confusion(self, state: ModelState, step: int) -> list[Confusion]:
         """How sure the model is of the target's images, of which every domain looks at a share.
 
         A worker that dies is replaced, and its share is looked at again.
         """
-        self._step = step
-        reference, shards = ray.put(state), len(self.names)
+        self._step, self._tokens = step, []
+        reference, shards = ray.put(state), len(self.members)
         asked = [Question(method="confusion", arguments=(reference, shard, shards)) for shard in range(shards)]
-        self._asked = [[] for _ in self.names]
         found: list[Confusion] = self._ask_some(list(range(shards)), asked)
         return found
 
     def evaluate(self, reference: Any, jobs: Sequence[tuple[str, str]]) -> list[Any]:
         """Metrics of a state (an object reference) for (domain, split) pairs, in their order.
 
-        A source is evaluated by its own worker, another domain by the first one. A worker that dies is replaced.
+        A source is evaluated by its own workers in turn, another domain by the first one. A worker that dies is
+        replaced.
         """
+        self._tokens = []
         found: list[Any] = [None] * len(jobs)
-        queues: list[list[int]] = [[] for _ in self.names]
+        queues: list[list[int]] = [[] for _ in self.members]
         for position, (domain, _) in enumerate(jobs):
-            queues[self.names.index(domain) if domain in self.names else 0].append(position)
+            own = [index for index, member in enumerate(self.members) if member.domain == domain] or [0]
+            queues[min(own, key=lambda index: len(queues[index]))].append(position)
         while any(queues):
             turn = [queue.pop(0) if queue else None for queue in queues]
             busy = [(index, position) for index, position in enumerate(turn) if position is not None]
             asked = [Question(method="evaluate", arguments=(reference, *jobs[position])) for _, position in busy]
-            self._asked = [[] for _ in self.names]
             replies = self._ask_some([index for index, _ in busy], asked)
             for (_, position), reply in zip(busy, replies, strict=True):
                 found[position] = reply
         return found
 
-    # ---- asking and supervising -----------------------------------------------------------------------------------
+    def by_domain(self, replies: Sequence[Answer], merge: Callable[[Sequence[Answer]], Answer]) -> list[Answer]:
+        """The answers of all workers as those of the domains, in the order of the configuration."""
+        parts: dict[str, list[Answer]] = {name: [] for name in self.config.sources}
+        for member, reply in zip(self.members, replies, strict=True):
+            parts[member.domain].append(reply)
+        return [merge(own) for own in parts.values()]
 
-    def _ask(self, questions: list[Question]) -> list[Any]:
-        replies = self._ask_some(list(range(len(self.names))), questions)
-        self.compute_s += max(reply.compute_s for reply in replies)
-        for index, reply in enumerate(replies):
-            self._check_token(index, reply.token)
-            self._asked[index].append(questions[index])
-            if isinstance(reply, Statistics):
-                self._answers[index].append(reply)
-        return replies
+    def to_members(self, told: Sequence[Told]) -> list[Told]:
+        """What the domains are told, for each of their workers."""
+        by_name = dict(zip(self.config.sources, told, strict=True))
+        return [by_name[member.domain] for member in self.members]
+
+    # ---- asking and watching -----------------------------------------------------------------------------------
 
     def _ask_some(self, indices: list[int], questions: list[Question]) -> list[Any]:
         """Calls some workers, waits for all of them, and replaces those that fail until all have answered."""
@@ -177,10 +175,9 @@ class ObjectStoreDomains:
         by_index = dict(zip(indices, questions, strict=True))
         failures = [f for index in indices if (f := self._send(index, by_index[index], pending))]
         while pending or failures:
-            for failure in self._root_cause_first(failures):
-                self._replace(failure)
+            for failure in self._recovered(self._root_cause_first(failures), pending, replies):
                 while again := self._send(failure.index, by_index[failure.index], pending):
-                    self._replace(again)
+                    self._recovered([again], pending, replies)
                 started = time.monotonic()
             failures = self._wait(pending, replies, started)
         self.waiting = {}
@@ -188,7 +185,7 @@ class ObjectStoreDomains:
 
     def _send(self, index: int, question: Question, pending: dict[Any, int]) -> Failure | None:
         arguments = question.arguments
-        if question.method not in ("evaluate", "confusion"):
+        if question.method not in UNTIMELY:
             token = self._tokens[index]
             arguments = (arguments[0], token) if question.method == "statistics" else (token, *arguments)
         try:
@@ -215,7 +212,7 @@ class ObjectStoreDomains:
             raise WaitInterrupted(
                 f"step {self._step}: no answer of {', '.join(self.waiting)} before the run was stopped"
             )
-        if elapsed > self.config.cluster.step_timeout_s:
+        if elapsed > self.config.cluster.step_timeout_s + self.patience_s:
             for reference in late:
                 index = pending.pop(reference)
                 failures.append(
@@ -230,7 +227,7 @@ class ObjectStoreDomains:
     def _user_error(self, index: int, error: RayTaskError) -> Failure:
         """An exception inside a worker: ours goes up as it is; another is tried once more in a fresh process."""
         cause = error.cause
-        name = self.names[index]
+        name = self.members[index].domain
         if isinstance(cause, DifcError):
             cause.add_note(str(error))  # the worker's traceback, for the run's log
             return Failure(index=index, reason=str(cause), fatal=cause)
@@ -259,6 +256,20 @@ class ObjectStoreDomains:
 
     # ---- replacing ------------------------------------------------------------------------------------------------
 
+    @abstractmethod
+    def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
+        """Replaces the workers that failed; returns the failures whose question is to be asked again.
+
+        Args:
+            failures: of this look.
+            pending: what has not been answered yet.
+            replies: what has.
+        """
+
+    @abstractmethod
+    def _bring_back(self, index: int) -> None:
+        """Lets a replacement, which was told what it is, catch up with the step in hand."""
+
     def _replace(self, failure: Failure) -> None:
         """A new worker in the same bundle, brought to where the lost one was in this step.
 
@@ -266,7 +277,7 @@ class ObjectStoreDomains:
             WorkerError: the domain has used up `cluster.max_worker_restarts`.
             StepRedo: the replacement answers with other bits.
         """
-        index, name, reason = failure.index, self.names[failure.index], failure.reason
+        index, name, reason = failure.index, self.members[failure.index].domain, failure.reason
         while True:
             allowed = self.config.cluster.max_worker_restarts
             if self.restarts[name] >= allowed:
@@ -280,7 +291,8 @@ class ObjectStoreDomains:
             self._end(index)
             try:
                 self.workers[index] = self._spawn(index)
-                self._replay(index)
+                self.infos[index] = self._hear(index, self._begin(index), self.config.cluster.start_timeout_s)
+                self._bring_back(index)
             except LOST as error:
                 reason = self._death(index, error)
                 continue
@@ -304,26 +316,6 @@ class ObjectStoreDomains:
             f"domain `{name}`: {reason} at step {self._step}; restart {self.restarts[name]}/"
             f"{self.config.cluster.max_worker_restarts} took {time.monotonic() - began:.1f} s"
         )
-
-    def _replay(self, index: int) -> None:
-        """Lets a replacement repeat the answers of this step and compares them with the lost ones."""
-        worker = self.workers[index]
-        started = worker.start.remote(self.config, self.names[index])
-        self.infos[index] = self._hear(index, started, self.config.cluster.start_timeout_s)
-        if not self._tokens:
-            return
-        self.attempt += 1
-        token = self._tokens[index] = replace(self._tokens[index], attempt=self.attempt)
-        for question, lost in zip(self._asked[index], self._answers[index], strict=False):
-            if question.method == "statistics":
-                reference = worker.statistics.remote(question.arguments[0], token)
-            else:
-                reference = worker.exchange.remote(token, *question.arguments)
-            if not self._hear(index, reference, self.config.cluster.step_timeout_s).same_as(lost):
-                raise StepRedo(
-                    f"domain `{self.names[index]}`: the replacement on {self.infos[index].host} answers step "
-                    f"{self._step} with other bits than the worker it replaces; all domains repeat the step"
-                )
 
     def _hear(self, index: int, reference: Any, limit_s: float) -> Any:
         """The answer of one worker, while the others wait; hears the end of the run, and says who is late.

@@ -1,0 +1,278 @@
+"""Rows from worker to worker: each has θ and the optimizer, and shards of all rows meet where they are multiplied.
+
+The coordinator hears inner products and gives weights; what is of size P never comes to it. If a worker is lost,
+another takes its place with the state of one that is left, the group meets again, and everybody repeats the step. It
+has the same bits, as no worker takes a step before all are ready for it (see :mod:`difc_ray.distributed.replica`).
+
+Shape suffixes: P parameters, N raw rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayTaskError
+from ray.util.placement_group import PlacementGroup
+
+from difc_ray.distributed.exchange import Question, StepRedo
+from difc_ray.distributed.group import Meeting, make_store
+from difc_ray.distributed.planning import Plan
+from difc_ray.distributed.processes import LOST, Failure
+from difc_ray.distributed.replica import Broken, Moved, ReplicaArrays, ReplicaWorker, Shared
+from difc_ray.distributed.workers import Workers
+from difc_ray.errors import ClusterError, WorkerError
+from difc_ray.global_step import Update
+from difc_ray.local_step import ModelState, Products, Rows, Statistics, merge_rows, merge_statistics
+from difc_ray.objectives import Vectors
+from difc_ray.vectors import sum_blocks
+
+PATIENCE_S = 10.0
+"""Seconds after `cluster.step_timeout_s` in which those who wait for a missing one report it; then it is known who."""
+
+MEETINGS_IN_A_ROW = 5
+"""So often a group may break at one step without the loss of a worker."""
+
+
+class LostWhileMeeting(Exception):
+    """Workers were lost while a group formed.
+
+    Args:
+        failures: theirs.
+    """
+
+    def __init__(self, failures: list[Failure]) -> None:
+        super().__init__()
+        self.failures = failures
+
+
+class CollectiveDomains(Workers):
+    """The :class:`~difc_ray.global_step.ReplicatedDomains` of the transport `collective`.
+
+    Args:
+        group: the placement group.
+        plan: resources of each worker.
+        threads: threads of each worker process.
+        search_path: folders from which plug-ins may come.
+        backend: `gloo` or `nccl`.
+    """
+
+    actor = ReplicaWorker
+
+    def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str], backend: str) -> None:
+        super().__init__(group, plan, threads, search_path)
+        self.backend, self.actor_arguments = backend, (backend,)
+        self.sent_bytes: list[int] = []
+        self._address = ray.util.get_node_ip_address()
+        self._store = make_store(self._address)
+        self._meetings = 0
+        self._broken_at = (0, 0)
+        self._joining = False
+        self._lost: set[int] = set()
+        self._commits: list[Any] = []
+
+    def hold(self, arrays: ReplicaArrays) -> None:
+        """Hands θ and the optimizer to all workers, and lets them form a group.
+
+        Raises:
+            ClusterError: they cannot reach each other.
+        """
+        self._tokens = []
+        reference = ray.put(arrays)
+        everybody = list(range(len(self.members)))
+        self._ask_some(everybody, [Question(method="hold", arguments=(reference,)) for _ in everybody])
+        self._meet()
+
+    def replica(self) -> ReplicaArrays:
+        """θ and the optimizer, of the first worker; the others are compared with it, and follow it if they differ.
+
+        Workers of one kind agree bit for bit. Those on different hardware may round the optimizer's step differently.
+        """
+        self._tokens = []
+        before, self.stop_waiting = self.stop_waiting, lambda: False  # a run that stops is saved
+        try:
+            everybody = list(range(len(self.members)))
+            digests = self._ask_some(everybody, [Question(method="digest", arguments=()) for _ in everybody])
+            found: ReplicaArrays = self._ask_some([0], [Question(method="replica", arguments=())])[0]
+        finally:
+            self.stop_waiting = before
+        if len(set(digests)) > 1:
+            apart = [name for name, digest in zip(self.names, digests, strict=True) if digest != digests[0]]
+            self.messages.append(
+                f"the parameters of {', '.join(f'`{name}`' for name in apart)} differ from those of `{self.names[0]}`, "
+                "which happens between different hardware; all go on with the latter"
+            )
+            self.hold(found)
+        return found
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def statistics(self, state: ModelState, step: int) -> list[Statistics]:
+        """First answers of all domains."""
+        self._begin_step(step)
+        self.sent_bytes = [0] * len(self.members)
+        reference = ray.put(state)
+        asked = [Question(method="statistics", arguments=(reference,)) for _ in self.members]
+        found = self.by_domain(self._ask(asked), merge_statistics)
+        self._check_commits()
+        return found
+
+    def exchange(self, step: int, number: int, broadcasts: Sequence[Vectors]) -> list[Statistics]:
+        """Answers of all domains, each to its own broadcast."""
+        asked = [Question(method="exchange", arguments=(number, told)) for told in self.to_members(broadcasts)]
+        return self.by_domain(self._ask(asked), merge_statistics)
+
+    def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
+        """All domains make their rows and exchange them; the answers come without."""
+        asked = [Question(method="share", arguments=(own,)) for own in self.to_members(cotangents)]
+        shared: list[Shared] = self._ask(asked)
+        self._blocks = [answer.blocks_CNN for answer in shared]
+        return self.by_domain([answer.rows for answer in shared], merge_rows)
+
+    def gram(self) -> np.ndarray:
+        """(N, N) inner products of the rows, from those of all blocks in their order."""
+        return sum_blocks(torch.from_numpy(np.concatenate(self._blocks)))
+
+    def move(self, update: Update) -> None:
+        """Lets all workers make the direction, and take the step when every one has it."""
+        self._ask([Question(method="combine", arguments=(update,)) for _ in self.members])
+        self._commits = []
+        for worker in self.workers:
+            with suppress(*LOST):  # it is missed at the next question, and replaced
+                self._commits.append(worker.commit.remote(update.step))  # the next question finds θ moved
+        self._tokens = []
+
+    def bad_rows(self) -> list[str]:
+        """What is not finite in the rows of each domain."""
+        return self._ask_some(
+            list(range(len(self.members))), [Question(method="bad_rows", arguments=()) for _ in self.members]
+        )
+
+    def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
+        """Not asked for: rules that need a metric have the rows sent to the coordinator."""
+        raise AssertionError("a metric needs `cluster.transport=object_store`")
+
+    def _check_commits(self) -> None:
+        """Whether all have taken the last step; they have, as they have answered a later question.
+
+        Raises:
+            WorkerError: one could not.
+        """
+        commits, self._commits = self._commits, []
+        for name, commit in zip(self.names, commits, strict=False):
+            try:
+                ray.get(commit, timeout=self.config.cluster.step_timeout_s)
+            except LOST:
+                continue  # another has taken its place, with the state of one that did
+            except RayTaskError as error:
+                raise WorkerError(f"Domain `{name}` could not take step {self._step - 1}: {error.cause}.") from error
+
+    def _ask(self, questions: list[Question]) -> list[Any]:
+        self.patience_s = PATIENCE_S if questions[0].method in ("share", "combine") else 0.0
+        replies = self._ask_some(list(range(len(self.members))), questions)
+        if broken := [reply for reply in replies if isinstance(reply, Broken)]:
+            self._meet_again(broken[0].reason)
+        for index, reply in enumerate(replies):
+            if isinstance(reply, (Shared, Moved)):
+                self.sent_bytes[index] += reply.sent_bytes
+            self._check_token(index, reply.rows.token if isinstance(reply, Shared) else reply.token)
+        own = [reply.rows if isinstance(reply, Shared) else reply for reply in replies]
+        self.compute_s += max(getattr(reply, "compute_s", 0.0) for reply in own)
+        return replies
+
+    # ---- failures -------------------------------------------------------------------------------------------------
+
+    def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
+        """Replaces all that are lost, lets the group meet again, and in a step makes everybody repeat it.
+
+        Raises:
+            StepRedo: the failures came in a step.
+        """
+        if not failures:
+            return []
+        if self._joining:
+            raise LostWhileMeeting(failures)
+        lost, began = {failure.index: failure for failure in failures}, time.monotonic()
+        while pending:  # the others hear of it by themselves, or they hang as well
+            for failure in self._root_cause_first(self._wait(pending, replies, began)):
+                lost[failure.index] = failure
+        self._replace_all(list(lost.values()))
+        self._meet()
+        if self._tokens:
+            raise StepRedo("")
+        return list(lost.values())
+
+    def _replace_all(self, lost: list[Failure]) -> None:
+        self._lost = {failure.index for failure in lost}
+        for failure in lost:
+            self._replace(failure)
+
+    def _bring_back(self, index: int) -> None:
+        """Gives a replacement the state of a worker that is left."""
+        left = next((other for other in range(len(self.members)) if other not in self._lost), None)
+        if left is None:
+            raise ClusterError(
+                "At least one worker must be left that holds the parameters, got the loss of all of them at step "
+                f"{self._step}. Continue from the newest checkpoint with `resume=auto`."
+            )
+        limit = self.config.cluster.step_timeout_s
+        held = self._hear(left, self.workers[left].replica.remote(), limit)
+        self._hear(index, self.workers[index].hold.remote(held), limit)
+        self._lost.discard(index)
+
+    def _meet_again(self, reason: str) -> None:
+        """A group that broke although nobody is lost.
+
+        Raises:
+            StepRedo: always, if the group could meet.
+            ClusterError: it breaks again and again.
+        """
+        step, times = self._broken_at
+        times = times + 1 if step == self._step else 1
+        self._broken_at = (self._step, times)
+        if times > MEETINGS_IN_A_ROW:
+            raise ClusterError(
+                f"Workers must reach each other, got {times} broken exchanges at step {self._step}, the last: "
+                f"{reason}. Look at the network between the nodes, or write `cluster.transport=object_store`."
+            )
+        self._meet()
+        raise StepRedo(f"step {self._step}: the exchange between the workers broke ({reason}); all repeat the step")
+
+    def _meet(self) -> None:
+        """All workers form a new group; those that are lost meanwhile are replaced first.
+
+        Raises:
+            ClusterError: they cannot reach each other.
+        """
+        limit, reason = self.config.cluster.step_timeout_s, ""
+        everybody = list(range(len(self.members)))
+        tokens, self._tokens, self._joining = self._tokens, [], True
+        try:
+            for _ in range(MEETINGS_IN_A_ROW):
+                self._meetings += 1
+                meeting = Meeting(
+                    host=self._address, port=self._store.port, name=f"{self.run}/{self._meetings}",
+                    size=len(everybody), backend=self.backend, timeout_s=limit,
+                )  # fmt: skip
+                addresses = [info.address for info in self.infos]
+                asked = [Question(method="join", arguments=(meeting, *own)) for own in enumerate(addresses)]
+                try:
+                    broken = [reply for reply in self._ask_some(everybody, asked) if reply is not None]
+                except LostWhileMeeting as news:
+                    self._replace_all(news.failures)
+                    continue
+                if not broken:
+                    return
+                reason = broken[0].reason
+        finally:
+            self._tokens, self._joining = tokens, False
+        raise ClusterError(
+            f"Workers must reach each other, got {MEETINGS_IN_A_ROW} failures in a row, the last: "
+            f"{reason or 'a worker was lost'}. Open the ports between the nodes, or write "
+            "`cluster.transport=object_store`."
+        )
