@@ -21,6 +21,8 @@ def record_metrics(record: StepRecord) -> Mapping[str, float]:
         metrics["harmonize/min_margin_after"] = min(record.margins_after)
     metrics["harmonize/conflict"] = float(record.conflict)
     metrics["train/skipped"] = float(bool(record.skipped))
+    if record.sent_bytes:
+        metrics["transport/sent_mb_per_worker"] = max(record.sent_bytes) / 1e6
     return metrics | {f"time/{part}_ms": 1e3 * seconds for part, seconds in record.seconds.items()}
 
 

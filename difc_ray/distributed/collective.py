@@ -67,7 +67,6 @@ class CollectiveDomains(Workers):
     def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str], backend: str) -> None:
         super().__init__(group, plan, threads, search_path)
         self.backend, self.actor_arguments = backend, (backend,)
-        self.sent_bytes: list[int] = []
         self._address = ray.util.get_node_ip_address()
         self._store = make_store(self._address)
         self._meetings = 0
@@ -140,7 +139,9 @@ class CollectiveDomains(Workers):
 
     def move(self, update: Update) -> None:
         """Lets all workers make the direction, and take the step when every one has it."""
+        began = time.perf_counter()
         self._ask([Question(method="combine", arguments=(update,)) for _ in self.members])
+        self.moving_s = time.perf_counter() - began
         self._commits = []
         for worker in self.workers:
             with suppress(*LOST):  # it is missed at the next question, and replaced

@@ -164,9 +164,10 @@ class Coordinator:
                 self.domains.attempt += 1
                 continue
             total, compute = time.perf_counter() - started, self.domains.compute_s
-            own = record.seconds.get("coordinator", 0.0)
+            own = max(0.0, record.seconds.get("coordinator", 0.0) - self.domains.moving_s)
             rest = {"step": total, "compute": compute, "transport": max(0.0, total - compute - own)}
-            return replace(record, seconds={**record.seconds, "coordinator": own, **rest})
+            seconds = {**record.seconds, "coordinator": own, **rest}
+            return replace(record, seconds=seconds, sent_bytes=tuple(self.domains.sent_bytes))
 
     def stop(self) -> None:
         """Lets :meth:`advance` return after the step in hand."""

@@ -61,7 +61,8 @@ class Workers(ABC):
         self.infos: list[WorkerInfo] = []
         self.messages: list[str] = []
         self.waiting: dict[str, float] = {}
-        self.compute_s = 0.0
+        self.compute_s = self.moving_s = 0.0
+        self.sent_bytes: list[int] = []
         self.attempt = 0
         self.stop_waiting: Callable[[], bool] = lambda: False
 
@@ -99,7 +100,7 @@ class Workers(ABC):
     def _begin_step(self, step: int) -> None:
         """New tokens: no answer to an earlier question is used from here on."""
         self._step = step
-        self.compute_s = 0.0
+        self.compute_s = self.moving_s = 0.0
         self._tokens = [
             Token(run=self.run, attempt=self.attempt, step=step, domain=member.domain, part=member.part)
             for member in self.members

@@ -22,6 +22,7 @@ class StepRecord:
         skipped: why the step was not taken, or empty.
         seconds: wall time by part: `step`, `compute`, `transport`, `coordinator`; and `loading`, the part of `compute`
             in which the slowest domain waited for its batch.
+        sent_bytes: what each worker has sent to other workers, with the transport `collective`.
     """
 
     step: int
@@ -35,6 +36,7 @@ class StepRecord:
     weights: tuple[float, ...] = ()
     skipped: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    sent_bytes: tuple[int, ...] = ()
 
     @property
     def conflict(self) -> bool:
