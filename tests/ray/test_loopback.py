@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SOURCES = ("mnist", "fonts")
 RUN = (
     "train", "name=r", f"sources={','.join(SOURCES)}", "target=null", "model=mlp", "steps=100000", "tracking.mode=off",
+    "cluster.transport=collective",  # which opens ports of its own besides those of Ray
 )  # fmt: skip
 GCS = "from ray._raylet import GcsClient; print(len(GcsClient(address='127.0.0.1:{port}').cluster_id.hex()))"
 
@@ -90,9 +91,9 @@ def gcs_port(trains: psutil.Process) -> int:
 def test_every_socket_is_on_loopback(trains: psutil.Process) -> None:
     found = listening(family(trains))
     servers = set(found.values())
-    for name in ("gcs_server", "raylet", "DashboardAgent", "RuntimeEnvAgent", "Coordinator", "DomainWorker"):
+    for name in ("gcs_server", "raylet", "DashboardAgent", "RuntimeEnvAgent", "Coordinator", "ReplicaWorker"):
         assert any(name in server for server in servers), (name, servers)
-    assert len(named(trains, "DomainWorker")) == len(SOURCES)
+    assert len(named(trains, "ReplicaWorker")) == len(SOURCES)
     assert reachable_from_elsewhere(found) == []
 
 
