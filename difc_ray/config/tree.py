@@ -41,6 +41,11 @@ class OptimizerConfig(Section):
     """Learning rate, > 0."""
     weight_decay: NonNegative = 0.0
     """Weight decay, >= 0 (decoupled with `adamw`)."""
+    l2: NonNegative = 0.0
+    """Weight of the sum of all squared parameters in the classification loss, >= 0.
+
+    Other than weight decay it is part of the rows that a rule sees, and is divided with them by `anneal.rescale_loss`.
+    """
     momentum: Decay = 0.9
     """Momentum in [0, 1), of `sgd` only."""
     betas: Annotated[
@@ -285,6 +290,8 @@ class Config(Section):
     """Domains that train, at least one, each once."""
     target: Text | None = "mnistm"
     """Domain that is held out and evaluated at the end; null: none."""
+    observe: Names = ()
+    """Domains that every evaluation looks at as well, whole, and by which nothing is chosen; the target may be one."""
     model: Text = "lenet"
     """A registered model, or `timm:NAME`."""
     model_options: Options = Field(default_factory=dict)

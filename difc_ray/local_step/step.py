@@ -30,7 +30,7 @@ from difc_ray.local_step.parts import load_domain, loader_of, objective_of, part
 from difc_ray.losses import Confusion, Loss, confusion_of
 from difc_ray.models import Model, train_mode
 from difc_ray.objectives import Measurement, Vectors
-from difc_ray.vectors import ParameterLayout, as_tensor, write_row, write_theta
+from difc_ray.vectors import ParameterLayout, add_row, as_tensor, write_row, write_theta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +148,8 @@ class LocalStep:
             graph.loss, self.parameters, retain_graph=penalised or second, create_graph=second
         )
         write_row([gradient.detach() for gradient in gradients], self.rows_RP[0])
+        if l2 := self.config.optimizer.l2:
+            add_row(self.parameters, 2.0 * l2, self.rows_RP[0])
         if self.metric == "diagonal":
             self._write_curvature(graph, gradients)
         if penalised:
