@@ -205,7 +205,7 @@ def planned(request: Request) -> Plan:
     every = evaluated_every(base.steps)
     base = base.model_copy(
         update={"name": SWEEP, "eval_every": every,
-                "checkpoint": base.checkpoint.model_copy(update={"every": 2 * every, "keep": base.steps})}
+                "checkpoint": base.checkpoint.model_copy(update={"every": every, "keep": base.steps})}
     )  # fmt: skip
     points = [
         Point(number=number, setting=setting, seed=seed, values={**method.values, "dataset_options.draw": seed})
@@ -244,6 +244,25 @@ def begun(space: Space, base: Config) -> bool:
     return True
 
 
+class Measuring:
+    """A display that measures every run as soon as it has ended, so that its checkpoints do not pile up.
+
+    Args:
+        plan: what runs.
+        display: where a person looks.
+    """
+
+    def __init__(self, plan: Plan, display: SweepDisplay) -> None:
+        self.plan, self.display = plan, display
+        self.phase, self.notice = display.phase, display.notice
+
+    def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
+        """Passes it on, and measures."""
+        self.display.trial(record, values)
+        if record.status == "finished":
+            run_of(self.plan, SweepFolder(self.plan.folder / SWEEP), record)
+
+
 def reproduce(plan: Plan, display: SweepDisplay) -> Reproduction:
     """Runs what is left of a plan, and reads what came of all of it.
 
@@ -255,7 +274,7 @@ def reproduce(plan: Plan, display: SweepDisplay) -> Reproduction:
     Path(plan.space.source).write_text(text, encoding="utf-8")
     folder = SweepFolder(plan.folder / SWEEP)
     if not (plan.resume and all(record.status == "finished" for record in folder.records())):
-        run_sweep(plan.space, plan.base, plan.points, display, resume=plan.resume, register=None)
+        run_sweep(plan.space, plan.base, plan.points, Measuring(plan, display), resume=plan.resume, register=None)
     display.phase("measuring gradients and Hessians")
     records = folder.records()
     runs = [run_of(plan, folder, record) for record in records if record.status == "finished"]
