@@ -32,7 +32,9 @@ def usage_sentence(error: Any, commands: Sequence[str]) -> str:
             return f"a command must come first, got `{named}` (command line). Write `difc-ray train {named}`."
         return f"unknown command, got `{named}` (command line). {did_you_mean(named, commands)}"
     if "Missing argument" in text:
-        example = {"SPACE": "smoke", "KEY=VALUE": "steps=100"}.get(named.strip("[].…{}"), "runs/NAME")
+        example = {"SPACE": "smoke", "KEY=VALUE": "steps=100", "EXPERIMENT": "colored-mnist"}.get(
+            named.strip("[].…{}"), "runs/NAME"
+        )
         return f"`{where}` needs an argument, got none (command line). Write `{where} {named}`, such as `{example}`."
     if match := re.search(r"No such option:? '?(-[^\s'.]+)", text):
         return f"unknown option, got `{match[1]}` (command line). {remedy}"

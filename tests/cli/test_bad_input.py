@@ -60,6 +60,14 @@ CASES = {
         "train --steps 100 --engine=inline", CONFIG, ("Write `steps=100`, without dashes",), ("Write `engine=inline`",)
     ),
     "setting with spaces": bad("train steps = 100", CONFIG, "got `steps = 100`", "Write `steps=100`"),
+    # a table
+    "no experiment": bad("reproduce", CONFIG, "`difc-ray reproduce` needs an argument, got none", "EXPERIMENT"),
+    "unknown method": bad("reproduce colored-mnist --methods erm,fisher", CONFIG, "`fisher`", "Did you mean `fishr`?"),
+    "no restart": bad("reproduce colored-mnist --restarts 0", CONFIG, "`--restarts` must be an integer >= 1, got 0"),
+    "no digits": bad(
+        "reproduce colored-mnist --digits nowhere", DATA, "the files of MNIST must be in their folder",
+        "train-images-idx3-ubyte", "nowhere/MNIST/raw",
+    ),
     # keys and values
     "1 one source with a penalty": bad(
         "train sources=mnist", CONFIG, "at least two source domains", "alignment is undefined", "alignment.alpha=0"

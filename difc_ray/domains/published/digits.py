@@ -13,8 +13,8 @@ colored_90, _80, _10          23,333      a third of MNIST each, in ink of ten c
 
 *colored_P*: every digit has a colour of its own; an example is drawn in its digit's colour with probability P %, and
 else in one of the nine others, all equally likely. So with 90 and 80 colour tells the digit almost as well as shape
-does, and with 10 it tells nothing. (The binary Colored MNIST of the literature, with flipped labels, is another
-dataset.)
+does, and with 10 it tells nothing. (The binary Colored MNIST of the literature, with flipped labels, is
+`colored_mnist`.)
 
 Test is the publisher's; validation is taken out of train by class. A digit of MNIST is in the same split in every
 domain that has it. `mnist` and `mnistm` share all digits; the rotated domains are disjoint, and so are the colored
