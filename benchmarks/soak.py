@@ -113,8 +113,7 @@ class Sampler(Silent):
 
 def table(sampler: Sampler, steps: int) -> list[str]:
     """Prints what everybody's memory came to; names those that have grown by more than the goal."""
-    print("MiB              after warm-up -> end      " + " " * 20 + "own, bytes per step")
-    print(f"{'':<12}" + "".join(f"{kind:^26}" for kind in KINDS))
+    print(f"{'MiB':<12}" + "".join(f"{kind:^26}" for kind in KINDS) + "  own, bytes per step")
     beyond = []
     for name in sampler.samples:
         line, grown = f"{name:<12}", 0.0

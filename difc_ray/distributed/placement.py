@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import psutil
 import ray
 from ray._private import ray_constants
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from difc_ray.config import Config, masked
@@ -24,13 +21,8 @@ from difc_ray.distributed.planning import Node, Plan, wanted_by
 from difc_ray.distributed.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
 
-log = logging.getLogger("difc_ray")
-
 PROBE_S = 5.0
 """Seconds that an address has to answer; Ray itself would try for minutes."""
-
-RAYS_PRINTER = "ray_print_logs"
-"""Ray's name for what prints the words of its processes (Ray 2.60)."""
 
 TELL_S = 10.0
 """How often a run that waits for resources says for which."""
@@ -57,7 +49,6 @@ def connect(config: Config) -> bool:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
         _start_local(config)
-        _let_ray_write_to_the_log()
         return True
     assert address is not None
     if address.startswith(("http://", "https://")):
@@ -73,19 +64,7 @@ def connect(config: Config) -> bool:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(explain_refusal(address, error, where(config))) from error
-    _let_ray_write_to_the_log()
     return True
-
-
-def _let_ray_write_to_the_log() -> None:
-    """What Ray says by itself goes to the run's log: on the screen, its page on a worker would hide our line on it."""
-
-    def write(data: Mapping[str, Any]) -> None:
-        for line in data["lines"]:
-            log.info("Ray says: %s", line)
-
-    global_worker_stdstream_dispatcher.remove_handler(RAYS_PRINTER)
-    global_worker_stdstream_dispatcher.add_handler(RAYS_PRINTER, write)  # `ray.shutdown` removes it under this name
 
 
 def where(config: Config) -> str:

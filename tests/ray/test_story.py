@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,17 +22,20 @@ from mlflow.tracking import MlflowClient
 from difc_ray.jobs import Jobs, api_address
 from tests.checkpoints import sha256sum
 from tests.cli.shell import MODULE, environment
-from tests.faults import alive, end_of, eventually
+from tests.faults import alive, end_of, eventually, train
 from tests.mlflow.servers import MlflowServer
 from tests.ray.heads import Head
-from tests.runs import write_yaml
+from tests.runs import small_config, write_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
 
-STEPS = 300
-RUN = {
+PATIENCE = "DIFC_RAY_TRACKING_DRAIN_S"
+"""How long a run waits at its end until MLflow has everything: this machine may be busy."""
+
+STEPS = 160
+RUN: dict[str, Any] = {
     "sources": ["mnist", "fonts"], "target": "mnistm", "model": "mlp", "model_options": {"hidden": [32]},
-    "batch_size": 8, "steps": STEPS, "eval_every": 100, "checkpoint": {"every": 20},
+    "batch_size": 8, "steps": STEPS, "eval_every": 80, "checkpoint": {"every": 20},
     "cluster": {"cpus_per_worker": 0.5},
 }  # fmt: skip
 PROCESSES = re.compile(r"processes: coordinator (\d+) on \S+, mnist (\d+) on \S+, fonts (\d+) on \S+")
@@ -54,10 +58,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, Ml
 def submitted(home: Path, head: Head, server: MlflowServer, name: str) -> subprocess.Popen[str]:
     """`difc-ray submit` of a run of that name, which follows its job."""
     command = [
-        *MODULE, "submit", "--address", head.url, "--env", "MLFLOW_TRACKING_URI", "--submission-id", name, "--",
-        "train", "--config", "run.yaml", f"output={home.parent / 'runs'}", f"name={name}",
+        *MODULE, "submit", "--address", head.url, "--env", "MLFLOW_TRACKING_URI", "--env", PATIENCE,
+        "--submission-id", name, "--", "train", "-c", "run.yaml", f"output={home.parent / 'runs'}", f"name={name}",
     ]  # fmt: skip
-    variables = environment({"MLFLOW_TRACKING_URI": server.url})
+    variables = environment({"MLFLOW_TRACKING_URI": server.url, PATIENCE: "90"})
     return subprocess.Popen(
         command, cwd=home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -96,45 +100,38 @@ def kill_one(run_dir: Path, job: subprocess.Popen[str]) -> int:
 
 def test_a_worker_killed_under_a_job(servers: tuple[Head, MlflowServer], tmp_path: Path) -> None:
     head, server = servers
-    home, runs = tmp_path / "home", tmp_path / "runs"
+    home, run_dir = tmp_path / "home", tmp_path / "runs" / "disturbed"
     home.mkdir()
     write_yaml(home / "run.yaml", RUN)
     before = actors(head), used(head)
-    jobs = {name: submitted(home, head, server, name) for name in ("disturbed", "undisturbed")}
+    job = submitted(home, head, server, "disturbed")
     try:
-        pid = kill_one(runs / "disturbed", jobs["disturbed"])
-        said = {name: job.communicate(timeout=100)[0] for name, job in jobs.items()}
+        pid = kill_one(run_dir, job)
+        said, _ = job.communicate(timeout=100)
     finally:
-        for job in jobs.values():
-            job.kill()
-            job.communicate()
-    assert [job.returncode for job in jobs.values()] == [0, 0], said
-
-    notice = re.search(
-        rf"note: domain `fonts`: worker process {pid} died \(.*\) at step (\d+); restart 1/3 took", said["disturbed"]
-    )
-    assert notice is not None, said["disturbed"]
+        job.kill()
+        job.communicate()
+    assert job.returncode == 0, said
+    notice = re.search(rf"note: domain `fonts`: worker process {pid} died \(.*\) at step (\d+); restart 1/3 took", said)
+    assert notice is not None, said
     assert 20 <= int(notice[1]) < STEPS
-    assert "restarts      fonts 1" in said["disturbed"]
-    assert "restart" not in said["undisturbed"]
+    assert "restarts      fonts 1" in said
 
-    ends = {name: end_of(runs / name) for name in jobs}
-    named = {**ends["undisturbed"].summary, "name": "disturbed"}
-    assert ends["disturbed"] == dataclasses.replace(ends["undisturbed"], summary=named)
-    first, other = (sha256sum(runs / name / "export" / "weights.safetensors") for name in jobs)
+    undisturbed = train(small_config(**RUN, name="undisturbed", engine="inline"), tmp_path).run_dir
+    expected, found = end_of(undisturbed), end_of(run_dir)
+    assert found == dataclasses.replace(expected, summary={**expected.summary, "name": "disturbed"})
+    first, other = (sha256sum(each / "export" / "weights.safetensors") for each in (run_dir, undisturbed))
     assert first == other
 
     store = MlflowClient(server.url)
     (experiment,) = [each for each in store.search_experiments() if each.name != "Default"]
-    found = {run.info.run_name: run for run in store.search_runs([experiment.experiment_id])}
-    assert {name: run.info.status for name, run in found.items()} == dict.fromkeys(jobs, "FINISHED")
-    assert found["disturbed"].data.tags["engine.restarts"] == "fonts 1"
-    assert "engine.restarts" not in found["undisturbed"].data.tags
-    counted = store.get_metric_history(found["disturbed"].info.run_id, "engine/restarts")
-    counts = [point.value for point in sorted(counted, key=lambda point: point.step)]
+    (run,) = store.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("disturbed", "FINISHED")
+    assert run.data.tags["engine.restarts"] == "fonts 1"
+    counted = sorted(store.get_metric_history(run.info.run_id, "engine/restarts"), key=lambda point: point.step)
+    counts = [point.value for point in counted]
     assert counts == sorted(counts)
     assert (len(counts), counts[0], counts[-1]) == (STEPS, 0.0, 1.0)
-    assert found["undisturbed"].data.metrics["engine/restarts"] == 0.0
 
     eventually(lambda: (actors(head), used(head)) == before, 20)
 
