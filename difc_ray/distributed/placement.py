@@ -165,9 +165,12 @@ def _start_local(config: Config) -> None:
             "take it away: then the run makes a token of its own."
         ) from error
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        written = bool(temporary) and isinstance(error, OSError)
+        remedy = "Set RAY_TMPDIR to a folder that can be written" if written else (
+            "Run `difc-ray doctor` to see what is missing")  # fmt: skip
         raise ClusterError(
-            f"Ray must start here, got {type(error).__name__}: {' '.join(str(error).split())} (this machine). Run "
-            "`difc-ray doctor` to see what is missing, or use `engine=inline`."
+            f"Ray must start here, got {told} (this machine). {remedy}, or use `engine=inline`."
         ) from error
 
 

@@ -92,6 +92,14 @@ CASES = {
         "train -c run.yaml", CONFIG, "unknown key `optimizer.learning_rate`", "`optimizer.lr`", "run.yaml, line 1",
         run_yaml="optimizer: {learning_rate: 1}\n",
     ),
+    "13 unknown key of the cluster": bad(
+        "train -c run.yaml", CONFIG, "unknown key `cluster.adress`", "Did you mean `cluster.address`?", "line 2",
+        run_yaml="cluster:\n  adress: host:6379\n",
+    ),
+    "13 unknown key of a bundle": bad(
+        "train -c run.yaml", CONFIG, "`cluster.bundles.mnist` must hold", "got `lables`", "Did you mean `labels`?",
+        run_yaml="cluster:\n  bundles: {mnist: {lables: {zone: east}}}\n",
+    ),
     "14 config missing": bad("train -c no.yaml", CONFIG, "must exist, got no such file (`no.yaml`)"),
     "14 config is a folder": bad("train -c .", CONFIG, "must be a file, got a directory"),
     "14 config too large": bad("train -c run.yaml", CONFIG, "at most 1 MB", run_yaml="#" * 1_000_001),
@@ -270,6 +278,16 @@ class TestCluster:
         assert answer.code == CLUSTER
         assert_sentences(answer, ("RAY_TMPDIR must", "at most 37 characters, got 65", "(environment)", "shorter path"))
         assert not (tmp_path / "runs").exists()
+
+    def test_temporary_folder_that_cannot_be_made(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        def init(**options: object) -> None:
+            raise FileNotFoundError(2, "No such file or directory", "/proc/ray")
+
+        monkeypatch.setattr(placement.ray, "init", init)
+        monkeypatch.setenv("RAY_TMPDIR", "/proc")
+        answer = cli("train")
+        assert answer.code == CLUSTER
+        assert_sentences(answer, ("got FileNotFoundError", "/proc/ray", "Set RAY_TMPDIR to a folder that can be"))
 
     def test_more_object_store_than_memory(self, cli: Cli, tmp_path: Path) -> None:
         answer = cli("train", "cluster.object_store_mb=99999999")

@@ -19,12 +19,14 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from difc_ray.distributed.placement import SEVERAL_NODES
 from difc_ray.jobs import Jobs, api_address
 from tests.checkpoints import sha256sum
-from tests.cli.shell import MODULE, environment
+from tests.cli.shell import MODULE, difc_ray, environment
 from tests.faults import alive, end_of, eventually, train
 from tests.mlflow.servers import MlflowServer
 from tests.ray.heads import Head
+from tests.ray.test_loopback import listening, reachable_from_elsewhere
 from tests.runs import small_config, write_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
@@ -44,7 +46,7 @@ PROCESSES = re.compile(r"processes: coordinator (\d+) on \S+, mnist (\d+) on \S+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, MlflowServer]]:
     """A cluster and an MLflow server, which start at the same time."""
-    head, server = Head(), MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
+    head, server = Head(**{SEVERAL_NODES: "0"}), MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
     try:
         with ThreadPoolExecutor() as both:
             for each in (both.submit(head.wait), both.submit(server.start)):
@@ -134,6 +136,18 @@ def test_a_worker_killed_under_a_job(servers: tuple[Head, MlflowServer], tmp_pat
     assert (len(counts), counts[0], counts[-1]) == (STEPS, 0.0, 1.0)
 
     eventually(lambda: (actors(head), used(head)) == before, 20)
+
+
+def test_the_head_listens_on_loopback_only_and_is_found_there(
+    servers: tuple[Head, MlflowServer], tmp_path: Path
+) -> None:
+    head, _ = servers
+    sockets = listening(head.family())
+    assert len(sockets) > 5
+    assert reachable_from_elsewhere(sockets) == []
+    found = difc_ray("doctor", "--cluster", f"cluster.address={head.address}", cwd=tmp_path, timeout_s=60)
+    assert (found.code, found.err) == (0, "")
+    assert "1 node(s), nothing wrong" in found.out
 
 
 def test_the_server_answers_to_its_own_name_only(servers: tuple[Head, MlflowServer]) -> None:
