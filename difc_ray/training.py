@@ -147,6 +147,7 @@ class Training:
         self.started = time.monotonic()
         self.saved = self.step if start.resumed is None else -1  # a new run has its checkpoint of step 0
         self.selector = SELECTORS.get(self.config.selection)()
+        self.told_restarts = ""
         self.log = MetricsLog(run_dir / "metrics.jsonl", self.step, self.progress.evaluated)
 
     def evaluations(self) -> Iterator[Evaluation]:
@@ -236,17 +237,26 @@ class Training:
         taken, spent = self.progress.seconds.get("steps", 0.0), self.progress.seconds.get("step", 0.0)
         per_step = spent / taken if taken else CHUNK_S
         records = self.engine.advance(max(1, min(boundary - self.step, int(CHUNK_S / max(per_step, 1e-4)))))
+        restarts = self._restarts()
         for record in records:
             self.progress.add("steps", 1.0)
             for part, seconds in record.seconds.items():
                 self.progress.add(part, seconds)
             self.log.step(record)
-            self.tracker.metrics(record.step + 1, record_metrics(record))
+            self.tracker.metrics(record.step + 1, {**record_metrics(record), **restarts})
             if record.skipped:
                 self.display.notice(f"step {record.step} skipped: {record.skipped}")
         if records:
             self.step = records[-1].step + 1
         self.display.steps(records)
+
+    def _restarts(self) -> dict[str, float]:
+        """How many workers were replaced so far, as a metric; and by domain in a tag, when there is one more."""
+        told = ", ".join(f"{name} {n}" for name, n in self.engine.restarts.items() if n)
+        if told != self.told_restarts:
+            self.told_restarts = told
+            self.tracker.tags({"engine.restarts": told})
+        return {"engine/restarts": float(sum(self.engine.restarts.values()))}
 
     def _evaluate(self) -> Evaluation | None:
         """Metrics, selection and records of the state in hand; None when the run is to stop before all are known."""

@@ -208,7 +208,7 @@ def rules(
     from difc_ray.cli.rules import print_rule, print_rule_check, print_rules
     from difc_ray.rulebook import check_rules, rule_table
 
-    number = whole_number("--draws", draws)
+    number = whole_number("--draws", draws, 200)
     if rule is not None and check:
         raise ConfigError(f"`--check` is of all rules, got `{rule}` besides (command line). Remove one of them.")
     if rule is not None:

@@ -109,7 +109,7 @@ def prepared(wish: Wish) -> tuple[JobRequest, Shipment | None, list[str]]:
             "MLFLOW_TRACKING_URI is set here, and the job does not get it: name it with `--env MLFLOW_TRACKING_URI`."
         )
     environment["env_vars"] = {STOP_WINDOW: str(wish.window_s)} | variables
-    words = [*shlex.split(wish.python), "-m", "difc_ray", *wish.command]
+    words = [*python_of(wish.python), "-m", "difc_ray", *wish.command]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", command.metadata.get("name", wish.command[0]))[:100]
     request = JobRequest(
         submission_id=wish.submission_id or f"difc-{name}-{secrets.token_hex(3)}",
@@ -120,6 +120,24 @@ def prepared(wish: Wish) -> tuple[JobRequest, Shipment | None, list[str]]:
         gpus=wish.gpus,
     )
     return request, shipment, command.notes
+
+
+def python_of(text: str) -> list[str]:
+    """The words that start Python on the cluster.
+
+    Raises:
+        ConfigError: there are none, or a quotation mark is missing.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = []
+    if not words:
+        raise ConfigError(
+            f"`--python` must be a command, got `{text}` (command line). Write for example `--python python3`, or "
+            "leave it out."
+        )
+    return words
 
 
 def working_folder(wish: Wish, environment: dict[str, Any]) -> Path | None:

@@ -41,12 +41,13 @@ def usage_sentence(error: Any, commands: Sequence[str]) -> str:
     return f"the command line must be understood, got this: {text.rstrip('.')} (command line). {remedy}"
 
 
-def whole_number(option: str, text: str) -> int:
+def whole_number(option: str, text: str, example: int = 1) -> int:
     """The value of an option that counts something.
 
     Args:
         option: its name, with dashes.
         text: what the user wrote.
+        example: a usual value.
 
     Raises:
         ConfigError: it is no integer from 1 on.
@@ -54,7 +55,7 @@ def whole_number(option: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1 and len(text) <= 18):
         raise ConfigError(
             f"`{option}` must be an integer >= 1, got {text or 'nothing'} (command line). Write for example "
-            f"`{option} 200`."
+            f"`{option} {example}`."
         )
     return int(text)
 

@@ -139,6 +139,9 @@ class RayEngine:
         self._process = self._call("process")
         self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
         self.facts["nodes"] = str(len({info.node for info in infos}))
+        host, pid = self._process
+        lives = [("coordinator", pid, host), *((info.domain, info.pid, info.host) for info in infos)]
+        log.info("processes: %s", ", ".join(f"{name} {pid} on {host}" for name, pid, host in lives))
 
     def advance(self, n: int) -> list[StepRecord]:
         """Up to n steps; fewer when the run is to stop. Errors come after the records that precede them.
