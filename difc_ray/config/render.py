@@ -28,6 +28,7 @@ RESUMABLE = (
     "on_bad_image",
     "on_nonfinite",
     "output",
+    "profile",
     "resume",
     "steps",
     "tracking",

@@ -29,6 +29,7 @@ from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import GlobalStep, Replicated, StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.spans import Span, traced_steps
 from difc_ray.vectors import ParameterLayout
 
 
@@ -39,6 +40,7 @@ class Advance:
     records: list[StepRecord] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
     error: DifcError | None = None
 
 
@@ -124,6 +126,8 @@ class Coordinator:
         import_plugins(config.plugins)
         infos = self.domains.start(config, run)
         self.step = self._begin(config, infos[0].layout, arrays)
+        self.domains.recorder, self.domains.spans = self.step.recorder, []
+        self.traced = traced_steps(config.profile, arrays.step, config.steps)
         self.gauges.begin(run)
         return infos
 
@@ -150,20 +154,27 @@ class Coordinator:
             except DifcError as raised:
                 error = raised
         messages, self.domains.messages = self.domains.messages, []
-        return Advance(records=records, messages=messages, restarts=dict(self.domains.restarts), error=error)
+        spans, self.domains.spans = [*self.step.recorder.take(), *self.domains.spans], []
+        restarts = dict(self.domains.restarts)
+        return Advance(records=records, messages=messages, restarts=restarts, spans=spans, error=error)
 
     def _take(self) -> StepRecord:
         """One step with its times; repeated by everybody if a replacement's bits differ."""
+        number, recorder = self.step.state.step, self.step.recorder
         while True:
             started = time.perf_counter()
+            recorder.follow(number, self.domains.attempt, on=number in self.traced)
             try:
-                record = self.step.take(self.domains)
+                with recorder.span("step"):
+                    record = self.step.take(self.domains)
             except StepRedo as redo:
                 if str(redo):
                     self.domains.messages.append(str(redo))
                 self.domains.attempt += 1
                 continue
             total, compute = time.perf_counter() - started, self.domains.compute_s
+            if number + 1 == self.traced.stop and isinstance(self.domains, CollectiveDomains):
+                self.domains.settle()
             own = record.seconds.get("coordinator", 0.0)
             rest = {"step": total, "compute": compute, "transport": max(0.0, total - compute - own)}
             return replace(record, seconds={**record.seconds, "coordinator": own, **rest})
@@ -198,7 +209,8 @@ class Coordinator:
         pin_threads(self.threads)
         reference = ray.put(self.step.home.model_state() if state is None else state)
         try:
-            found = self.domains.evaluate(reference, jobs)
+            with self.step.recorder.span("evaluation"):
+                found = self.domains.evaluate(reference, jobs)
         except WaitInterrupted as interruption:
             found = []
             self.domains.messages.append(str(interruption))

@@ -26,6 +26,7 @@ from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.spans import Span
 
 log = logging.getLogger("difc_ray")
 
@@ -52,6 +53,7 @@ class RayEngine:
         self.config, self.run, self.interrupted, self.notice = config, run, interrupted, notice
         self.restarts: dict[str, int] = {}
         self.facts: dict[str, str] = {"engine": "ray"}
+        self.spans: list[Span] = []
         self._coordinator: Any = None
         self._group: Any = None
         self._owns_group = self._owns_ray = False
@@ -134,7 +136,7 @@ class RayEngine:
             run: the run's identity.
             state: where to start.
         """
-        self.config, self.run, self._error = config, run, None
+        self.config, self.run, self._error, self.spans = config, run, None, []
         infos = self._call("start", config, run, StateArrays.of(state))
         self._process = self._call("process")
         self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
@@ -152,6 +154,7 @@ class RayEngine:
         for message in answer.messages:
             self.notice(message)
         self.restarts = answer.restarts
+        self.spans += answer.spans
         self._error = answer.error
         if answer.error is not None and not answer.records:
             raise answer.error

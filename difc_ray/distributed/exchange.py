@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from difc_ray.distributed.worker import WorkerInfo
 from difc_ray.errors import ClusterError
+from difc_ray.spans import Span
 
 
 class StepRedo(Exception):
@@ -24,6 +25,12 @@ class Question:
 
     method: str
     arguments: tuple[Any, ...]
+
+
+def spans_of(replies: Iterable[Any]) -> list[Span]:
+    """What workers spent the time of their answers on, where a step is traced; most answers have none."""
+    parts = [part for reply in replies for part in (getattr(reply, "rows", None), reply)]
+    return [span for part in parts for span in getattr(part, "spans", ())]
 
 
 def check_same_model(infos: Sequence[WorkerInfo]) -> None:

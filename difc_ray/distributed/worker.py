@@ -107,8 +107,9 @@ class DomainWorker:
 
     def evaluate(self, state: ModelState, domain: str, split: str) -> SplitMetrics:
         """Metrics of a state on a split of this domain, or of one loaded for the purpose (the target)."""
-        held = self.step.domain if domain == self.domain else load_domain(self.config, domain)
-        return evaluate_state(self.step, state, held, split)
+        with self.step.recorder.span("evaluation"):
+            held = self.step.domain if domain == self.domain else load_domain(self.config, domain)
+            return evaluate_state(self.step, state, held, split)
 
 
 def assigned_device() -> torch.device:

@@ -18,13 +18,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
-from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model
+from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model, spans_of
 from difc_ray.distributed.planning import Plan, members_of
 from difc_ray.distributed.processes import LOST, Failure, describe, end_process
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.local_step import ModelState, Token
 from difc_ray.losses import Confusion
+from difc_ray.spans import Recorder, Span
 
 POLL_S = 0.25
 """How often a wait looks at deadlines and at whether it is interrupted."""
@@ -63,6 +64,8 @@ class Workers(ABC):
         self.waiting: dict[str, float] = {}
         self.compute_s = 0.0
         self.attempt = 0
+        self.recorder = Recorder("coordinator")
+        self.spans: list[Span] = []
         self.stop_waiting: Callable[[], bool] = lambda: False
 
     # ---- starting -------------------------------------------------------------------------------------------------
@@ -101,7 +104,14 @@ class Workers(ABC):
         self._step = step
         self.compute_s = 0.0
         self._tokens = [
-            Token(run=self.run, attempt=self.attempt, step=step, domain=member.domain, part=member.part)
+            Token(
+                run=self.run,
+                attempt=self.attempt,
+                step=step,
+                domain=member.domain,
+                part=member.part,
+                traced=self.recorder.on,
+            )
             for member in self.members
         ]
 
@@ -173,14 +183,17 @@ class Workers(ABC):
         pending: dict[Any, int] = {}
         started = time.monotonic()
         by_index = dict(zip(indices, questions, strict=True))
-        failures = [f for index in indices if (f := self._send(index, by_index[index], pending))]
-        while pending or failures:
-            for failure in self._recovered(self._root_cause_first(failures), pending, replies):
-                while again := self._send(failure.index, by_index[failure.index], pending):
-                    self._recovered([again], pending, replies)
-                started = time.monotonic()
-            failures = self._wait(pending, replies, started)
+        with self.recorder.span("ask"):
+            failures = [f for index in indices if (f := self._send(index, by_index[index], pending))]
+        with self.recorder.span("wait"):
+            while pending or failures:
+                for failure in self._recovered(self._root_cause_first(failures), pending, replies):
+                    while again := self._send(failure.index, by_index[failure.index], pending):
+                        self._recovered([again], pending, replies)
+                    started = time.monotonic()
+                failures = self._wait(pending, replies, started)
         self.waiting = {}
+        self.spans += spans_of(replies.values())
         return [replies[index] for index in indices]
 
     def _send(self, index: int, question: Question, pending: dict[Any, int]) -> Failure | None:
