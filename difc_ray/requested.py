@@ -18,7 +18,7 @@ from difc_ray.preparation import recorded_settings, run_tags, run_to_resume, tra
 from difc_ray.tracking import RecordedRun, read_run, resolve_uri, spoiled
 from difc_ray.training import Start
 
-NOT_REPEATED = ("name", "output", "profile", "resume", "tracking")
+NOT_REPEATED = ("log_level", "name", "output", "profile", "resume", "tracking")
 """Keys and sections that a run does not take from the run that it repeats."""
 
 NOT_READ = ("trial",)

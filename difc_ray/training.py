@@ -7,6 +7,7 @@ never interrupted.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from difc_ray.snapshots import Progress, checkpoint_path, make_snapshot, model_s
 from difc_ray.spans import Span
 from difc_ray.tracking import Tracker
 from difc_ray.vectors import ParameterLayout
+
+log = logging.getLogger("difc_ray")
 
 CLASSES_TO_TRACK = 20
 """With more classes, the recall of each is in `summary.json` and not among the metrics of every evaluation."""
@@ -259,7 +262,10 @@ class Training:
             self.log.step(record)
             self.tracker.metrics(record.step + 1, record_metrics(record))
             if record.skipped:
+                told = {"event": "step skipped", "step": record.step}
+                log.warning("step %d skipped: %s", record.step, record.skipped, extra=told)
                 self.display.notice(f"step {record.step} skipped: {record.skipped}")
+            log.debug("step %d", record.step, extra={"event": "step", "step": record.step})
         if records:
             self.step = records[-1].step + 1
         self.display.steps(records)

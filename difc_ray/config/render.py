@@ -24,6 +24,7 @@ RESUMABLE = (
     "engine",
     "eval_every",
     "loader",
+    "log_level",
     "name",
     "on_bad_image",
     "on_nonfinite",

@@ -325,6 +325,8 @@ class Config(Section):
     """When the training state is saved."""
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow is told about the run."""
+    log_level: Literal["info", "debug"] = "info"
+    """What the actors write into `logs/`: what happens, or besides that a line for every step."""
     cluster: ClusterConfig = ClusterConfig()
     """What Ray is asked for."""
     trial: TrialConfig = TrialConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -24,13 +25,16 @@ from difc_ray.distributed.gauges import StepGauges
 from difc_ray.distributed.object_store import ObjectStoreDomains
 from difc_ray.distributed.planning import Plan
 from difc_ray.distributed.replica import ReplicaArrays
-from difc_ray.distributed.worker import WorkerInfo
+from difc_ray.distributed.worker import WorkerInfo, session_logs
 from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import GlobalStep, Replicated, StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.logbook import ActorLog, Who, begin_log, end_log, reports_errors
 from difc_ray.spans import Span, traced_steps
 from difc_ray.vectors import ParameterLayout
+
+log = logging.getLogger("difc_ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ class StateArrays:
         )
 
 
+@reports_errors
 class Coordinator:
     """Owns the training state; wrapped in ``ray.remote`` with two concurrency slots, one of them for :meth:`stop`.
 
@@ -110,6 +115,7 @@ class Coordinator:
             self.domains = ObjectStoreDomains(group, plan, threads, search_path)
         self.domains.stop_waiting = self.stopping.is_set
         self.gauges = StepGauges()
+        self.log: ActorLog | None = None
 
     def start(self, config: Config, run: str, arrays: StateArrays) -> list[WorkerInfo]:
         """Starts a run: its workers, and its state. A later run may start on the same actors.
@@ -124,6 +130,10 @@ class Coordinator:
         """
         self.stopping.clear()
         import_plugins(config.plugins)
+        end_log(self.log)
+        self.log = begin_log(config, Who(run=str(config.name), actor="coordinator"), session_logs())
+        log.info("%s, %d workers", type(self.domains).__name__, len(self.domains.plan.owners) - 1,
+                 extra={"event": "started"})  # fmt: skip
         infos = self.domains.start(config, run)
         self.step = self._begin(config, infos[0].layout, arrays)
         self.domains.recorder, self.domains.spans = self.step.recorder, []
@@ -152,6 +162,7 @@ class Coordinator:
                 self.domains.messages.append(str(interruption))
                 break
             except DifcError as raised:
+                log.error("%s", raised, exc_info=True, extra={"event": "error"})
                 error = raised
         messages, self.domains.messages = self.domains.messages, []
         spans, self.domains.spans = [*self.step.recorder.take(), *self.domains.spans], []
@@ -164,20 +175,34 @@ class Coordinator:
         while True:
             started = time.perf_counter()
             recorder.follow(number, self.domains.attempt, on=number in self.traced)
+            if self.log is not None:
+                self.log.at(number, self.domains.attempt)
             try:
                 with recorder.span("step"):
                     record = self.step.take(self.domains)
             except StepRedo as redo:
+                why = str(redo) or "a worker was replaced"
+                log.warning("%s: all repeat step %d", why, number, extra={"event": "redo"})
                 if str(redo):
                     self.domains.messages.append(str(redo))
                 self.domains.attempt += 1
                 continue
             total, compute = time.perf_counter() - started, self.domains.compute_s
+            self._tell(record)
             if number + 1 == self.traced.stop and isinstance(self.domains, CollectiveDomains):
                 self.domains.settle()
             own = record.seconds.get("coordinator", 0.0)
             rest = {"step": total, "compute": compute, "transport": max(0.0, total - compute - own)}
             return replace(record, seconds={**record.seconds, "coordinator": own, **rest})
+
+    def _tell(self, record: StepRecord) -> None:
+        """What is to be said of a step: that it was skipped, and who is slow."""
+        if record.skipped:
+            log.warning("%s", record.skipped, extra={"event": "step skipped"})
+        for name, sentence in self.domains.stragglers.end().items():
+            log.warning("%s", sentence, extra={"event": "slow", "domain": name})
+            self.domains.messages.append(sentence)
+        log.debug("taken", extra={"event": "step"})
 
     def stop(self) -> None:
         """Lets :meth:`advance` return after the step in hand."""
@@ -221,3 +246,5 @@ class Coordinator:
         """Ends the workers."""
         self.stopping.set()
         self.domains.close()
+        end_log(self.log)
+        self.log = None

@@ -22,6 +22,7 @@ from difc_ray.distributed.planning import members_of
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo, assigned_device
 from difc_ray.global_step import Update
 from difc_ray.local_step import ModelState, Rows, Statistics, Token, bad_rows, part_of
+from difc_ray.logbook import reports_errors
 from difc_ray.objectives import Vectors
 from difc_ray.optimizer import FlatOptimizer
 from difc_ray.spans import Span
@@ -70,6 +71,7 @@ class Broken:
     reason: str
 
 
+@reports_errors
 class ReplicaWorker(DomainWorker):
     """A domain worker of the transport `collective`.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -15,9 +17,12 @@ from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.logbook import ActorLog, Who, begin_log, end_log, reports_errors
 from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
 from difc_ray.vectors import ParameterLayout
+
+log = logging.getLogger("difc_ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,7 @@ class WorkerInfo:
     address: str
 
 
+@reports_errors
 class DomainWorker:
     """Holds one source domain and answers with statistics and rows; wrapped in ``ray.remote`` where it is started.
 
@@ -47,6 +53,7 @@ class DomainWorker:
     def __init__(self, threads: int, search_path: list[str]) -> None:
         self.threads, self.search_path = threads, search_path
         self._started = False
+        self.log: ActorLog | None = None
 
     def start(self, config: Config, domain: str, part: int = 0) -> WorkerInfo:
         """Loads plug-ins, data and model of a run; a later run may start on the same worker.
@@ -61,6 +68,11 @@ class DomainWorker:
         pin_threads(self.threads)
         sys.path.extend(folder for folder in self.search_path if folder not in sys.path)
         import_plugins(config.plugins)
+        self.end()
+        number = part + 1 if config.cluster.replicas > 1 else None
+        who = Who(run=str(config.name), actor="worker", domain=domain, part=number)
+        self.log = begin_log(config, who, session_logs())
+        log.info("domain `%s`", domain, extra={"event": "started"})
         model, loss = model_of(config)
         self.config, self.domain = config, domain
         if self._started:
@@ -87,6 +99,9 @@ class DomainWorker:
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """First answer of a step."""
+        if self.log is not None:
+            self.log.at(token.step, token.attempt)
+        log.debug("asked for its statistics", extra={"event": "step"})
         return self.step.statistics(state, token)
 
     def exchange(self, token: Token, number: int, broadcast: Vectors) -> Statistics:
@@ -111,10 +126,20 @@ class DomainWorker:
             held = self.step.domain if domain == self.domain else load_domain(self.config, domain)
             return evaluate_state(self.step, state, held, split)
 
+    def end(self) -> None:
+        """The last line of the log of the run that this worker serves, if it serves one."""
+        end_log(self.log)
+        self.log = None
+
 
 def assigned_device() -> torch.device:
     """The GPU that Ray gave this actor, else the CPU (never a GPU that merely happens to be visible)."""
     return torch.device("cuda:0" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def session_logs() -> Path:
+    """The folder of what the processes of this Ray session print."""
+    return Path(worker_log()).parent
 
 
 def worker_log() -> str:
