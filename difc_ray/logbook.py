@@ -88,7 +88,7 @@ class JsonLines(logging.Formatter):
         secrets: texts that no line may hold.
 
     Attributes:
-        step, attempt: where the actor is.
+        step, attempt: where the actor is; the driver counts steps taken, all others have the step in hand.
         lost: lines that could not be written before this one.
     """
 
@@ -138,17 +138,14 @@ class ActorLog(RotatingFileHandler):
         path: the file.
         lines: makes the lines.
         level: lines below it are left out.
+        away: whether it is not in the run's folder.
     """
 
-    def __init__(self, path: Path, lines: JsonLines, level: int) -> None:
+    def __init__(self, path: Path, lines: JsonLines, level: int, *, away: bool = False) -> None:
         super().__init__(path, maxBytes=MOST_BYTES, backupCount=1, encoding="utf-8", errors="replace", delay=True)
-        self.lines = lines
+        self.lines, self.away = lines, away
         self.setFormatter(lines)
         self.setLevel(level)
-
-    def at(self, step: int, attempt: int = 0) -> None:
-        """Where the actor is, for the lines to come."""
-        self.lines.step, self.lines.attempt = step, attempt
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a line, or counts it as lost."""
@@ -191,18 +188,18 @@ def begin_log(config: Config, who: Who, elsewhere: Path | None = None) -> ActorL
         The log, to be handed to :func:`end_log`; None where there is no place for one.
     """
     folder = run_folder(config) / FOLDER
-    name = who.file
+    name, away = who.file, False
     try:
         if elsewhere is None:
             folder.mkdir(exist_ok=True)
         elif not (folder / Who(run=who.run, actor="driver").file).exists():
-            folder, name = elsewhere, f"difc_ray-{who.run}-{name}"
+            folder, name, away = elsewhere, f"difc_ray-{who.run}-{name}", True
         if not folder.is_dir():
             return None
     except OSError:
         return None
     level = logging.DEBUG if config.log_level == "debug" else logging.INFO
-    log = ActorLog(folder / name, JsonLines(who, secrets_of(config, os.environ)), level)
+    log = ActorLog(folder / name, JsonLines(who, secrets_of(config, os.environ)), level, away=away)
     if not PACKAGE.handlers and not logging.getLogger().handlers and logging.lastResort is not None:
         PACKAGE.addHandler(logging.lastResort)  # which else falls silent with the first handler
     PACKAGE.addHandler(log)
@@ -210,12 +207,26 @@ def begin_log(config: Config, who: Who, elsewhere: Path | None = None) -> ActorL
     return log
 
 
+def now_at(step: int, attempt: int = 0) -> None:
+    """Where this actor is, for the lines to come."""
+    for handler in PACKAGE.handlers:
+        if isinstance(handler, ActorLog):
+            handler.lines.step, handler.lines.attempt = step, attempt
+
+
 def end_log(log: ActorLog | None, message: str = "ended") -> None:
-    """The last line."""
+    """The last line; what could not be written is told to whoever else listens."""
     if log is not None:
         PACKAGE.info("%s", message, extra={"event": "ended"})
         PACKAGE.removeHandler(log)
         log.close()
+        if log.lines.lost:
+            PACKAGE.warning("`%s` could not be written, the last %d lines are lost", log.baseFilename, log.lines.lost)
+
+
+def place_of(log: ActorLog | None) -> str:
+    """Where the log is, if that is not the run's folder; else empty."""
+    return log.baseFilename if log is not None and log.away else ""
 
 
 def secrets_of(config: Config, environ: Mapping[str, str]) -> set[str]:

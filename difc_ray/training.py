@@ -25,6 +25,7 @@ from difc_ray.errors import CheckpointError
 from difc_ray.evaluation import SELECTORS, SplitMetrics, worst_domain
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.logbook import now_at
 from difc_ray.profiling import Profile
 from difc_ray.records import MetricsLog, record_metrics
 from difc_ray.snapshots import Progress, checkpoint_path, make_snapshot, model_state, write_json
@@ -252,6 +253,7 @@ class Training:
         self.profile.add(spans, self.step)
         if self.profile.due(self.step):
             self._write_profile()
+        now_at(self.step)
 
     def _keep(self, records: Sequence[StepRecord]) -> None:
         """Records of steps to wherever they are kept and shown."""

@@ -30,7 +30,7 @@ from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import GlobalStep, Replicated, StepRecord, TrainState
 from difc_ray.local_step import ModelState
-from difc_ray.logbook import ActorLog, Who, begin_log, end_log, reports_errors
+from difc_ray.logbook import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
 from difc_ray.spans import Span, traced_steps
 from difc_ray.vectors import ParameterLayout
 
@@ -175,8 +175,7 @@ class Coordinator:
         while True:
             started = time.perf_counter()
             recorder.follow(number, self.domains.attempt, on=number in self.traced)
-            if self.log is not None:
-                self.log.at(number, self.domains.attempt)
+            now_at(number, self.domains.attempt)
             try:
                 with recorder.span("step"):
                     record = self.step.take(self.domains)
@@ -199,8 +198,8 @@ class Coordinator:
         """What is to be said of a step: that it was skipped, and who is slow."""
         if record.skipped:
             log.warning("%s", record.skipped, extra={"event": "step skipped"})
-        for name, sentence in self.domains.stragglers.end().items():
-            log.warning("%s", sentence, extra={"event": "slow", "domain": name})
+        for index, sentence in self.domains.stragglers.end().items():
+            log.warning("%s", sentence, extra={"event": "slow", **self.domains.members[index].tags()})
             self.domains.messages.append(sentence)
         log.debug("taken", extra={"event": "step"})
 
@@ -208,9 +207,9 @@ class Coordinator:
         """Lets :meth:`advance` return after the step in hand."""
         self.stopping.set()
 
-    def process(self) -> tuple[str, int]:
-        """Host and process of this actor."""
-        return socket.gethostname(), os.getpid()
+    def process(self) -> tuple[str, int, str]:
+        """Host and process of this actor, and its log, if that is not in the run's folder."""
+        return socket.gethostname(), os.getpid(), place_of(self.log)
 
     def status(self) -> tuple[int, dict[str, float]]:
         """The step in hand, and the domains that have not answered yet with their seconds."""

@@ -59,7 +59,7 @@ class RayEngine:
         self._owns_group = self._owns_ray = False
         self._error: DifcError | None = None
         self._head: Head | None = None
-        self._process, self._deaf = ("", 0), False
+        self._process, self._deaf = ("", 0, ""), False
 
     def connect(self) -> None:
         """Reaches a cluster and checks that it has what the run needs; starts nothing yet.
@@ -139,6 +139,10 @@ class RayEngine:
         self.config, self.run, self._error, self.spans = config, run, None, []
         infos = self._call("start", config, run, StateArrays.of(state))
         self._process = self._call("process")
+        places = {self._process[2]: self._process[0], **{info.away: info.host for info in infos}}
+        for place, host in places.items():
+            if place:
+                log.info("an actor does not see the run's folder: its log is %s on %s", place, host)
         self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
         self.facts["nodes"] = str(len({info.node for info in infos}))
 

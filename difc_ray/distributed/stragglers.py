@@ -49,8 +49,8 @@ class Stragglers:
             self._own[index] += getattr(told, "compute_s", 0.0)
             self._waited[index] = max(self._waited[index], getattr(told, "loading_s", 0.0))
 
-    def end(self) -> dict[str, str]:
-        """The step has ended: who is found to be slow now, each with a sentence."""
+    def end(self) -> dict[int, str]:
+        """The step has ended: the numbers of those who are found to be slow now, each with a sentence."""
         for index, (own, waited) in enumerate(zip(self._own, self._waited, strict=True)):
             self._seconds[index].append(own)
             self._loading[index].append(waited)
@@ -64,7 +64,7 @@ class Stragglers:
                 self._slow.discard(index)
             elif index not in self._slow:
                 self._slow.add(index)
-                found[self.names[index]] = self._sentence(index, own, others)
+                found[index] = self._sentence(index, own, others)
         return found
 
     def _sentence(self, index: int, own: float, others: float) -> str:

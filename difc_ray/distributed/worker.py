@@ -17,7 +17,7 @@ from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
-from difc_ray.logbook import ActorLog, Who, begin_log, end_log, reports_errors
+from difc_ray.logbook import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
 from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
 from difc_ray.vectors import ParameterLayout
@@ -37,6 +37,7 @@ class WorkerInfo:
     layout: ParameterLayout
     log: str
     address: str
+    away: str = ""
 
 
 @reports_errors
@@ -91,6 +92,7 @@ class DomainWorker:
             layout=self.step.layout,
             log=worker_log(),
             address=ray.util.get_node_ip_address(),
+            away=place_of(self.log),
         )
 
     def rows_at(self) -> torch.device | None:
@@ -99,8 +101,7 @@ class DomainWorker:
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """First answer of a step."""
-        if self.log is not None:
-            self.log.at(token.step, token.attempt)
+        now_at(token.step, token.attempt)
         log.debug("asked for its statistics", extra={"event": "step"})
         return self.step.statistics(state, token)
 

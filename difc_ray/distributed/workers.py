@@ -298,7 +298,7 @@ class Workers(ABC):
                     "node ran out of memory; the last checkpoint can be resumed."
                 )
             self.restarts[name] += 1
-            log.warning("%s", reason, extra={"event": "restart", "domain": name})
+            log.warning("%s", reason, extra={"event": "restart", **self.members[index].tags()})
             began = time.monotonic()
             self._end(index)
             try:
