@@ -113,12 +113,15 @@ class JsonLines(logging.Formatter):
             "step": told.get("step", self.step),
             "attempt": self.attempt,
             "event": told.get("event") or _BY_LEVEL.get(record.levelno, "message"),
-            "message": self.masked(record.getMessage())[:MOST_CHARACTERS],
+            "message": self.masked(record.getMessage()[: 2 * MOST_CHARACTERS])[:MOST_CHARACTERS],
             "pid": os.getpid(),
             "node": self.host,
         }
         if record.exc_info and record.exc_info[0] is not None:
-            line["traceback"] = self.masked(self.formatException(record.exc_info))[-MOST_OF_A_TRACE:]
+            trace = self.formatException(record.exc_info)
+            if len(trace) > MOST_OF_A_TRACE:  # whole lines, so that no secret is cut in two
+                trace = trace[-MOST_OF_A_TRACE:].partition("\n")[2]
+            line["traceback"] = self.masked(trace)
         if self.lost:
             line["lost"] = self.lost
         return json.dumps(line, ensure_ascii=False)
