@@ -172,6 +172,8 @@ class ActorLog(RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         """The file, at the beginning of a line: a process may have been killed in the middle of one."""
+        if self.away and os.path.islink(self.baseFilename):  # everybody may write into a session's folder
+            raise OSError(f"`{self.baseFilename}` is a link")
         stream = super()._open()
         with suppress(OSError), open(self.baseFilename, "rb") as written:
             if written.seek(0, os.SEEK_END) and (written.seek(-1, os.SEEK_END), written.read(1))[1] != b"\n":

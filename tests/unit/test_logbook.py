@@ -166,6 +166,10 @@ def test_an_actor_that_does_not_see_the_run_writes_elsewhere(tmp_path: Path) -> 
         assert [file.name for file in session.iterdir()] == ["difc_ray-test-coordinator.jsonl"]
         assert logbook.place_of(log) == str(session / "difc_ray-test-coordinator.jsonl")
         assert begin_log(config, who, tmp_path / "nowhere") is None
+        (session / "difc_ray-test-coordinator.jsonl").unlink()
+        (session / "difc_ray-test-coordinator.jsonl").symlink_to(tmp_path / "somebody else's")
+        end_log(begin_log(config, who, session))
+        assert not (tmp_path / "somebody else's").exists()
         logs = tmp_path / "runs" / "test" / "logs"
         logs.mkdir(parents=True)
         (logs / "driver.jsonl").write_text("")
