@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from difc_ray.cli.app import app
-from difc_ray.cli.usage import checked
+from difc_ray.cli.usage import checked, with_profile
 from difc_ray.config import Config, ConfigProblems, flat, load_config, resolve
 from difc_ray.config.overrides import parse_overrides
 from difc_ray.config.problems import masked, masked_argument
@@ -212,7 +212,7 @@ def options_of(name: str, rest: Sequence[str]) -> dict[str, Any]:
 
 def look_at_training(found: Command, given: dict[str, Any]) -> None:
     """Checks the settings of a run, as far as they are all here."""
-    settings = checked(given["settings"])
+    settings = with_profile(checked(given["settings"]), given["profile"])
     values, problems = parse_overrides(settings)
     if problems:
         raise ConfigProblems([str(problem) for problem in problems])

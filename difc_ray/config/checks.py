@@ -156,6 +156,9 @@ def _schedule(asked: _Asked) -> Iterator[Problem]:
     if config.optimizer.warmup_steps >= config.steps:
         what = "the warm-up must end before the run does"
         yield asked.problem(what, "Lower `optimizer.warmup_steps` or raise `steps`.", "optimizer.warmup_steps", "steps")
+    if config.profile is not None and config.profile > config.steps:
+        what, remedy = "`profile` must not exceed `steps`", f"Write `profile={min(10, config.steps)}` or raise `steps`."
+        yield asked.problem(what, remedy, "profile", "steps")
     if config.selection == "oracle" and config.target is None:
         what, remedy = "`selection: oracle` needs a target", "Name a target, or take `selection=train_domain_val`."
         yield asked.problem(what, remedy, "selection", "target")

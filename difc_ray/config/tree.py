@@ -316,10 +316,17 @@ class Config(Section):
     """Which evaluated step is the best one; `oracle` looks at the target and marks the run."""
     eval_every: Count = 50
     """Steps between two evaluations, >= 1."""
+    profile: Annotated[
+        Annotated[int, Field(ge=1, le=1000)] | None,
+        Rule("an integer in [1, 1000] or null", "Write for example `profile=10`, or leave it out."),
+    ] = None
+    """Steps whose times all actors write down in `profile.json`, in [1, 1000] and <= `steps`; null: none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the training state is saved."""
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow is told about the run."""
+    log_level: Literal["info", "debug"] = "info"
+    """What the actors write into `logs/`: what happens, or besides that a line for every step."""
     cluster: ClusterConfig = ClusterConfig()
     """What Ray is asked for."""
     trial: TrialConfig = TrialConfig()

@@ -35,6 +35,9 @@ from difc_ray.vectors import sum_blocks
 PATIENCE_S = 10.0
 """Seconds after `cluster.step_timeout_s` in which those who wait for a missing one report it; then it is known who."""
 
+SETTLE_S = 5.0
+"""Seconds that the times of the last traced step are waited for."""
+
 MEETINGS_IN_A_ROW = 5
 """So often a group may break at one step without the loss of a worker."""
 
@@ -115,7 +118,8 @@ class CollectiveDomains(Workers):
         """First answers of all domains."""
         self._begin_step(step)
         self.sent_bytes = [0] * len(self.members)
-        reference = ray.put(state)
+        with self.recorder.span("broadcast"):
+            reference = ray.put(state)
         asked = [Question(method="statistics", arguments=(reference,)) for _ in self.members]
         found = self.by_domain(self._ask(asked), merge_statistics)
         self._check_commits()
@@ -148,6 +152,11 @@ class CollectiveDomains(Workers):
                 self._commits.append(worker.commit.remote(update.step))  # the next question finds θ moved
         self._tokens = []
 
+    def settle(self) -> None:
+        """After the last step that is traced: the times of the optimizers, which else come with the next step."""
+        if len(ray.wait(self._commits, num_returns=len(self._commits), timeout=SETTLE_S)[0]) == len(self._commits):
+            self._check_commits()
+
     def bad_rows(self) -> list[str]:
         """What is not finite in the rows of each domain."""
         return self._ask_some(
@@ -167,7 +176,7 @@ class CollectiveDomains(Workers):
         commits, self._commits = self._commits, []
         for name, commit in zip(self.names, commits, strict=False):
             try:
-                ray.get(commit, timeout=self.config.cluster.step_timeout_s)
+                self.spans += ray.get(commit, timeout=self.config.cluster.step_timeout_s)
             except LOST:
                 continue  # another has taken its place, with the state of one that did
             except RayTaskError as error:

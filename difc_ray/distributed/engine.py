@@ -18,7 +18,7 @@ from difc_ray.determinism import thread_environment, threads_for
 from difc_ray.distributed.choosing import Transport, choose_transport
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
 from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, release, reserve
-from difc_ray.distributed.planning import node_names, plan_for
+from difc_ray.distributed.planning import members_of, node_names, plan_for
 from difc_ray.distributed.preflight import check_nodes, memory_notices
 from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
 from difc_ray.distributed.workers import POLL_S
@@ -26,6 +26,7 @@ from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.spans import Span
 
 log = logging.getLogger("difc_ray")
 
@@ -52,12 +53,13 @@ class RayEngine:
         self.config, self.run, self.interrupted, self.notice = config, run, interrupted, notice
         self.restarts: dict[str, int] = {}
         self.facts: dict[str, str] = {"engine": "ray"}
+        self.spans: list[Span] = []
         self._coordinator: Any = None
         self._group: Any = None
         self._owns_group = self._owns_ray = False
         self._error: DifcError | None = None
         self._head: Head | None = None
-        self._process, self._deaf = ("", 0), False
+        self._process, self._deaf = ("", 0, ""), False
 
     def connect(self) -> None:
         """Reaches a cluster and checks that it has what the run needs; starts nothing yet.
@@ -134,13 +136,18 @@ class RayEngine:
             run: the run's identity.
             state: where to start.
         """
-        self.config, self.run, self._error = config, run, None
+        self.config, self.run, self._error, self.spans = config, run, None, []
         infos = self._call("start", config, run, StateArrays.of(state))
         self._process = self._call("process")
+        places = {self._process[2]: self._process[0], **{info.away: info.host for info in infos}}
+        for place, host in places.items():
+            if place:
+                log.info("an actor does not see the run's folder: its log is %s on %s", place, host)
         self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
         self.facts["nodes"] = str(len({info.node for info in infos}))
-        host, pid = self._process
-        lives = [("coordinator", pid, host), *((info.domain, info.pid, info.host) for info in infos)]
+        host, pid, _ = self._process
+        workers = zip(members_of(config), infos, strict=True)
+        lives = [("coordinator", pid, host), *((str(member), info.pid, info.host) for member, info in workers)]
         log.info("processes: %s", ", ".join(f"{name} {pid} on {host}" for name, pid, host in lives))
 
     def advance(self, n: int) -> list[StepRecord]:
@@ -155,6 +162,7 @@ class RayEngine:
         for message in answer.messages:
             self.notice(message)
         self.restarts = answer.restarts
+        self.spans += answer.spans
         self._error = answer.error
         if answer.error is not None and not answer.records:
             raise answer.error

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
+from difc_ray.distributed.processes import LOST
 from difc_ray.distributed.worker import WorkerInfo
 from difc_ray.errors import ClusterError
+from difc_ray.spans import Span
+
+GOODBYE_S = 0.5
+"""Seconds for all workers together."""
 
 
 class StepRedo(Exception):
@@ -24,6 +32,20 @@ class Question:
 
     method: str
     arguments: tuple[Any, ...]
+
+
+def spans_of(replies: Iterable[Any]) -> list[Span]:
+    """What workers spent the time of their answers on, where a step is traced; most answers have none."""
+    parts = [part for reply in replies for part in (getattr(reply, "rows", None), reply)]
+    return [span for part in parts for span in getattr(part, "spans", ())]
+
+
+def say_goodbye(workers: Sequence[Any]) -> None:
+    """Lets workers that answer end their logs; those that do not are not waited for long."""
+    with suppress(*LOST):
+        told = [worker.end.remote() for worker in workers]
+        if told:
+            ray.wait(told, num_returns=len(told), timeout=GOODBYE_S)
 
 
 def check_same_model(infos: Sequence[WorkerInfo]) -> None:

@@ -5,6 +5,7 @@ What a replacement needs in order to go on is the affair of a transport: :meth:`
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -18,13 +19,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
-from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model
+from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model, say_goodbye, spans_of
 from difc_ray.distributed.planning import Plan, members_of
 from difc_ray.distributed.processes import LOST, Failure, describe, end_process
+from difc_ray.distributed.stragglers import Stragglers
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.local_step import ModelState, Token
 from difc_ray.losses import Confusion
+from difc_ray.spans import Recorder, Span
+
+log = logging.getLogger("difc_ray")
 
 POLL_S = 0.25
 """How often a wait looks at deadlines and at whether it is interrupted."""
@@ -64,6 +69,8 @@ class Workers(ABC):
         self.compute_s = self.moving_s = 0.0
         self.sent_bytes: list[int] = []
         self.attempt = 0
+        self.recorder = Recorder("coordinator")
+        self.spans: list[Span] = []
         self.stop_waiting: Callable[[], bool] = lambda: False
 
     # ---- starting -------------------------------------------------------------------------------------------------
@@ -80,6 +87,7 @@ class Workers(ABC):
         """
         self.config, self.run, self.members = config, run, members_of(config)
         self.names = [str(member) for member in self.members]
+        self.stragglers = Stragglers(self.names)
         self.restarts = dict.fromkeys(config.sources, 0)
         self._step = 0
         self._tokens: list[Token] = []
@@ -100,11 +108,10 @@ class Workers(ABC):
     def _begin_step(self, step: int) -> None:
         """New tokens: no answer to an earlier question is used from here on."""
         self._step = step
+        self.stragglers.begin()
         self.compute_s = self.moving_s = 0.0
-        self._tokens = [
-            Token(run=self.run, attempt=self.attempt, step=step, domain=member.domain, part=member.part)
-            for member in self.members
-        ]
+        all_: dict[str, Any] = {"run": self.run, "attempt": self.attempt, "step": step, "traced": self.recorder.on}
+        self._tokens = [Token(domain=member.domain, part=member.part, **all_) for member in self.members]
 
     def _spawn(self, index: int) -> Any:
         strategy = PlacementGroupSchedulingStrategy(
@@ -174,14 +181,18 @@ class Workers(ABC):
         pending: dict[Any, int] = {}
         started = time.monotonic()
         by_index = dict(zip(indices, questions, strict=True))
-        failures = [f for index in indices if (f := self._send(index, by_index[index], pending))]
-        while pending or failures:
-            for failure in self._recovered(self._root_cause_first(failures), pending, replies):
-                while again := self._send(failure.index, by_index[failure.index], pending):
-                    self._recovered([again], pending, replies)
-                started = time.monotonic()
-            failures = self._wait(pending, replies, started)
+        with self.recorder.span("ask"):
+            failures = [f for index in indices if (f := self._send(index, by_index[index], pending))]
+        with self.recorder.span("wait"):
+            while pending or failures:
+                for failure in self._recovered(self._root_cause_first(failures), pending, replies):
+                    while again := self._send(failure.index, by_index[failure.index], pending):
+                        self._recovered([again], pending, replies)
+                    started = time.monotonic()
+                failures = self._wait(pending, replies, started)
         self.waiting = {}
+        self.spans += spans_of(replies.values())
+        self.stragglers.add(replies)
         return [replies[index] for index in indices]
 
     def _send(self, index: int, question: Question, pending: dict[Any, int]) -> Failure | None:
@@ -288,6 +299,7 @@ class Workers(ABC):
                     "node ran out of memory; the last checkpoint can be resumed."
                 )
             self.restarts[name] += 1
+            log.warning("%s", reason, extra={"event": "restart", **self.members[index].tags()})
             began = time.monotonic()
             self._end(index)
             try:
@@ -317,6 +329,7 @@ class Workers(ABC):
             f"domain `{name}`: {reason} at step {self._step}; restart {self.restarts[name]}/"
             f"{self.config.cluster.max_worker_restarts} took {time.monotonic() - began:.1f} s"
         )
+        log.warning("%s", self.messages[-1], extra={"event": "replaced", "domain": name})
 
     def _hear(self, index: int, reference: Any, limit_s: float) -> Any:
         """The answer of one worker, while the others wait; hears the end of the run, and says who is late.
@@ -342,6 +355,7 @@ class Workers(ABC):
 
     def close(self) -> None:
         """Ends all workers."""
+        say_goodbye(self.workers)
         for worker in self.workers:
             ray.kill(worker, no_restart=True)
         for index in range(len(self.workers)):

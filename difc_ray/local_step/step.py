@@ -30,6 +30,7 @@ from difc_ray.local_step.parts import load_domain, loader_of, objective_of, part
 from difc_ray.losses import Confusion, Loss, confusion_of
 from difc_ray.models import Model, train_mode
 from difc_ray.objectives import Measurement, Vectors
+from difc_ray.spans import Recorder
 from difc_ray.vectors import ParameterLayout, as_tensor, write_row, write_theta
 
 
@@ -57,6 +58,7 @@ class LocalStep:
 
     Attributes:
         theta_P: the parameters of states that come without any; None: every state brings its own.
+        recorder: takes the times of steps that are traced.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class LocalStep:
         self.domain = domain
         self.device = device or torch.device("cpu")
         self.part = part_of(config.batch_size, part, parts_of(config))
+        name = f"{domain.name} #{part + 1}" if parts_of(config) > 1 else domain.name
+        self.recorder = Recorder(f"worker {name}", torch.cuda.synchronize if self.device.type == "cuda" else None)
         self.keeps_rows = rows_at is not None
         self.loader = loader_of(config, domain, self.device, self.part)
         self.model = model.to(self.device)
@@ -102,23 +106,29 @@ class LocalStep:
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """Forward pass of the step's batch and the first answer; keeps the graph for :meth:`rows`."""
         started = time.perf_counter()
+        self.recorder.follow(token.step, token.attempt, on=token.traced)
+        span = self.recorder.span
         self._graph = None
-        self.load_state(state, self.domain.name)
-        train_mode(self.model, frozen=self.frozen)
+        with span("load parameters"):
+            self.load_state(state, self.domain.name)
+            train_mode(self.model, frozen=self.frozen)
         waited = self.loader.stalled_s
-        batch = self.loader.batch(token.step)
+        with span("wait for batch"):
+            batch = self.loader.batch(token.step)
         self._loading_s = self.loader.stalled_s - waited
         labels = batch.labels
-        with self._dropout_drawn_for(token.step):
-            features = self.model.features(batch.images)
-        logits = self.model.head(features)
-        told = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
-        loss = told.value(logits, labels)
-        head = head_curvature(told, self.model, features, logits, labels)
-        probes = self._probes(token.step, head.size)
-        answered = self.objective.measure(head, probes)
-        self._head = detached_head(told, self.model, features, labels) if self.metric == "hvp" else None
-        accuracy = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
+        with span("forward"):
+            with self._dropout_drawn_for(token.step):
+                features = self.model.features(batch.images)
+            logits = self.model.head(features)
+            told = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
+            loss = told.value(logits, labels)
+        with span("head statistics"):
+            head = head_curvature(told, self.model, features, logits, labels)
+            probes = self._probes(token.step, head.size)
+            answered = self.objective.measure(head, probes)
+            self._head = detached_head(told, self.model, features, labels) if self.metric == "hvp" else None
+            accuracy = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
         self._graph = _Graph(
             token=token,
             loss=loss,
@@ -131,9 +141,10 @@ class LocalStep:
         """A later exchange of the step in hand."""
         started = time.perf_counter()
         graph = self._held(token)
-        told = {name: self._constant(vector) for name, vector in broadcast.items()}
-        answered = self.objective.respond(graph.measurement, number, told)
-        graph.measurement.answered.update(answered)
+        with self.recorder.span("head statistics"):
+            told = {name: self._constant(vector) for name, vector in broadcast.items()}
+            answered = self.objective.respond(graph.measurement, number, told)
+            graph.measurement.answered.update(answered)
         return self._answer(answered, started)
 
     def rows(self, token: Token, cotangent: Vectors) -> Rows:
@@ -142,22 +153,28 @@ class LocalStep:
         The rows lie in a buffer, :attr:`rows_RP`, that the next call overwrites.
         """
         started = time.perf_counter()
-        graph = self._held(token)
+        graph, span = self._held(token), self.recorder.span
         penalised = self.objective.has_penalty
         second = self.metric == "diagonal" and self.config.harmonize.curvature.rest == "hutchinson"
-        gradients = torch.autograd.grad(
-            graph.loss, self.parameters, retain_graph=penalised or second, create_graph=second
-        )
-        write_row([gradient.detach() for gradient in gradients], self.rows_RP[0])
+        with span("backward of the classification"):
+            gradients = torch.autograd.grad(
+                graph.loss, self.parameters, retain_graph=penalised or second, create_graph=second
+            )
+        with span("pack"):
+            write_row([gradient.detach() for gradient in gradients], self.rows_RP[0])
         if self.metric == "diagonal":
-            self._write_curvature(graph, gradients)
+            with span("curvature"):
+                self._write_curvature(graph, gradients)
         if penalised:
-            pulled = {name: self._constant(vector) for name, vector in cotangent.items()}
-            surrogate = self.objective.surrogate(graph.measurement, pulled)
-            gradients = torch.autograd.grad(surrogate, self.parameters, allow_unused=True, materialize_grads=True)
-            write_row(gradients, self.rows_RP[1])
+            with span("backward of the alignment"):
+                pulled = {name: self._constant(vector) for name, vector in cotangent.items()}
+                surrogate = self.objective.surrogate(graph.measurement, pulled)
+                gradients = torch.autograd.grad(surrogate, self.parameters, allow_unused=True, materialize_grads=True)
+            with span("pack"):
+                write_row(gradients, self.rows_RP[1])
         self._graph = None
-        buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in self.model.named_buffers()}
+        with span("pack"):
+            buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in self.model.named_buffers()}
         return Rows(
             token=token,
             rows_RP=None if self.keeps_rows else self.rows_RP.numpy(),
@@ -166,14 +183,17 @@ class LocalStep:
             curvature_P=self._curvature_P.numpy() if self.metric == "diagonal" else None,
             noise=graph.measurement.head.gradient_noise() if self.metric else 0.0,
             samples=self.part.stop - self.part.start,
+            spans=self.recorder.take(),
         )
 
     def products(self, token: Token, vectors_VS: np.ndarray) -> Products:
         """Products of the batch's head Hessian with vectors; the graph is not needed."""
         started = time.perf_counter()
         assert self._head is not None, f"no head is held for {token}"
-        found = self._head.hessian_product(self._constant(vectors_VS))
-        return Products(token=token, vectors_VS=found.cpu().numpy(), compute_s=time.perf_counter() - started)
+        with self.recorder.span("products"):
+            vectors_VS = self._head.hessian_product(self._constant(vectors_VS)).cpu().numpy()
+        seconds = time.perf_counter() - started
+        return Products(token=token, vectors_VS=vectors_VS, compute_s=seconds, spans=self.recorder.take())
 
     def confusion(self, state: ModelState, shard: int, shards: int) -> Confusion:
         """How sure the model is of a share of the target's train split; labels are not looked at.
@@ -212,7 +232,8 @@ class LocalStep:
     def _answer(self, answered: Mapping[str, Tensor], started: float) -> Statistics:
         graph = self._graph
         assert graph is not None
-        vectors = {name: vector.detach().cpu().numpy() for name, vector in answered.items()}
+        with self.recorder.span("pack"):
+            vectors = {name: vector.detach().cpu().numpy() for name, vector in answered.items()}
         return Statistics(
             token=graph.token,
             loss=float(graph.loss.detach()),
@@ -221,6 +242,7 @@ class LocalStep:
             compute_s=time.perf_counter() - started,
             loading_s=self._loading_s,
             samples=self.part.stop - self.part.start,
+            spans=self.recorder.take(),
         )
 
     def _constant(self, vector: np.ndarray) -> Tensor:
