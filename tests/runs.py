@@ -36,6 +36,9 @@ PENALTIES: dict[str, dict[str, Any]] = {
     "hutchinson-released": {"penalty": "hutchinson", "estimator": "hutchinson", "probe_sets": "released", "probes": 3},
     "hgp-detached": {"penalty": "hgp", "detach_mean": True},
     "hgp": {"penalty": "hgp", "detach_mean": False, "reduction": "sum"},
+    "irm": {"penalty": "irm", "alpha": 0.5},
+    "vrex": {"penalty": "vrex", "alpha": 4},
+    "fishr": {"penalty": "fishr", "alpha": 0.5, "reduction": "sum"},
 }
 """Every penalty and estimator of the spine."""
 

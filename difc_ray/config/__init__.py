@@ -9,6 +9,7 @@ from difc_ray.config.preflight import check_data, check_paths
 from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem, masked
 from difc_ray.config.render import RESUMABLE, SYMBOLS, differences, digest, flat, to_yaml
 from difc_ray.config.resolve import (
+    PENALTIES,
     batch_norm_policy,
     has_penalty,
     metric_kind,
@@ -31,6 +32,7 @@ from difc_ray.config.tree import (
 )
 
 __all__ = [
+    "PENALTIES",
     "RESUMABLE",
     "SYMBOLS",
     "AlignmentConfig",

@@ -201,6 +201,10 @@ def _exchange(asked: _Asked) -> Iterator[Problem]:
     if cluster.replicas > 1 and metric_kind(config):
         what = f"`cluster.replicas` above 1 cannot serve {rule}: that of a batch is not the mean of its parts"
         yield asked.problem(what, "Write `cluster.replicas=1`, or take another rule.", "cluster.replicas")
+    objective = objective_name(config)
+    if cluster.replicas > 1 and objective in OBJECTIVES and not OBJECTIVES.get(objective).divisible:
+        what = f"`cluster.replicas` above 1 cannot serve the objective `{objective}`, which compares single examples"
+        yield asked.problem(what, "Write `cluster.replicas=1`, or take another objective.", "cluster.replicas")
 
 
 def _sources(asked: _Asked) -> Iterator[Problem]:
@@ -237,7 +241,7 @@ def _scope(asked: _Asked) -> Iterator[Problem]:
 def _penalty(asked: _Asked) -> Iterator[Problem]:
     """Objectives whose penalty does nothing, or has nothing to compare."""
     config, name = asked.config, objective_name(asked.config)
-    keys = ("alignment.beta",) if name == "gradient" else ("alignment.alpha", "alignment.beta")
+    keys = tuple(f"alignment.{each}" for each in OBJECTIVES.get(name).reads)
     default = leaves()["alignment.penalty"].default
     if name in PENALTIES and config.objective != "auto" and config.alignment.penalty not in (default, name):
         remedy = f"Write `objective=auto`, or `alignment.penalty={name}`."

@@ -16,8 +16,8 @@ from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.models import weights_path
 from difc_ray.objectives import OBJECTIVES
 
-PENALTIES = ("hutchinson", "hgp", "gradient")
-"""The objectives that alpha and beta weigh."""
+PENALTIES = ("hutchinson", "hgp", "gradient", "irm", "vrex", "fishr")
+"""The objectives of `alignment.penalty`."""
 
 
 def resolve(config: Config, now: datetime | None = None) -> Config:
@@ -80,8 +80,8 @@ def penalty_weight(config: Config, penalty: str) -> float:
     """The largest coefficient that a penalty ever gets; 0: it does nothing."""
     alignment, anneal = config.alignment, config.alignment.anneal
     factors = [anneal.weight_before] * (anneal.steps > 0) + [anneal.weight_after] * (anneal.steps < config.steps)
-    alpha = 0.0 if penalty == "gradient" else alignment.alpha
-    return max(factors) * max(alpha, alignment.beta)
+    weights = {"alpha": alignment.alpha, "beta": alignment.beta}
+    return max(factors) * max(weights[name] for name in OBJECTIVES.get(penalty).reads)
 
 
 def batch_norm_policy(config: Config) -> Literal["freeze", "mean", "per_domain"]:

@@ -81,12 +81,15 @@ class AnnealConfig(Section):
 class AlignmentConfig(Section):
     """The penalty on the spread of gradients and Hessians between the source domains."""
 
-    penalty: Literal["hutchinson", "hgp", "gradient"] = "hutchinson"
-    """What is aligned besides gradients: Hessian diagonals, Hessian-gradient products, or nothing (`gradient`)."""
+    penalty: Literal["hutchinson", "hgp", "gradient", "irm", "vrex", "fishr"] = "hutchinson"
+    """What is aligned: Hessian diagonals or Hessian-gradient products, and gradients; or gradients alone.
+
+    Of the peers: the best scale of the logits (`irm`), losses (`vrex`), variances of the examples' gradients (`fishr`).
+    """
     alpha: NonNegative = 0.1
-    """Weight of the Hessian term, >= 0; not used by `gradient`."""
+    """Weight of the Hessian term, or of the only term of `irm`, `vrex` and `fishr`, >= 0; not used by `gradient`."""
     beta: NonNegative = 0.1
-    """Weight of the gradient term, >= 0."""
+    """Weight of the gradient term, >= 0; used by `hutchinson`, `hgp` and `gradient`."""
     scope: Literal["head", "all"] = "head"
     """Parameters that are aligned; this version offers `head`, the linear classifier."""
     estimator: Literal["exact", "hutchinson"] = "exact"

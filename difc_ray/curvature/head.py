@@ -1,4 +1,4 @@
-"""Curvature of a linear classifier head in closed form: gradient, Hessian diagonal, Hessian-vector product.
+"""A linear classifier head in closed form: gradients, Hessian diagonal, Hessian-vector product.
 
 Shape suffixes: N samples, D features (a column of ones appended where the head has a bias), C outputs, M probes,
 S entries of the scope (the head's weight, row by row, then its bias).
@@ -35,6 +35,8 @@ class HeadCurvature:
         residual_NC: derivative of each sample's loss with respect to its logits.
         diagonal_NC: diagonal of each sample's Hessian with respect to its logits.
         product: U (..., N, C) -> A_n U_n, the product with each sample's output Hessian.
+        logits_NC: outputs of the head.
+        risk: mean loss of the batch, a scalar.
         has_bias: whether the last column of the features is the column of ones.
     """
 
@@ -42,6 +44,8 @@ class HeadCurvature:
     residual_NC: Float[Tensor, "N C"]
     diagonal_NC: Float[Tensor, "N C"]
     product: Callable[[Tensor], Tensor]
+    logits_NC: Float[Tensor, "N C"]
+    risk: Float[Tensor, ""]
     has_bias: bool
 
     @property
@@ -52,6 +56,14 @@ class HeadCurvature:
     def gradient(self) -> Float[Tensor, " S"]:
         """Gradient of the mean loss with respect to the head."""
         return self._flat(self.residual_NC.T @ self.features_ND / len(self.features_ND))
+
+    def squared_gradients(self) -> Float[Tensor, " S"]:
+        """Mean over the samples of the squares of their own gradients with respect to the head, entry by entry."""
+        return self._flat(self.residual_NC.square().T @ self.features_ND.square() / len(self.features_ND))
+
+    def scale_gradient(self) -> Float[Tensor, " 1"]:
+        """Derivative of the mean loss with respect to a factor on the logits, at 1."""
+        return (self.residual_NC * self.logits_NC).sum(1).mean().reshape(1)
 
     def hessian_diagonal(self) -> Float[Tensor, " S"]:
         """Diagonal of the Hessian of the mean loss with respect to the head; never negative."""

@@ -25,6 +25,8 @@ def head_curvature(loss: Loss, model: Model, features: Tensor, logits: Tensor, l
         residual_NC=loss.residual(logits, labels),
         diagonal_NC=loss.hessian_diagonal(logits, labels),
         product=lambda outputs: loss.hessian_product(logits, labels, outputs),
+        logits_NC=logits,
+        risk=loss.value(logits, labels),
         has_bias=has_bias,
     )
 

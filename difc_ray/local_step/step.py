@@ -113,7 +113,6 @@ class LocalStep:
             features = self.model.features(batch.images)
         logits = self.model.head(features)
         told = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
-        loss = told.value(logits, labels)
         head = head_curvature(told, self.model, features, logits, labels)
         probes = self._probes(token.step, head.size)
         answered = self.objective.measure(head, probes)
@@ -121,7 +120,7 @@ class LocalStep:
         accuracy = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
         self._graph = _Graph(
             token=token,
-            loss=loss,
+            loss=head.risk,
             accuracy=accuracy,
             measurement=Measurement(head=head, probes=probes, answered=dict(answered)),
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -74,6 +75,12 @@ class Objective(ABC):
 
     has_penalty: bool = True
     """Whether there is anything to pull back (`erm`: no)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("alpha", "beta")
+    """Which of the coefficients weigh it."""
+
+    divisible: ClassVar[bool] = True
+    """Whether several workers can share a domain's batch: its statistics are means over examples."""
 
     def __init__(self, options: ObjectiveOptions) -> None:
         self.options = options

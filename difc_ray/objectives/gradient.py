@@ -18,6 +18,8 @@ class Gradient(Objective):
     Source: Hemati et al., ICCV 2023, ablation "gradient only".
     """
 
+    reads = ("beta",)
+
     def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The head's gradient ``g``."""
         return {"g": head.gradient()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from difc_ray.config import Config, metric_kind, objective_name
+from difc_ray.config import PENALTIES, Config, metric_kind, objective_name
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.objectives import OBJECTIVES
 
 _ESTIMATED = ("alignment.probes", "alignment.probe_sets")
-_HESSIAN = ("alignment.alpha", "alignment.estimator", "alignment.detach_mean", *_ESTIMATED)
+_HESSIAN = ("alignment.estimator", "alignment.detach_mean", *_ESTIMATED)
 _DIAGONAL = ("harmonize.curvature.rest",)
 _ADAM, _SGD = ("optimizer.betas", "optimizer.eps"), ("optimizer.momentum",)
 
@@ -74,7 +74,8 @@ def _unread_by_objective(config: Config) -> Iterator[tuple[str, str]]:
         yield "alignment", told
         return
     anneal, alignment = config.alignment.anneal, config.alignment
-    if name == "gradient":
+    yield from _each([f"alignment.{key}" for key in ("alpha", "beta") if key not in OBJECTIVES.get(name).reads], told)
+    if name in PENALTIES and name not in ("hutchinson", "hgp"):
         yield from _each(_HESSIAN, told)
     elif name == "hgp":
         yield from _each(("alignment.estimator", *_ESTIMATED), told)

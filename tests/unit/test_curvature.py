@@ -28,6 +28,8 @@ def make_head(loss_name: str, classes: int, *, bias: bool) -> tuple[HeadCurvatur
         residual_NC=loss.residual(logits, labels),
         diagonal_NC=loss.hessian_diagonal(logits, labels),
         product=lambda outputs_NC: loss.hessian_product(logits, labels, outputs_NC),
+        logits_NC=logits,
+        risk=loss.value(logits, labels),
         has_bias=bias,
     )
     return head, theta, features, labels

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from difc_ray.curvature import rademacher
 from difc_ray.local_step import head_curvature
 from difc_ray.losses import LOSSES
 from difc_ray.models import Model
-from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveOptions
+from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveOptions, Vectors
 
 K, BATCH, INPUTS, HIDDEN = 3, 6, 5, 4
 WEIGHTS = np.array([0.5, 0.2, 0.3])
@@ -67,8 +68,24 @@ class Case:
     def spread(self, values: list[Tensor], mean: Tensor) -> Tensor:
         return sum(w * (v - mean).square().sum() for w, v in zip(WEIGHTS.tolist(), values, strict=True))  # type: ignore
 
-    def penalty_gradient(self, penalty: Tensor) -> Tensor:
-        return flat(torch.autograd.grad(penalty, self.parameters, allow_unused=True, materialize_grads=True))
+    def penalty_gradient(self, penalty: Tensor, *, keep: bool = False) -> Tensor:
+        given = {"retain_graph": keep, "allow_unused": True, "materialize_grads": True}
+        return flat(torch.autograd.grad(penalty, self.parameters, **given))
+
+    def scale_gradient(self, e: int) -> Tensor:
+        """d/ds of the loss of s times the logits, at 1."""
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        loss = self.loss.value(scale * self.model(self.images[e]), self.labels[e])
+        return torch.autograd.grad(loss, scale, create_graph=True)[0]
+
+    def variance(self, e: int) -> Tensor:
+        """Of the gradients of single examples with respect to the head."""
+        gradients = [
+            flat(torch.autograd.grad(self.loss.value(self.model(self.images[e][n : n + 1]), self.labels[e][n : n + 1]),
+                                     self.head, create_graph=True))
+            for n in range(BATCH)
+        ]  # fmt: skip
+        return torch.stack(gradients).var(0, correction=0)
 
     def size(self) -> int:
         return sum(p.numel() for p in self.head)
@@ -78,34 +95,53 @@ def flat(tensors: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
+WHOLE = (slice(0, BATCH),)
+PARTS = (slice(0, 4), slice(4, BATCH))
+
+
 def rows_by_protocol(
-    case: Case, name: str, options: ObjectiveOptions, probes: list[dict[str, Tensor]]
+    case: Case, name: str, options: ObjectiveOptions, probes: list[dict[str, Tensor]], parts: Sequence[slice] = WHOLE
 ) -> tuple[Tensor, float]:
-    """The conversation of workers and coordinator, in this process; returns the sum of the rows and the penalty."""
+    """The conversation of workers and coordinator, in this process; returns the sum of the rows and the penalty.
+
+    Args:
+        case: domains and model.
+        name: of the objective.
+        options: its options.
+        probes: by domain.
+        parts: what each of a domain's workers takes of its batch; their answers and rows are averaged by examples.
+    """
     objective = OBJECTIVES.get(name)(options)
-    measurements = []
+    shares = [(part.stop - part.start) / BATCH for part in parts]
+    workers: list[list[Measurement]] = []
     for e in range(K):
         features = case.model.featurizer(case.images[e])
-        logits = case.model.head(features)
-        head = head_curvature(case.loss, case.model, features, logits, case.labels[e])
-        measurements.append(Measurement(head=head, probes=probes[e], answered=dict(objective.measure(head, probes[e]))))
-    answers = [{n: v.detach().numpy() for n, v in m.answered.items()} for m in measurements]
+        heads = [
+            head_curvature(case.loss, case.model, features[part], case.model.head(features[part]), case.labels[e][part])
+            for part in parts
+        ]
+        workers.append([Measurement(head=h, probes=probes[e], answered=dict(objective.measure(h, probes[e])))
+                        for h in heads])  # fmt: skip
+
+    def merged(answers: Sequence[Mapping[str, Tensor]]) -> Vectors:
+        pairs = list(zip(shares, answers, strict=True))
+        return {n: np.sum([s * a[n].detach().numpy() for s, a in pairs], axis=0) for n in answers[0]}
+
+    known_K = [merged([worker.answered for worker in own]) for own in workers]
     for number in range(1, objective.exchanges):
-        told_K = objective.broadcasts(number, answers, WEIGHTS)
-        for measurement, known, vectors in zip(measurements, answers, told_K, strict=True):
+        told_K = objective.broadcasts(number, known_K, WEIGHTS)
+        for own, known, vectors in zip(workers, known_K, told_K, strict=True):
             told = {n: torch.from_numpy(v) for n, v in vectors.items()}
-            found = objective.respond(measurement, number, told)
-            measurement.answered.update(found)
-            known.update({n: v.detach().numpy() for n, v in found.items()})
-    cotangents, terms = objective.cotangents(answers, WEIGHTS, COEFFICIENTS)
+            found = [objective.respond(worker, number, told) for worker in own]
+            known.update(merged(found))
+            for worker, answer in zip(own, found, strict=True):
+                worker.answered.update(answer)
+    cotangents, terms = objective.cotangents(known_K, WEIGHTS, COEFFICIENTS)
     total = torch.zeros(sum(p.numel() for p in case.parameters), dtype=torch.float64)
-    for measurement, cotangent in zip(measurements, cotangents, strict=True):
-        surrogate = objective.surrogate(measurement, {n: torch.from_numpy(v) for n, v in cotangent.items()})
-        total += flat(
-            torch.autograd.grad(
-                surrogate, case.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
+    for own, cotangent in zip(workers, cotangents, strict=True):
+        pulled = {n: torch.from_numpy(v) for n, v in cotangent.items()}
+        surrogate = sum(s * objective.surrogate(worker, pulled) for s, worker in zip(shares, own, strict=True))
+        total += case.penalty_gradient(surrogate, keep=True)  # type: ignore[arg-type]
     return total, sum(terms.values())
 
 
@@ -129,6 +165,21 @@ def joint_hgp(case: Case, *, detach: bool) -> Tensor:
     products = [case.product(e, gradients[e]) for e in range(K)]
     mean = case.mean([case.product(e, mean_gradient) for e in range(K)])
     return COEFFICIENTS.alpha * case.spread(products, mean.detach() if detach else mean) + gradient_spread(case)
+
+
+def joint_irm(case: Case) -> Tensor:
+    squares = [case.scale_gradient(e).square() for e in range(K)]
+    return COEFFICIENTS.alpha * case.mean(squares)
+
+
+def joint_vrex(case: Case) -> Tensor:
+    risks = [case.value(e) for e in range(K)]
+    return COEFFICIENTS.alpha * case.spread(risks, case.mean(risks))
+
+
+def joint_fishr(case: Case) -> Tensor:
+    variances = [case.variance(e) for e in range(K)]
+    return COEFFICIENTS.alpha * case.spread(variances, case.mean(variances))
 
 
 def probes_for(case: Case, sets: str, m: int = 2) -> list[dict[str, Tensor]]:
@@ -155,13 +206,19 @@ def assert_exact(found: Tensor, value: float, penalty: Tensor, case: Case) -> No
         ("hutchinson", {}, lambda case: joint_hutchinson(case, NO_PROBES, released=False, detach=False)),
         ("hgp", {"detach_mean": True}, lambda case: joint_hgp(case, detach=True)),
         ("hgp", {"detach_mean": False}, lambda case: joint_hgp(case, detach=False)),
+        ("irm", {}, joint_irm),
+        ("vrex", {}, joint_vrex),
+        ("fishr", {}, joint_fishr),
     ],
 )
+@pytest.mark.parametrize("parts", [WHOLE, PARTS], ids=["whole", "divided"])
 def test_closed_form_penalties(
-    loss_name: str, classes: int, name: str, options: dict[str, bool], joint: Callable[[Case], Tensor]
-) -> None:
+    loss_name: str, classes: int, name: str, options: dict[str, bool], joint: Callable[[Case], Tensor],
+    parts: tuple[slice, ...],
+) -> None:  # fmt: skip
     case = Case(loss_name, classes)
-    found, value = rows_by_protocol(case, name, ObjectiveOptions(**options), NO_PROBES)
+    given = ObjectiveOptions(**options, divided=len(parts) > 1)
+    found, value = rows_by_protocol(case, name, given, NO_PROBES, parts)
     assert_exact(found, value, joint(case), case)
 
 
@@ -186,7 +243,17 @@ def test_detaching_matters_for_hgp_only() -> None:
     torch.testing.assert_close(case.penalty_gradient(exact[True]), case.penalty_gradient(exact[False]))
 
 
-@pytest.mark.parametrize("name", ["hutchinson", "hgp", "gradient"])
+def test_two_equal_domains_have_the_scripts_formula_of_vrex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(R_0 − R_1)² is four times the variance, as the docstring says."""
+    monkeypatch.setattr(sys.modules[__name__], "K", 2)
+    monkeypatch.setattr(sys.modules[__name__], "WEIGHTS", np.array([0.5, 0.5]))
+    case = Case("bce", 2)
+    found, _ = rows_by_protocol(case, "vrex", ObjectiveOptions(), NO_PROBES)
+    expected = case.penalty_gradient(COEFFICIENTS.alpha * (case.value(0) - case.value(1)).square())
+    torch.testing.assert_close(4 * found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", ["hutchinson", "hgp", "gradient", "vrex", "fishr"])
 def test_equal_domains_have_no_penalty(name: str) -> None:
     case = Case()
     case.images = [case.images[0]] * K
