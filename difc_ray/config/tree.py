@@ -91,7 +91,12 @@ class AlignmentConfig(Section):
     beta: NonNegative = 0.1
     """Weight of the gradient term, >= 0; used by `hutchinson`, `hgp` and `gradient`."""
     scope: Literal["head", "all"] = "head"
-    """Parameters that are aligned; this version offers `head`, the linear classifier."""
+    """Parameters that are aligned: those of `head`, the linear classifier, in closed form, or `all`.
+
+    `all` differentiates the whole network three times, with `estimator: hutchinson`, at some six times the cost.
+    """
+    micro_batches: Count = 1
+    """Pieces of a batch that `scope: all` differentiates one after the other, >= 1: less memory, more time."""
     estimator: Literal["exact", "hutchinson"] = "exact"
     """Hessian diagonal of `penalty: hutchinson`: closed form (head only), or estimated from random probes."""
     probes: Count = 1

@@ -5,12 +5,13 @@ Shape suffixes: M probes, S entries of the scope.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Curvature(Protocol):
     """Gradient and Hessian of the mean loss of one batch with respect to a scope; everything can be differentiated."""
 

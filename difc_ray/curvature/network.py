@@ -24,11 +24,14 @@ class NetworkCurvature:
     Args:
         loss: the mean loss of the batch, with its graph.
         parameters: the parameters, in the order of the flat vector.
+
+    Attributes:
+        gradients: the gradient by parameter, with its graph.
     """
 
     def __init__(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
-        self._gradients = torch.autograd.grad(
+        self.gradients = torch.autograd.grad(
             loss, self.parameters, create_graph=True, allow_unused=True, materialize_grads=True
         )
 
@@ -39,7 +42,7 @@ class NetworkCurvature:
 
     def gradient(self) -> Float[Tensor, " P"]:
         """Gradient of the mean loss with respect to all parameters."""
-        return _flat(self._gradients)
+        return _flat(self.gradients)
 
     def hessian_diagonal(self) -> Float[Tensor, " P"]:
         """Not offered: it has no closed form beyond the head, and P products would be needed."""
@@ -49,8 +52,8 @@ class NetworkCurvature:
         """Products with one vector (P,), or with a batch of them (M, P) one after the other."""
         if vectors.dim() > 1:
             return torch.stack([self.hessian_product(vector) for vector in vectors])
-        needed = [gradient for gradient in self._gradients if gradient.requires_grad]
-        pieces = [piece for piece, g in zip(self._pieces(vectors), self._gradients, strict=True) if g.requires_grad]
+        needed = [gradient for gradient in self.gradients if gradient.requires_grad]
+        pieces = [piece for piece, g in zip(self._pieces(vectors), self.gradients, strict=True) if g.requires_grad]
         products = torch.autograd.grad(
             needed, self.parameters, pieces, create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -68,8 +71,11 @@ class NetworkCurvature:
         return total_P / len(probes_MS)
 
     def _pieces(self, flat_P: Tensor) -> list[Tensor]:
-        sizes = [parameter.numel() for parameter in self.parameters]
-        return [piece.view_as(parameter) for piece, parameter in zip(flat_P.split(sizes), self.parameters, strict=True)]
+        found, start = [], 0
+        for parameter in self.parameters:
+            found.append(flat_P[start : start + parameter.numel()].view_as(parameter))
+            start += parameter.numel()
+        return found
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """Normalisation layers written out, so that they can be differentiated three times.
 
-The fused kernels of LayerNorm, BatchNorm in training mode and InstanceNorm keep mean and standard deviation without their
-history: the first two derivatives are right, the third is silently wrong or raises. Written with elementary operations
-all are right. Fused attention has no second derivative at all.
+The fused kernels of LayerNorm, BatchNorm in training mode and InstanceNorm keep mean and standard deviation without
+their history: the first two derivatives are right, the third is silently wrong or raises. Written with elementary
+operations all are right. Fused attention has no second derivative at all.
 
 Shape suffixes: none; tensors have the shapes that torch gives them.
 """

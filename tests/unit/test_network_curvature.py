@@ -50,7 +50,7 @@ def smooth() -> Case:
 NORMS = {
     "layer": lambda: Case(nn.LayerNorm((3, 4)), nn.Flatten(), nn.Linear(12, 5), nn.LayerNorm(5), nn.Linear(5, 4)),
     "batch": lambda: Case(nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)),
-    "instance": lambda: Case(nn.InstanceNorm1d(3, affine=True), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 4)),
+    "instance": lambda: Case(nn.InstanceNorm1d(3, affine=True), nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 4)),
     "group": lambda: Case(nn.GroupNorm(3, 3), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 4)),
 }  # fmt: skip
 
@@ -95,9 +95,8 @@ def test_third_derivatives_are_those_of_finite_differences(kind: str) -> None:
     assert float(slope) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["layer", "batch"])
-def test_torchs_own_layers_would_not_do(kind: str) -> None:
-    """Negative control: that writing them out is needed with this torch."""
+def by_torchs_own_layers(kind: str) -> tuple[float, float]:
+    """Slope of the penalty in a random direction, by differentiation and by differences."""
     case = NORMS[kind]()
     cotangent, direction = torch.randn(2, len(case.theta_P), dtype=torch.float64)
     probes = rademacher(1, len(case.theta_P), 1, torch.float64)
@@ -107,14 +106,18 @@ def test_torchs_own_layers_would_not_do(kind: str) -> None:
         loss = nn.functional.cross_entropy(case.model(case.images), case.labels)
         return cotangent @ NetworkCurvature(loss, case.parameters).hutchinson_diagonal(probes)
 
-    try:
-        gradient = torch.autograd.grad(penalty(case.theta_P), case.parameters)
-    except RuntimeError as error:
-        assert "3rd+ order" in str(error)
-        return
+    gradient = torch.autograd.grad(penalty(case.theta_P), case.parameters)
     slope = float(torch.cat([g.reshape(-1) for g in gradient]) @ direction)
-    expected = (penalty(case.theta_P + 1e-5 * direction) - penalty(case.theta_P - 1e-5 * direction)) / 2e-5
-    assert slope != pytest.approx(float(expected.detach()), rel=1e-3)
+    ahead, behind = (penalty(case.theta_P + sign * 1e-5 * direction).detach() for sign in (1, -1))
+    return slope, float(ahead - behind) / 2e-5
+
+
+def test_torchs_own_layers_would_not_do() -> None:
+    """Negative control: that writing them out is needed with this torch."""
+    slope, expected = by_torchs_own_layers("layer")
+    assert slope != pytest.approx(expected, rel=1e-3)
+    with pytest.raises(RuntimeError, match="3rd\\+ order"):
+        by_torchs_own_layers("batch")
 
 
 @pytest.mark.parametrize("layer", [nn.LayerNorm((3, 4)), nn.LayerNorm(4, elementwise_affine=False), nn.BatchNorm1d(3),
