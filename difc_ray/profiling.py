@@ -36,6 +36,7 @@ class Profile:
 
     Attributes:
         recorder: takes the driver's own spans.
+        written: whether the file is there.
     """
 
     def __init__(self, config: Config, first: int, run_dir: Path) -> None:
@@ -43,6 +44,7 @@ class Profile:
         self.run, self.path = str(config.name), run_dir / FILE
         self.recorder = Recorder("driver")
         self.recorder.follow(first, on=bool(self.steps))
+        self.written = False
         self._spans: list[Span] = []
 
     def add(self, spans: Sequence[Span], step: int) -> None:
@@ -76,6 +78,7 @@ class Profile:
         try:
             partial.write_text(json.dumps(chrome_trace(self.run, [*around, *traced])), encoding="utf-8")
             partial.replace(self.path)
+            self.written = True
         except OSError as error:
             partial.unlink(missing_ok=True)
             return f"`{self.path}` could not be written ({error.strerror or error}): the run goes on without a profile"

@@ -284,7 +284,7 @@ class Training:
 
     def _write_profile(self) -> None:
         self.display.notice(self.profile.write())
-        if self.profile.path.is_file():
+        if self.profile.written:
             self.tracker.artifact(self.profile.path)
 
     def _evaluate(self) -> Evaluation | None:

@@ -11,7 +11,9 @@ import mlflow
 import pytest
 
 from difc_ray.config import check, load_config
+from difc_ray.preparation import prepare
 from difc_ray.profiling import chrome_trace
+from difc_ray.reference import InlineEngine
 from difc_ray.requested import requested_config
 from difc_ray.spans import Origin, Recorder, Span, traced_steps
 from tests.faults import Notices, end_of, resume, train
@@ -133,6 +135,16 @@ def test_the_inline_engine_is_traced(tmp_path: Path) -> None:
     assert end_of(plain).weights == end_of(folder).weights
     assert end_of(plain).state == end_of(folder).state
     assert end_of(plain).records == end_of(folder).records
+
+
+def test_no_worker_takes_spans_of_other_steps() -> None:
+    config = small_config(**INLINE, profile=2)
+    engine = InlineEngine(config, "r", lambda: False, lambda text: None)
+    engine.connect()
+    engine.start(prepare(config, None).state)
+    engine.advance(8)
+    engine.close()
+    assert {span.step for span in engine.spans} == {3, 4}
 
 
 def test_a_trace_to_the_last_step_of_a_short_run(tmp_path: Path) -> None:
