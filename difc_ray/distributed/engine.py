@@ -21,7 +21,7 @@ from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, rel
 from difc_ray.distributed.planning import node_names, plan_for
 from difc_ray.distributed.preflight import check_nodes, memory_notices
 from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
-from difc_ray.distributed.workers import POLL_S
+from difc_ray.distributed.supervision import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState

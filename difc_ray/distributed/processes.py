@@ -32,11 +32,19 @@ LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, Obje
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a domain did not answer."""
+    """Why a domain did not answer.
+
+    Args:
+        index: of its worker.
+        reason: what happened to it, after its name.
+        fatal: what ends the run; None: it is replaced.
+        preempted: its node was taken away with notice, which is nobody's failure.
+    """
 
     index: int
     reason: str
     fatal: DifcError | None = None
+    preempted: bool = False
 
 
 def describe(error: BaseException) -> str:
