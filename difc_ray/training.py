@@ -7,6 +7,7 @@ never interrupted.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from difc_ray.snapshots import Progress, checkpoint_path, make_snapshot, model_s
 from difc_ray.tracking import Tracker
 from difc_ray.vectors import ParameterLayout
 
+log = logging.getLogger("difc_ray")
+
 CLASSES_TO_TRACK = 20
 """With more classes, the recall of each is in `summary.json` and not among the metrics of every evaluation."""
 
@@ -45,6 +48,9 @@ class Engine(Protocol):
 
     def advance(self, n: int) -> list[StepRecord]:
         """Up to n steps."""
+
+    def warned(self) -> str:
+        """What will be taken away soon, said once of each: a reason to write a checkpoint; empty: nothing new."""
 
     def snapshot(self) -> TrainState:
         """A copy of the training state."""
@@ -164,6 +170,11 @@ class Training:
             if self._due(self.config.checkpoint.every) and self.step > 0:
                 self.save()
             self._advance()
+            if warning := self.engine.warned():
+                self.save()
+                text = f"{warning}: the checkpoint of step {self.saved} is written"
+                log.warning("%s", text)
+                self.display.notice(text)
         self.save()
 
     @property
