@@ -8,8 +8,8 @@ dataset: its content depends on neither option.
 
 kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (a pixel of the batch), `infinite` (an entry
 of the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process),
-`wait` (``seconds``), `differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`,
-`exit`, `kill_coordinator`, `stop_coordinator`.
+`wait` (``seconds``), `hold` (until the mark ``until`` exists), `differ` (negated images, once the mark ``after``
+exists). In a Ray worker only: `kill`, `stop`, `exit`, `kill_coordinator`, `stop_coordinator`.
 """
 
 from __future__ import annotations
@@ -117,6 +117,10 @@ def go_wrong(fault: Mapping[str, Any]) -> None:
         os.kill(os.getpid(), fault["number"])
     elif kind == "wait":
         time.sleep(fault["seconds"])
+    elif kind == "hold":
+        until = _now.faults.folder / fault["until"]
+        while not until.exists():
+            time.sleep(0.02)
 
 
 def here(where: str) -> None:

@@ -1,9 +1,9 @@
 """A cluster whose nodes are lost while runs are on it: run as a program, with a JSON of what to run.
 
-Domain `b` asks for the resource `spot`, which one node after the other has; the head has the coordinator and `a`. When
-a run has left its mark, a thread does what the entry says: ``{"name", "config", "mark", "then": [[what, seconds], ...]}``
-with `add` (another spot node), `remove` (the oldest one, without a word), `drain` (the same with notice, as a cloud's
-preemption) and `wait`.
+Domain `b` asks for the resource `spot`, which one node after the other has; the head has the coordinator and `a`. An
+entry says what is done when its run has left a mark: ``{"name", "config", "marks", "mark", "then": [[what, seconds],
+...]}`` with `add` (another spot node), `remove` (the oldest one, without a word), `drain` (notice that it will be, as a
+cloud gives it), `wait`, and `release` (leaves the mark `released`).
 
 ``python -m tests.lost_nodes FOLDER``: reads ``FOLDER/todo.json``, writes ``FOLDER/done.json`` (by name: error, notices,
 seconds, and times of what was done). The health checks are those of the files in clusters/.
@@ -17,8 +17,6 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +38,12 @@ class Nodes:
         self.spots: list[Any] = []
         self.times: dict[str, float] = {}
 
-    def do(self, what: str, seconds: float) -> None:
+    def do(self, what: str, seconds: float, marks: Path) -> None:
         """One thing, and when it was done."""
         if what == "wait":
             time.sleep(seconds)
+        elif what == "release":
+            (marks / "released").touch()
         elif what == "add":
             self.spots.append(self.cluster.add_node(num_cpus=1, resources={"spot": 1}, object_store_memory=SMALL_STORE))
         elif what == "remove":
@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
     nodes = Nodes()
     done: dict[str, Any] = {}
     try:
-        nodes.do("add", 0)
+        nodes.do("add", 0, folder)
         print(f"{time.monotonic() - began:.1f} s: two nodes", flush=True)
         for each in json.loads((folder / "todo.json").read_text()):
             done[each["name"]] = run(each, nodes, folder)
@@ -85,52 +85,43 @@ def main(folder: Path) -> None:
 
 
 def run(each: dict[str, Any], nodes: Nodes, folder: Path) -> dict[str, Any]:
-    """One run in this process, while another thread sees to the nodes."""
+    """One run in a thread, while this one, as Ray wants it, sees to the nodes."""
     import ray
 
-    from difc_ray import run
-    from difc_ray.config import load_config, resolve
-    from difc_ray.errors import DifcError
     from tests.faults import Notices
 
-    notices, error = Notices(), ""
+    notices, errors = Notices(), list[str]()
     nodes.times = {}
     config = {**each["config"], "cluster": {**each["config"]["cluster"], "address": nodes.cluster.address}}
-    began = time.monotonic()
-    with meanwhile(each, nodes, folder):
-        try:
-            run.train(resolve(load_config(None, base=config)), notices)
-        except DifcError as raised:
-            error = f"{raised.exit_code} {raised}"
+    began, marks = time.monotonic(), folder / each["marks"]
+    training = threading.Thread(target=train, args=(config, notices, errors))
+    training.start()
+    while training.is_alive() and not (marks / each["mark"]).exists():
+        time.sleep(0.02)
+    for what, seconds in each["then"]:
+        nodes.do(what, seconds, marks)
+    training.join(120)
+    assert not training.is_alive(), notices.lines
     seconds = time.monotonic() - began
     ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="ERROR")
     groups = [group["state"] for group in ray.util.placement_group_table().values()]
     ray.shutdown()
     return {
-        "error": error, "notices": notices.lines, "seconds": seconds, "times": nodes.times,
+        "error": " ".join(errors), "notices": notices.lines, "seconds": seconds, "times": nodes.times,
         "left": [state for state in groups if state != "REMOVED"],
     }  # fmt: skip
 
 
-@contextmanager
-def meanwhile(each: dict[str, Any], nodes: Nodes, folder: Path) -> Iterator[None]:
-    """Does what is to be done once the mark is there, in a thread."""
-    over = threading.Event()
+def train(config: dict[str, Any], notices: Any, errors: list[str]) -> None:
+    """A run to its end; the error that ended it is put into the list, after its exit code."""
+    from difc_ray import run
+    from difc_ray.config import load_config, resolve
+    from difc_ray.errors import DifcError
 
-    def see_to_the_nodes() -> None:
-        while not (folder / each["mark"]).exists():
-            if over.wait(0.02):
-                return
-        for what, seconds in each["then"]:
-            nodes.do(what, seconds)
-
-    thread = threading.Thread(target=see_to_the_nodes)
-    thread.start()
     try:
-        yield
-    finally:
-        over.set()
-        thread.join(60)
+        run.train(resolve(load_config(None, base=config)), notices)
+    except DifcError as raised:
+        errors.append(f"{raised.exit_code} {raised}")
 
 
 if __name__ == "__main__":

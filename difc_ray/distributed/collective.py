@@ -337,7 +337,7 @@ class CollectiveDomains(Workers):
                 failure = Failure(index=left, reason=f"did not give its parameters within {limit:g} s")
             self._lost.add(left)
             self._lost_givers.append(failure)
-        self._hear(index, self.workers[index].hold.remote(held), limit)
+        self._hear(index, self.workers[index].hold.remote(held), self.config.cluster.start_timeout_s)
 
     def _meet_again(self, reason: str) -> None:
         """A group that broke although nobody is lost.

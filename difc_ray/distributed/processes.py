@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import psutil
 import ray
 from ray.exceptions import (
+    ActorUnavailableError,
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
@@ -56,6 +57,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OutOfMemoryError):
         return "was killed because the node ran out of memory"
     text = " ".join(str(error).split())
+    if isinstance(error, ActorUnavailableError):
+        return "is out of reach"
+    if "node has died" in text or "node was preempted" in text:
+        return "died with its node"
     if told := re.search(r"exit type: (\w+).*?exit detail: ([^.]+)", text):
         return f"died ({told[1]}: {told[2]})"
     return f"died ({text[:200] or type(error).__name__})"

@@ -5,6 +5,7 @@ Every test asserts that its fault fired (the plug-in leaves a mark), and compare
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.runs import digest, run_inline, same_records
 pytestmark = pytest.mark.ray
 
 STEPS = 5
+RUNS = itertools.count()
 COLLECTIVE = {"cpus_per_worker": 0.5, "transport": "collective", "step_timeout_s": 60}
 
 
@@ -49,41 +51,43 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Ste
     return digest(state), records
 
 
-def on_ray(engine: RayEngine, config: Config) -> tuple[TrainState, list[StepRecord], list[str]]:
+def on_ray(engine: RayEngine, config: Config, steps: int = STEPS) -> tuple[TrainState, list[StepRecord], list[str]]:
     notices: list[str] = []
     engine.notice = notices.append
-    engine.begin(config, f"run-{time.monotonic()}", prepare(config, None).state)
+    engine.begin(config, f"run-{next(RUNS)}", prepare(config, None).state)
     records: list[StepRecord] = []
-    while len(records) < STEPS:
-        records += engine.advance(min(3, STEPS - len(records)))
+    while len(records) < steps:
+        records += engine.advance(min(3, steps - len(records)))
     state = engine.snapshot()
     engine.advance(0)  # what was noticed while the snapshot was made
     return state, records, notices
 
 
-PLACES = ("batch", "surrogate", "share", "shared", "combine", "combined", "commit", "committed")
+PLACES = (("a", "batch"), ("b", "share"), ("c", "shared"), ("a", "combined"), ("b", "commit"), ("c", "committed"))
+"""In the first answer, before and after the rows are exchanged, with the direction complete, before and after the step."""
 
 
-@pytest.mark.parametrize("where", PLACES)
-def test_a_worker_killed_in_each_phase(
-    engine: RayEngine, tmp_path: Path, undisturbed: tuple[str, list[StepRecord]], where: str
-) -> None:
-    config = config_of(tmp_path, fault("kill", "b", 2, where))
+def test_a_worker_killed_in_each_phase(engine: RayEngine, tmp_path: Path) -> None:
+    """One in every step of a run."""
+    faults = [fault("kill", domain, 1 + number, where) for number, (domain, where) in enumerate(PLACES)]
+    config = config_of(tmp_path, *faults)
+    steps = len(PLACES) + 2
+    expected, expected_records = run_inline(without_faults(config), steps)
     began = time.monotonic()
-    state, records, notices = on_ray(engine, config)
-    print(f"killed in {where}: {time.monotonic() - began:.1f} s; {notices}")
-    assert marks(tmp_path) == [f"{where}-kill-b-2-0"]
-    assert digest(state) == undisturbed[0]
-    assert same_records(records, undisturbed[1])
-    assert engine.restarts == {"a": 0, "b": 1, "c": 0}
-    assert not alive(marked_pid(tmp_path, "kill-b-2-0"))
+    state, records, notices = on_ray(engine, config, steps)
+    print(f"{len(PLACES)} deaths: {time.monotonic() - began:.1f} s; {notices}")
+    assert len(marks(tmp_path)) == len(PLACES)
+    assert digest(state) == digest(expected)
+    assert same_records(records, expected_records)
+    assert engine.restarts == {"a": 2, "b": 2, "c": 2}
+    for number, (domain, _) in enumerate(PLACES):
+        assert not alive(marked_pid(tmp_path, f"kill-{domain}-{1 + number}-0"))
 
 
 def kill_while_meeting() -> dict[str, tuple[dict[str, Any], ...]]:
     killed = "batch-kill-b-2-0"
     return {
         "another one joins": (fault("kill", "b", 2), fault("kill", "c", 2, "join", after=killed)),
-        "another one has joined": (fault("kill", "b", 2), fault("kill", "c", 2, "joined", after=killed)),
         "the new one joins": (fault("kill", "b", 2), fault("kill", "b", -1, "join", after=killed)),
         "another one gives the state": (fault("kill", "b", 2), fault("kill", "a", 2, "replica", after=killed)),
     }
@@ -108,11 +112,11 @@ def test_a_second_one_killed_while_the_first_is_replaced(
     assert took < 30  # and not as long as a group may wait for a member
 
 
-@pytest.mark.parametrize("where", ["batch", "share", "shared", "commit"])
+@pytest.mark.parametrize("where", ["batch", "shared"])
 def test_a_worker_that_hangs(
     engine: RayEngine, tmp_path: Path, undisturbed: tuple[str, list[StepRecord]], where: str
 ) -> None:
-    config = config_of(tmp_path, fault("stop", "b", 2, where), step_timeout_s=3)
+    config = config_of(tmp_path, fault("stop", "b", 2, where), step_timeout_s=4)
     began = time.monotonic()
     state, records, notices = on_ray(engine, config)
     took = time.monotonic() - began
