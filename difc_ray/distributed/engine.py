@@ -171,15 +171,15 @@ class RayEngine:
         if now - self._looked < LOOK_S:
             return ""
         self._looked = now
-        going = {node: left for node, left in draining().items() if node not in self._going}
+        going = {node: when for node, when in draining().items() if node not in self._going}
         if not going:
             return ""
         self._going |= set(going)
         placed = nodes_of(self._group)
         told = []
-        for node, left in going.items():
+        for node, when in going.items():
             if carried := [owner for owner, at in zip(self.plan.owners, placed, strict=True) if at == node]:
-                deadline = f" in {left:.0f} s" if left else ""
+                deadline = f" at {when}" if when else ""
                 ends = " (the run ends with it, and `resume=auto` continues it)" if "coordinator" in carried else ""
                 told.append(f"node {node[:6]} will be taken away{deadline}, with {', '.join(carried)}{ends}")
         return "; ".join(told)

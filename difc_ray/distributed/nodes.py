@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-import time
+from datetime import datetime
 
 import ray
 from ray._private.state import state
@@ -15,14 +15,14 @@ ANSWER_S = 2.0
 """How long the Ray of a node may take to accept a connection."""
 
 
-def draining() -> dict[str, float]:
-    """Nodes that are to be taken away, by id, with the seconds that are left; 0: no deadline was given.
+def draining() -> dict[str, str]:
+    """Nodes that are to be taken away, by id, each with the time of day at which it is; empty: none was given.
 
     A cloud's notice of preemption, `ray drain-node` and an autoscaler that shrinks all arrive here. Ray has no public
     call for it.
     """
-    now = time.time()
-    return {str(node): max(1.0, ms / 1e3 - now) if ms else 0.0 for node, ms in state.get_draining_nodes().items()}
+    told = state.get_draining_nodes()
+    return {str(node): f"{datetime.fromtimestamp(ms / 1e3):%H:%M:%S}" if ms else "" for node, ms in told.items()}
 
 
 def lives(node: str) -> bool:

@@ -64,7 +64,7 @@ def on_ray(engine: RayEngine, config: Config, steps: int = STEPS) -> tuple[Train
 
 
 PLACES = (("a", "batch"), ("b", "share"), ("c", "shared"), ("a", "combined"), ("b", "commit"), ("c", "committed"))
-"""In the first answer, before and after the rows are exchanged, with the direction complete, before and after the step."""
+"""The first answer; before and after rows are exchanged; the direction is complete; before and after the step."""
 
 
 def test_a_worker_killed_in_each_phase(engine: RayEngine, tmp_path: Path) -> None:

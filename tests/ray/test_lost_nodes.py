@@ -132,7 +132,7 @@ def test_a_node_that_is_taken_away_with_notice(told: dict[str, Told], folder: Pa
     assert found.error == ""
     assert same_end(folder / "runs" / "drained", straight)
     (warned,) = (line for line in found.notices if "will be taken away" in line)
-    assert re.search(r"node \w{6} will be taken away in \d+ s, with b: the checkpoint of step \d is written", warned)
+    assert re.search(r"node \w{6} will be taken away at [\d:]{8}, with b: the checkpoint of step \d is written", warned)
     step = int(re.findall(r"step (\d)", warned)[0])
     saved = folder / "runs" / "drained" / "checkpoints" / f"step-{step:08d}"
     assert saved.name in names(saved.parent)
