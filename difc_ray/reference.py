@@ -141,6 +141,10 @@ class InlineEngine:
             self._error = error
             return None
 
+    def warned(self) -> str:
+        """Nobody takes this process away with notice."""
+        return ""
+
     def snapshot(self) -> TrainState:
         """A copy of the training state."""
         state = self.step.state

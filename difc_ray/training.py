@@ -53,6 +53,9 @@ class Engine(Protocol):
     def advance(self, n: int) -> list[StepRecord]:
         """Up to n steps."""
 
+    def warned(self) -> str:
+        """What will be taken away soon, said once of each: a reason to write a checkpoint; empty: nothing new."""
+
     def snapshot(self) -> TrainState:
         """A copy of the training state."""
 
@@ -173,6 +176,11 @@ class Training:
             if self._due(self.config.checkpoint.every) and self.step > 0:
                 self.save()
             self._advance()
+            if warning := self.engine.warned():
+                self.save()
+                text = f"{warning}: the checkpoint of step {self.saved} is written"
+                log.warning("%s", text)
+                self.display.notice(text)
         self.save()
         if self.profile.recorder.on:
             self._write_profile()

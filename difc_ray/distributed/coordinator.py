@@ -212,9 +212,10 @@ class Coordinator:
         """Host and process of this actor, and its log, if that is not in the run's folder."""
         return socket.gethostname(), os.getpid(), place_of(self.log)
 
-    def status(self) -> tuple[int, dict[str, float]]:
-        """The step in hand, and the domains that have not answered yet with their seconds."""
-        return self.step.state.step if hasattr(self, "step") else 0, dict(self.domains.waiting)
+    def status(self) -> tuple[int, dict[str, float], str]:
+        """The step in hand, the domains that have not answered yet with their seconds, and what keeps them."""
+        step = self.step.state.step if hasattr(self, "step") else 0
+        return step, dict(self.domains.waiting), self.domains.obstacle
 
     def snapshot(self) -> StateArrays:
         """The training state between two steps."""

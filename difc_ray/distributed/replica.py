@@ -95,7 +95,7 @@ class ReplicaWorker(DomainWorker):
 
     def start(self, config: Config, domain: str, part: int = 0) -> WorkerInfo:
         """As :meth:`DomainWorker.start`; an earlier run's group is left."""
-        self._leave()
+        self.leave()
         info = super().start(config, domain, part)
         self.members = members_of(config)
         self._prepared = None
@@ -126,12 +126,18 @@ class ReplicaWorker(DomainWorker):
 
     def join(self, meeting: Meeting, rank: int, address: str) -> Broken | None:
         """Becomes a member of a group, after leaving an earlier one; returns why that did not succeed."""
-        self._leave()
+        self.leave()
         try:
             self.group = Group(meeting, rank, address)
         except GroupBroken as error:
             return Broken(token=None, reason=str(error))
         return None
+
+    def leave(self) -> None:
+        """Leaves the group; whoever waits for this worker in an exchange hears of it."""
+        if self.group is not None:
+            self.group.close()
+            self.group = None
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """First answer of a step; what an earlier attempt prepared is forgotten."""
@@ -206,11 +212,6 @@ class ReplicaWorker(DomainWorker):
                 own = list(received_WS[first : first + parts])
                 found.append(own[0] if parts == 1 else combine(shares, own))
         return found
-
-    def _leave(self) -> None:
-        if self.group is not None:
-            self.group.close()
-            self.group = None
 
     def _member(self) -> Group:
         assert self.group is not None, "the worker has joined no group"
