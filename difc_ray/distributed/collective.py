@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,10 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from torch._C._distributed_c10d import TCPStore
 
-from difc_ray.distributed.exchange import Question, StepRedo
+from difc_ray.distributed.exchange import Commit, LostWhileMeeting, Question, StepRedo
 from difc_ray.distributed.group import Meeting, make_store
 from difc_ray.distributed.planning import Plan
-from difc_ray.distributed.processes import LOST, Failure
+from difc_ray.distributed.processes import LOST, Failure, root_cause_first
 from difc_ray.distributed.replica import Broken, Moved, ReplicaArrays, ReplicaWorker, Shared
 from difc_ray.distributed.workers import Workers
 from difc_ray.errors import ClusterError, WorkerError
@@ -44,33 +43,6 @@ SETTLE_S = 5.0
 
 MEETINGS_IN_A_ROW = 5
 """So often a group may break at one step without the loss of a worker."""
-
-
-class LostWhileMeeting(Exception):
-    """Workers were lost while a group formed.
-
-    Args:
-        failures: theirs.
-    """
-
-    def __init__(self, failures: list[Failure]) -> None:
-        super().__init__()
-        self.failures = failures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """A worker was told to take a step.
-
-    Args:
-        index: of the worker.
-        worker: the actor; another one may have taken its place since.
-        done: Ray's reference; None: it could not be told.
-    """
-
-    index: int
-    worker: Any
-    done: Any
 
 
 class CollectiveDomains(Workers):
@@ -307,7 +279,7 @@ class CollectiveDomains(Workers):
             self._store = None  # whoever waits for it in the new group does
         began, self._broken_s = time.monotonic(), math.inf
         while pending:
-            for failure in self._root_cause_first(self._wait(pending, replies, began)):
+            for failure in root_cause_first(self._wait(pending, replies, began)):
                 lost[failure.index] = failure
                 self._end(failure.index)
         if self._joining:

@@ -48,6 +48,14 @@ class Failure:
     preempted: bool = False
 
 
+def root_cause_first(failures: list[Failure]) -> list[Failure]:
+    """Raises the first fatal failure: a user's own error explains the deaths around it, not the other way."""
+    for failure in failures:
+        if failure.fatal is not None:
+            raise failure.fatal
+    return failures
+
+
 def describe(error: BaseException) -> str:
     """Ray's account of a death as the end of a sentence.
 

@@ -20,10 +20,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
-from difc_ray.distributed.exchange import Question, StepRedo, WaitInterrupted, check_same_model, say_goodbye, spans_of
+from difc_ray.distributed.exchange import (
+    UNTIMELY,
+    Question,
+    StepRedo,
+    WaitInterrupted,
+    check_same_model,
+    say_goodbye,
+    spans_of,
+)
 from difc_ray.distributed.nodes import draining, has_place, wanted_and_free
 from difc_ray.distributed.planning import Plan, members_of
-from difc_ray.distributed.processes import LOST, Failure, describe, end_process
+from difc_ray.distributed.processes import LOST, Failure, describe, end_process, root_cause_first
 from difc_ray.distributed.stragglers import Stragglers
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
@@ -34,9 +42,6 @@ log = logging.getLogger("difc_ray")
 
 POLL_S = 0.25
 """How often a wait looks at deadlines and at whether it is interrupted."""
-
-UNTIMELY = ("evaluate", "confusion", "hold", "join", "replica", "digest")
-"""Questions that belong to no step's answers: they carry no token."""
 
 
 class Supervision(ABC):
@@ -135,7 +140,7 @@ class Supervision(ABC):
             failures = [f for index in indices if (f := self._send(index, by_index[index], pending))]
         with self.recorder.span("wait"):
             while pending or failures:
-                for failure in self._recovered(self._root_cause_first(failures), pending, replies):
+                for failure in self._recovered(root_cause_first(failures), pending, replies):
                     while again := self._send(failure.index, by_index[failure.index], pending):
                         self._recovered([again], pending, replies)
                     started = time.monotonic()
@@ -218,13 +223,6 @@ class Supervision(ABC):
             return Failure(index=index, reason=text, fatal=fatal)
         self._errors[key] = text
         return Failure(index=index, reason=text)
-
-    def _root_cause_first(self, failures: list[Failure]) -> list[Failure]:
-        """Raises the first fatal failure: a user's own error explains the deaths around it, not the other way."""
-        for failure in failures:
-            if failure.fatal is not None:
-                raise failure.fatal
-        return failures
 
     def _check_token(self, index: int, token: Token) -> None:
         """An answer under another (run, attempt, step, domain) is never used."""
