@@ -301,13 +301,15 @@ class Training:
         jobs = [(domain, "val") for domain in self.config.sources]
         if self.selector.needs_target and self.config.target:
             jobs.append((self.config.target, "all"))
+        judged = len(jobs)
+        jobs += [(name, "all") for name in self.config.observe if (name, "all") not in jobs]
         with self.profile.recorder.span("evaluation"):
             metrics = self.engine.evaluate(jobs)
         self.progress.add("evaluation", time.perf_counter() - began)
         if len(metrics) < len(jobs):
             return None  # the evaluation is made when the run is resumed
         self.progress.evaluated = self.step
-        score = self.selector.score({(m.domain, m.split): m for m in metrics}, self.step)
+        score = self.selector.score({(m.domain, m.split): m for m in metrics[:judged]}, self.step)
         held = self.progress.best_score
         best = math.isfinite(score) and (held is None or score > held)
         if best:
@@ -387,6 +389,7 @@ def confusion_figure(metrics: SplitMetrics, class_names: Sequence[str]) -> Figur
 
 
 def final_jobs(config: Config) -> list[tuple[str, str]]:
-    """What is evaluated at the end: all splits of the sources, the whole target."""
+    """What is evaluated at the end: all splits of the sources, the whole target, and what is observed."""
     jobs = [(domain, split) for domain in config.sources for split in ("train", "val", "test")]
-    return [*jobs, (config.target, "all")] if config.target else jobs
+    held = [config.target, *config.observe] if config.target else config.observe
+    return [*jobs, *((name, "all") for name in dict.fromkeys(held))]

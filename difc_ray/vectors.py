@@ -115,6 +115,14 @@ def write_row(tensors: Sequence[Tensor], out_P: Tensor) -> None:
         start += tensor.numel()
 
 
+def add_row(tensors: Sequence[Tensor], factor: float, out_P: Tensor) -> None:
+    """Adds tensors, one after the other and times a factor, to a flat vector (a row)."""
+    start = 0
+    for tensor in tensors:
+        out_P[start : start + tensor.numel()].view_as(tensor).add_(tensor.detach(), alpha=factor)
+        start += tensor.numel()
+
+
 def gram(rows: Sequence[Float[Tensor, " P"]], metric_P: Float[Tensor, " P"] | None = None) -> Float[np.ndarray, "V V"]:
     """The matrix of inner products ``rows[i] · rows[j]``, accumulated in float64 by blocks.
 

@@ -39,6 +39,7 @@ PENALTIES: dict[str, dict[str, Any]] = {
     "irm": {"penalty": "irm", "alpha": 0.5},
     "vrex": {"penalty": "vrex", "alpha": 4},
     "fishr": {"penalty": "fishr", "alpha": 0.5, "reduction": "sum"},
+    "coral": {"penalty": "coral", "alpha": 0.5},
 }
 """Every penalty and estimator of the spine."""
 

@@ -290,6 +290,37 @@ def compare(
     compare_runs(runs, baseline, out, target, uri, selection)
 
 
+@app.command(context_settings=LOOSE)
+def reproduce(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", hidden=True)],
+    settings: Settings = None,
+    restarts: Annotated[str, typer.Option(metavar="N", help="Runs of every method.")] = "10",
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B+gh,...", help="Rows of the table; else all without a rule.")
+    ] = None,
+    digits: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Folder with torchvision's MNIST; else 5,000 digits.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the results.")] = None,
+    selection: Annotated[
+        str, typer.Option(metavar="RULE", help="last, or train: also what the training domains would choose.")
+    ] = "last",
+) -> None:
+    """Run a published table again.
+
+    EXPERIMENT is colored-mnist. Methods: erm, irm, vrex, fishr, hgp, hutchinson, hutchinson_exact, hutchinson_shared,
+    gradient and hessian; but for erm also with +gh or +ghpp. The same command goes on after an interruption.
+
+    \b
+    difc-ray reproduce colored-mnist
+    difc-ray reproduce colored-mnist --restarts 5 --methods erm,fishr,hutchinson_exact,hutchinson_exact+gh
+    difc-ray reproduce colored-mnist --digits PATH --selection train
+    """  # noqa: D301
+    from difc_ray.cli.reproduce import run_reproduction
+
+    raise typer.Exit(run_reproduction(experiment, restarts, methods, digits, output, selection, checked(settings)))
+
+
 @app.command()
 def sync(
     run_dir: RunFolder,

@@ -37,7 +37,7 @@ def cells_of(domain: Domain, augmentation: Augmentation | None, seed: int, most:
             cell = [*domain.fitted(here)]
             if augmentation is not None:
                 cell += [*domain.drawn_augmented(here, augmentation, seed, number).images.numpy()]
-            cells.append(cell)
+            cells.append([visible(each) for each in cell])
         else:
             cells.append([as_picture(domain.checked_images(here)[0])])
     return cells
@@ -90,7 +90,12 @@ def _pixels(domain: Domain, position: int) -> UInt8[np.ndarray, "H W _"]:
     at = np.array([position], dtype=np.int64)
     fitted: np.ndarray
     (fitted,) = domain.fitted(at) if isinstance(domain, PixelDomain) else map(as_picture, domain.checked_images(at))
-    return fitted
+    return visible(fitted)
+
+
+def visible(pixels: UInt8[np.ndarray, "H W _"]) -> UInt8[np.ndarray, "H W _"]:
+    """Pixels of two channels as red and green; others as they are."""
+    return np.dstack([pixels, np.zeros_like(pixels[:, :, :1])]) if pixels.shape[2] == 2 else pixels
 
 
 def as_picture(image: np.ndarray) -> UInt8[np.ndarray, "H W _"]:

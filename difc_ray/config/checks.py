@@ -349,6 +349,7 @@ def _unknown_domains(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
         return
     named = [("sources", name) for name in dict.fromkeys(config.sources)]
     named += [] if config.target is None else [("target", config.target)]
+    named += [("observe", name) for name in dict.fromkeys(config.observe)]
     wrong = [(key, name) for key, name in named if name not in known]
     left = list(dict.fromkeys(key for key, _ in wrong if asked.where(key) == "default"))
     if left:

@@ -48,27 +48,27 @@ def path_problems(config: Config, where: Where, *, new: bool = True) -> list[Pro
 
 
 def check_data(config: Config, family: DatasetFamily) -> dict[str, Domain]:
-    """Loads the sources and the target, and checks that every source has a batch to train on and a validation example.
+    """Loads what a run looks at, and checks that every source has a batch to train on and a validation example.
 
     Args:
         config: the configuration.
         family: its dataset.
 
     Returns:
-        The domains by name: the sources in their order, then the target if there is one.
+        The domains by name: the sources in their order, then the target if there is one, then those that are observed.
 
     Raises:
         DataProblems: with one sentence for everything that is wrong with a domain.
     """
     domains: dict[str, Domain] = {}
     problems: list[str] = []
-    for name in (*config.sources, *([] if config.target is None else [config.target])):
+    for name in dict.fromkeys((*config.sources, *([] if config.target is None else [config.target]), *config.observe)):
         try:
             domains[name] = open_domain(config.dataset, family, name)
         except DataError as error:
             problems.append(str(error))
             continue
-        found = _target_problems if name == config.target else _source_problems
+        found = _source_problems if name in config.sources else _target_problems
         problems += [str(problem) for problem in found(config, domains[name])]
     if not problems and config.target is not None:
         problems += [str(problem) for problem in strange_classes(config, domains)]
@@ -105,7 +105,8 @@ def _augmentation_problem(config: Config, domain: Domain) -> Problem | None:
 
 def _target_problems(config: Config, domain: Domain) -> Iterator[Problem]:
     if domain.size("all") == 0:
-        what, where = f"target domain `{domain.name}` must have examples", f"dataset `{config.dataset}`"
+        role = "target" if domain.name == config.target else "observed"
+        what, where = f"{role} domain `{domain.name}` must have examples", f"dataset `{config.dataset}`"
         yield Problem(what=what, got="0", where=where, remedy="Add examples, or name another target.")
 
 

@@ -41,6 +41,11 @@ class OptimizerConfig(Section):
     """Learning rate, > 0."""
     weight_decay: NonNegative = 0.0
     """Weight decay, >= 0 (decoupled with `adamw`)."""
+    l2: NonNegative = 0.0
+    """Weight of the sum of all squared parameters in the classification loss, >= 0.
+
+    Other than weight decay it is part of the rows that a rule sees, and is divided with them by `anneal.rescale_loss`.
+    """
     momentum: Decay = 0.9
     """Momentum in [0, 1), of `sgd` only."""
     betas: Annotated[
@@ -81,13 +86,14 @@ class AnnealConfig(Section):
 class AlignmentConfig(Section):
     """The penalty on the spread of gradients and Hessians between the source domains."""
 
-    penalty: Literal["hutchinson", "hgp", "gradient", "irm", "vrex", "fishr"] = "hutchinson"
+    penalty: Literal["hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd"] = "hutchinson"
     """What is aligned: Hessian diagonals or Hessian-gradient products, and gradients; or gradients alone.
 
-    Of the peers: the best scale of the logits (`irm`), losses (`vrex`), variances of the examples' gradients (`fishr`).
+    Of the peers: the best scale of the logits (`irm`), losses (`vrex`), variances of the examples' gradients (`fishr`),
+    mean and covariance of the features (`coral`), their distribution (`mmd`).
     """
     alpha: NonNegative = 0.1
-    """Weight of the Hessian term, or of the only term of `irm`, `vrex` and `fishr`, >= 0; not used by `gradient`."""
+    """Weight of the Hessian term, or of the only term of the peers, >= 0; not used by `gradient`."""
     beta: NonNegative = 0.1
     """Weight of the gradient term, >= 0; used by `hutchinson`, `hgp` and `gradient`."""
     scope: Literal["head", "all"] = "head"
@@ -290,6 +296,8 @@ class Config(Section):
     """Domains that train, at least one, each once."""
     target: Text | None = "mnistm"
     """Domain that is held out and evaluated at the end; null: none."""
+    observe: Names = ()
+    """Domains that every evaluation looks at as well, whole, and by which nothing is chosen; the target may be one."""
     model: Text = "lenet"
     """A registered model, or `timm:NAME`."""
     model_options: Options = Field(default_factory=dict)

@@ -53,6 +53,11 @@ class HeadCurvature:
         """S, the number of the head's parameters."""
         return self.features_ND.shape[1] * self.residual_NC.shape[1]
 
+    @property
+    def inputs_ND(self) -> Float[Tensor, "N D"]:
+        """The features without the column of ones."""
+        return self.features_ND[:, :-1] if self.has_bias else self.features_ND
+
     def gradient(self) -> Float[Tensor, " S"]:
         """Gradient of the mean loss with respect to the head."""
         return self._flat(self.residual_NC.T @ self.features_ND / len(self.features_ND))

@@ -25,7 +25,7 @@ from torch._C._distributed_c10d import TCPStore
 from difc_ray.distributed.exchange import Commit, LostWhileMeeting, Question, StepRedo
 from difc_ray.distributed.group import Meeting, make_store
 from difc_ray.distributed.planning import Plan
-from difc_ray.distributed.processes import LOST, Failure, root_cause_first
+from difc_ray.distributed.processes import LOST, Failure
 from difc_ray.distributed.replica import Broken, Moved, ReplicaArrays, ReplicaWorker, Shared
 from difc_ray.distributed.workers import Workers
 from difc_ray.errors import ClusterError, WorkerError
@@ -279,7 +279,7 @@ class CollectiveDomains(Workers):
             self._store = None  # whoever waits for it in the new group does
         began, self._broken_s = time.monotonic(), math.inf
         while pending:
-            for failure in root_cause_first(self._wait(pending, replies, began)):
+            for failure in self._root_cause_first(self._wait(pending, replies, began)):
                 lost[failure.index] = failure
                 self._end(failure.index)
         if self._joining:

@@ -140,7 +140,7 @@ class Supervision(ABC):
             failures = [f for index in indices if (f := self._send(index, by_index[index], pending))]
         with self.recorder.span("wait"):
             while pending or failures:
-                for failure in self._recovered(root_cause_first(failures), pending, replies):
+                for failure in self._recovered(self._root_cause_first(failures), pending, replies):
                     while again := self._send(failure.index, by_index[failure.index], pending):
                         self._recovered([again], pending, replies)
                     started = time.monotonic()
@@ -223,6 +223,10 @@ class Supervision(ABC):
             return Failure(index=index, reason=text, fatal=fatal)
         self._errors[key] = text
         return Failure(index=index, reason=text)
+
+    def _root_cause_first(self, failures: list[Failure]) -> list[Failure]:
+        """Raises the first fatal failure, if there is one."""
+        return root_cause_first(failures)
 
     def _check_token(self, index: int, token: Token) -> None:
         """An answer under another (run, attempt, step, domain) is never used."""

@@ -20,7 +20,7 @@ from difc_ray.domains.loader import Loader
 from difc_ray.domains.opening import open_domain, open_family
 from difc_ray.domains.order import SAMPLERS, BalancedOrder, NaturalOrder, Order, class_shares
 from difc_ray.domains.pixels import ArrayDomain, PixelDomain
-from difc_ray.domains.published import Fashion, FilesMissingError, TorchvisionDigits
+from difc_ray.domains.published import ColoredMnist, ColoredMnist5k, Fashion, FilesMissingError, TorchvisionDigits
 from difc_ray.domains.splits import Split
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "AugmentationError",
     "BalancedOrder",
     "Batch",
+    "ColoredMnist",
+    "ColoredMnist5k",
     "DatasetFamily",
     "Digits",
     "Domain",

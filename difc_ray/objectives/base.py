@@ -39,6 +39,7 @@ class ObjectiveOptions:
         probe_sets: `shared` (one set per step for all domains), `independent` (one per domain) or `released` (one per
             domain and a fresh one for the mean, as in the authors' code).
         detach_mean: whether the mean term is a constant for differentiation, where that matters.
+        examples: in the batch of a domain, at least 1.
         divided: whether several workers share each domain's batch, and know only their own part of its means.
     """
 
@@ -46,6 +47,7 @@ class ObjectiveOptions:
     probes: int = 1
     probe_sets: str = "shared"
     detach_mean: bool = True
+    examples: int = 1
     divided: bool = False
 
 
@@ -123,6 +125,14 @@ class Objective(ABC):
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+def pairs_of(weights_K: np.ndarray) -> float:
+    """``Σ_{i<j} w_i w_j``: what turns a sum over pairs of domains with these weights into their mean.
+
+    ``Σ_{i<j} w_i w_j ‖s_i − s_j‖² = Σ_e w_e ‖s_e − s̄‖²``, so the mean over pairs is the spread divided by this.
+    """
+    return float(1.0 - np.square(weights_K).sum()) / 2.0
 
 
 def gradient_term(answers: Sequence[Vectors], weights_K: np.ndarray, beta: float) -> tuple[list[np.ndarray], float]:

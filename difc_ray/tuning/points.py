@@ -135,7 +135,8 @@ def metrics_of(config: Config) -> list[str]:
     found += [f"val/{what}/{name}" for name in config.sources for what in ("accuracy", "macro_f1", "loss")]
     if config.selection == "oracle" and config.target:
         found += [f"all/{what}/{config.target}" for what in ("accuracy", "macro_f1", "loss")]
-    return found
+    found += [f"all/{what}/{name}" for name in config.observe for what in ("accuracy", "macro_f1", "loss")]
+    return list(dict.fromkeys(found))
 
 
 def check_sweep(space: Space, base: Config, told: Collection[str]) -> list[Point]:

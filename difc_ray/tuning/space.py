@@ -110,6 +110,7 @@ class Space:
         selection: rule by which the best setting is chosen at the end.
         lines: line of each key of the file, by dotted path.
         content: what the file holds.
+        resume: the command that goes on with its sweep; empty: `difc-ray tune`.
     """
 
     source: str
@@ -127,6 +128,7 @@ class Space:
     selection: str
     lines: Mapping[str, int]
     content: Mapping[str, Any]
+    resume: str = ""
 
     @property
     def keys(self) -> list[str]:

@@ -232,6 +232,8 @@ def check_new(folder: SweepFolder) -> None:
 
 def resume_command(space: Space, base: Config, folder: SweepFolder) -> str:
     """What goes on with a sweep."""
+    if space.resume:
+        return space.resume
     settings = [f"name={folder.path.name}", f"output={base.output}"]
     return shlex.join(["difc-ray", "tune", space.source, "--resume", *settings])
 

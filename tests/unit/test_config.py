@@ -169,6 +169,8 @@ CASES: dict[str, tuple[list[str], str | None, list[list[str]]]] = {
     "target is a source": (["target=mnist"], None, [["target domain `mnist` is also a source", "`target=mnist`", "command line; default"]]),
     "source twice": (["sources=mnist,mnist,fonts"], None, [["domain `mnist` is listed twice"]]),
     "no sources": (["sources=[]"], None, [["at least one source domain, got []"]]),
+    "features of a divided batch": (["alignment.penalty=mmd", "cluster.replicas=2", "batch_norm=freeze"], None, [["`cluster.replicas` above 1 cannot serve the objective `mmd`"]]),
+    "peer without a weight": (["alignment.penalty=irm", "alignment.alpha=0"], None, [["the weight of penalty `irm` is 0", "Raise `alignment.alpha`"]]),
     "one source": (["sources=mnist"], None, [["needs at least two source domains", "spread between domains", "undefined", "alignment.alpha=0"]]),
     "one source, explicit objective": (["sources=mnist", "objective=hgp"], None, [["at least two source domains"]]),
     "tasks without a penalty": ([*NO_PENALTY], None, [["rule `ghpp` combines the tasks", "harmonize.rule=mean", "alignment.alpha=0.1"]]),

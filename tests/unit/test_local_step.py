@@ -55,6 +55,18 @@ def test_first_row_is_the_gradient_of_the_batch_loss() -> None:
     np.testing.assert_allclose(found.vectors["g"], expected.numpy()[-head:], rtol=1e-4, atol=1e-7)
 
 
+def test_l2_is_in_the_classification_row_alone() -> None:
+    rows = {}
+    for l2 in (0.0, 0.3):
+        step, state = local(small_config(optimizer={"l2": l2}))
+        found = step.statistics(state, token(3))
+        rows[l2] = step.rows(token(3), {name: np.ones_like(v) for name, v in found.vectors.items()}).rows_RP
+    assert rows[0.0] is not None
+    assert rows[0.3] is not None
+    np.testing.assert_allclose(rows[0.3][0] - rows[0.0][0], 0.6 * state.theta_P, atol=1e-6)
+    np.testing.assert_array_equal(rows[0.3][1], rows[0.0][1])
+
+
 def test_answers_are_a_function_of_state_and_step() -> None:
     config = small_config(model="lenet", model_options={"dropout": 0.5}, alignment={"estimator": "hutchinson"})
     step, state = local(config)

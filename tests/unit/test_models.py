@@ -47,6 +47,16 @@ def test_mlp_computes_its_layers() -> None:
     assert torch.allclose(model(images), hidden @ w3.T + b3, atol=1e-6)
 
 
+def test_xavier_weights_have_their_bound_and_no_bias() -> None:
+    model = build_model("mlp", (2, 14, 14), 1, {"hidden": [390, 390], "init": "xavier_uniform"}, 1)
+    for weight, bias in zip(*[iter(model.parameters())] * 2, strict=True):
+        bound = math.sqrt(6 / sum(weight.shape))
+        assert 0.9 * bound < float(weight.detach().abs().max()) <= bound
+        assert not bias.any()
+    again = build_model("mlp", (2, 14, 14), 1, {"hidden": [390, 390], "init": "xavier_uniform"}, 1)
+    assert torch.equal(flat(model), flat(again))
+
+
 @pytest.mark.parametrize("name", ["lenet", "mlp"])
 def test_the_head_is_the_end_of_the_flat_vector(name: str) -> None:
     model = build_model(name, SHAPE, 10, {}, 0)
@@ -106,6 +116,7 @@ def test_lenet_refuses_small_images() -> None:
         ("lenet", {"dropout": math.nan}, "Found `dropout = nan`"),
         ("lenet", {"dropout": "0.5"}, "Found `dropout = '0.5'`"),
         ("mlp", {"dropout": True}, "Found `dropout = True`"),
+        ("mlp", {"init": "xavier"}, "`init` must be `torch` or `xavier_uniform`, got 'xavier'"),
         ("mlp", {"hidden": []}, r"Found `hidden = \[\]`"),
         ("mlp", {"hidden": 64}, "Found `hidden = 64`"),
         ("mlp", {"hidden": "64"}, "Found `hidden = '64'`"),

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from difc_ray.domains.published.collection import Collection
+from difc_ray.domains.published.colored import ColoredMnist, ColoredMnist5k
 from difc_ray.domains.published.digits import TorchvisionDigits
 from difc_ray.domains.published.domain import ShiftedDomain
 from difc_ray.domains.published.fashion import Fashion
 from difc_ray.domains.published.finding import FilesMissingError
 from difc_ray.domains.published.readers import READERS, Reader
 
-__all__ = ["READERS", "Collection", "Fashion", "FilesMissingError", "Reader", "ShiftedDomain", "TorchvisionDigits"]
+__all__ = [
+    "READERS",
+    "Collection",
+    "ColoredMnist",
+    "ColoredMnist5k",
+    "Fashion",
+    "FilesMissingError",
+    "Reader",
+    "ShiftedDomain",
+    "TorchvisionDigits",
+]
