@@ -36,6 +36,7 @@ from difc_ray.errors import ClusterError
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.preparation import prepare
 from difc_ray.reference import InlineEngine
+from difc_ray.requested import requested_config
 from difc_ray.run import train
 
 RUN = (
@@ -56,9 +57,15 @@ class Figure:
     met: bool
 
 
+def settings(*changes: str) -> list[str]:
+    """Those of the small run, with changes."""
+    merged = dict(each.split("=", 1) for each in (*RUN, *changes))
+    return [f"{key}={value}" for key, value in merged.items()]
+
+
 def configuration(*changes: str) -> Config:
     """The small run with changes."""
-    return resolve(load_config(None, [*RUN, *changes]))
+    return resolve(load_config(None, settings(*changes)))
 
 
 def digest(state: TrainState) -> str:
@@ -187,11 +194,13 @@ def lost_node() -> Figure:
     checks = {"initial_delay_ms": 5000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
     os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in checks.items()}
     store = 80 * 2**20
-    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": store}
+    head = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": store}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         spots = [cluster.add_node(num_cpus=1, resources={"spot": 1}, object_store_memory=store) for _ in range(2)]
-        config = configuration(f"cluster.address={cluster.address}", "cluster.bundles.fonts.resources.spot=1")
+        config = configuration(
+            f"cluster.address={cluster.address}", "cluster.cpus_per_worker=1", "cluster.bundles.fonts.resources.spot=1"
+        )
         with running(config) as engine:
             engine.advance(5)
             lives = next(pair.split("/")[1] for pair in engine.facts["placement"].split(", ") if "fonts@" in pair)
@@ -214,10 +223,10 @@ def lost_node() -> Figure:
 
 def killed_driver(folder: Path) -> Figure:
     """The driver gets SIGKILL, and `resume=auto` goes on."""
-    changes = [*RUN, "engine=ray", "checkpoint.every=20", "steps=300", "eval_every=300", f"output={folder / 'killed'}"]
+    changes = ("checkpoint.every=20", "steps=300", "eval_every=300", f"output={folder / 'killed'}", "name=killed")
     environment = {**os.environ, MARK: str(folder)}
     driver = subprocess.Popen(
-        [sys.executable, "-m", "difc_ray", "train", *changes, "name=killed"], env=environment,
+        [sys.executable, "-m", "difc_ray", "train", *settings(*changes, "engine=ray")], env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     checkpoints = folder / "killed" / "killed" / "checkpoints"
@@ -231,8 +240,8 @@ def killed_driver(folder: Path) -> Figure:
         time.sleep(0.02)
     gone = time.monotonic() - began
     before = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
-    resumed = configuration(*changes, "engine=inline", "resume=auto")
-    straight = configuration(*changes, "engine=inline", f"output={folder / 'straight'}", "name=killed")
+    resumed = resolve(requested_config(None, ["resume=auto", f"output={folder / 'killed'}", "engine=inline"]))
+    straight = configuration(*changes, "engine=inline", f"output={folder / 'straight'}")
     ends = [train(config).run_dir / "checkpoints" / "step-00000300" for config in (resumed, straight)]
     same = len({(end / "state.safetensors").read_bytes() + (end / "weights.safetensors").read_bytes()
                 for end in ends}) == 1  # fmt: skip
@@ -258,7 +267,7 @@ def family(folder: Path) -> list[psutil.Process]:
 def no_mlflow(folder: Path, pairs: int) -> Figure:
     """Nobody listens where the records go; runs with and without tracking in turn, the fastest of each counts."""
     os.environ["DIFC_RAY_TRACKING_DRAIN_S"] = "1"  # nobody comes: no need to wait for him at the end
-    steps = 400
+    steps = 200
     common = ("engine=inline", "model=lenet", "batch_size=64", f"steps={steps}", f"eval_every={steps}")
     took: dict[str, list[float]] = {"off": [], "down": []}
     kept = []
@@ -317,7 +326,7 @@ def main() -> int:
         ray.shutdown()
         show(lost_node())
         show(killed_driver(folder))
-        show(no_mlflow(folder, 1 if quick else 3))
+        show(no_mlflow(folder, 1 if quick else 2))
     print(f"\n{time.monotonic() - began:.0f} s in all on {psutil.cpu_count()} cores, ray {ray.__version__}")
     return 0 if all(figure.met for figure in figures) else 1
 
