@@ -28,6 +28,7 @@ bench: .venv/installed  ## the figures of the README
 	$(BIN)/python benchmarks/rules.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/faults.py
 
 clean:
 	rm -rf .venv runs

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from difc_ray.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run, load, newest_valid
@@ -19,6 +20,7 @@ from difc_ray.config import (
     batch_norm_policy,
     check_data,
     differences,
+    has_penalty,
     load_config,
     resolve,
     run_folder,
@@ -29,6 +31,7 @@ from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import domain_buffer, family_of, model_of
+from difc_ray.local_step.third_order import check_memory, check_third_order
 from difc_ray.losses import Loss, LossState
 from difc_ray.models import Model
 from difc_ray.snapshots import Progress, train_state
@@ -65,6 +68,9 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     augmentation = make_augmentation(config.augment, domains[config.sources[0]].image_shape)
     if augmentation is not None:
         identity["augmentation"] = augmentation.text()
+    if config.alignment.scope == "all" and has_penalty(config):
+        check_memory(config, layout.size, psutil.virtual_memory().available)
+        check_third_order(config, model, loss, domains[config.sources[0]].image_shape, len(class_names))
     if point is None:
         if model.loaded is not None:
             identity["weights"] = asdict(model.loaded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from difc_ray.global_step import GlobalStep, StepRecord, TrainState
 from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
 from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
+from difc_ray.spans import Span, traced_steps
+
+Answer = TypeVar("Answer", Statistics, Rows, Products)
 
 
 class InlineDomains:
@@ -33,6 +37,8 @@ class InlineDomains:
             model, loss = model_of(config)
             self.steps.append(LocalStep(config, load_domain(config, name), model, loss))
         self.compute_s = 0.0
+        self.traced = False
+        self.spans: list[Span] = []
 
     def statistics(self, state: ModelState, step: int) -> list[Statistics]:
         """First answers of all domains."""
@@ -47,15 +53,11 @@ class InlineDomains:
     def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
         """Rows of all domains, each for its own cotangents."""
         pairs = zip(self.steps, cotangents, strict=True)
-        found = [local.rows(self._token(local, step), own) for local, own in pairs]
-        self.compute_s += sum(rows.compute_s for rows in found)
-        return found
+        return self._timed([local.rows(self._token(local, step), own) for local, own in pairs])
 
     def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
         """Products of every domain's head Hessian with the same vectors."""
-        found = [local.products(self._token(local, step), vectors_VS) for local in self.steps]
-        self.compute_s += sum(answer.compute_s for answer in found)
-        return found
+        return self._timed([local.products(self._token(local, step), vectors_VS) for local in self.steps])
 
     def close(self) -> None:
         """Ends the loader processes."""
@@ -66,12 +68,13 @@ class InlineDomains:
         """How sure the model is of the target's images, of which every domain looks at a share."""
         return [local.confusion(state, number, len(self.steps)) for number, local in enumerate(self.steps)]
 
-    def _timed(self, found: list[Statistics]) -> list[Statistics]:
+    def _timed(self, found: list[Answer]) -> list[Answer]:
         self.compute_s += sum(answer.compute_s for answer in found)
+        self.spans += [span for answer in found for span in answer.spans]
         return found
 
     def _token(self, local: LocalStep, step: int) -> Token:
-        return Token(run=self.run, attempt=0, step=step, domain=local.domain.name)
+        return Token(run=self.run, attempt=0, step=step, domain=local.domain.name, traced=self.traced)
 
 
 class InlineEngine:
@@ -90,6 +93,7 @@ class InlineEngine:
         self.config, self.run, self.interrupted = config, run, interrupted
         self.restarts = dict.fromkeys(config.sources, 0)
         self.facts: dict[str, str] = {"engine": "inline", "transport": "none"}
+        self.spans: list[Span] = []
         self._error: DifcError | None = None
 
     def connect(self) -> None:
@@ -104,6 +108,7 @@ class InlineEngine:
         """Loads all domains and takes over the state."""
         self.domains = InlineDomains(self.config, self.run)
         self.step = GlobalStep(self.config, self.domains.steps[0].layout, state)
+        self._traced = traced_steps(self.config.profile, state.step, self.config.steps)
 
     def advance(self, n: int) -> list[StepRecord]:
         """Up to n steps; fewer when the run is to stop."""
@@ -118,17 +123,27 @@ class InlineEngine:
             total, compute = time.perf_counter() - started, self.domains.compute_s
             parts = {"step": total, "compute": compute, "coordinator": total - compute, "transport": 0.0}
             records.append(replace(record, seconds={**record.seconds, **parts}))
+        self.spans += [*self.step.recorder.take(), *self.domains.spans]
+        self.domains.spans = []
         return records
 
     def _take(self, records: list[StepRecord]) -> StepRecord | None:
         """One step, or None where an error ended it after others; the error is raised by the next call."""
+        number, recorder = self.step.state.step, self.step.recorder
+        self.domains.traced = number in self._traced
+        recorder.follow(number, on=self.domains.traced)
         try:
-            return self.step.take(self.domains)
+            with recorder.span("step"):
+                return self.step.take(self.domains)
         except DifcError as error:
             if not records:
                 raise
             self._error = error
             return None
+
+    def warned(self) -> str:
+        """Nobody takes this process away with notice."""
+        return ""
 
     def snapshot(self) -> TrainState:
         """A copy of the training state."""

@@ -18,7 +18,7 @@ from difc_ray.preparation import recorded_settings, run_tags, run_to_resume, tra
 from difc_ray.tracking import RecordedRun, read_run, resolve_uri, spoiled
 from difc_ray.training import Start
 
-NOT_REPEATED = ("name", "output", "resume", "tracking")
+NOT_REPEATED = ("log_level", "name", "output", "profile", "resume", "tracking")
 """Keys and sections that a run does not take from the run that it repeats."""
 
 NOT_READ = ("trial",)
@@ -42,7 +42,8 @@ def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool
     run_dir = None if resume is None else run_to_resume(resume, output)
     base = None
     if run_dir is not None:  # which may have been moved since its configuration was written
-        base = recorded_settings(newest_valid(run_dir / "checkpoints")[1]) | {"output": str(run_dir.parent)}
+        base = recorded_settings(newest_valid(run_dir / "checkpoints")[1])
+        base |= {"output": str(run_dir.parent), "profile": None}  # a profile is asked for every time
     config = load_config(file, overrides, base=base, paths=paths)
     tracking_uri(resolve(config))
     return config

@@ -7,7 +7,6 @@ configuration, the data or the cluster comes before the first byte is written.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from difc_ray.distributed.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted, ended
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord
+from difc_ray.logbook import FOLDER as LOGS
+from difc_ray.logbook import Who, begin_log, end_log
 from difc_ray.membership import Interruption, Membership, Notice, engine_of
 from difc_ray.preparation import (
     AUGMENTATION_FILE,
@@ -235,7 +236,7 @@ def open_folder(ready: Ready, repeats: Mapping[str, str], notice: Notice, stack:
     (run_dir / "config.yaml").write_text(to_yaml(start.config), encoding="utf-8")
     if "augmentation" in start.identity:
         (run_dir / AUGMENTATION_FILE).write_text(start.identity["augmentation"], encoding="utf-8")
-    stack.enter_context(run_log(run_dir))
+    stack.enter_context(run_log(run_dir, start.config, notice))
     for message in [*(point.rejected if point else []), *version_warnings(start), *weights_notices(start)]:
         notice(message)
     for message in repetition_warnings(start, ready.engine.facts, repeats):
@@ -346,22 +347,30 @@ def hand_over(training: Training, outcome: Outcome, *, whole: bool) -> None:
 
 
 @contextmanager
-def run_log(run_dir: Path) -> Iterator[None]:
-    """Everything that the package logs, to the run's own file as well; an error with its traceback and a note on it."""
+def run_log(run_dir: Path, config: Config, notice: Notice) -> Iterator[None]:
+    """Everything that the package logs, to the run's files as well; an error with its traceback and a note on it."""
     handler = logging.FileHandler(run_dir / "run.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.INFO)
     root = logging.getLogger("difc_ray")
     root.addHandler(handler)
     level = root.level
     root.setLevel(logging.INFO)
+    lines = begin_log(config, Who(run=str(config.name), actor="driver"))
+    if lines is None:
+        notice(f"`{run_dir / LOGS}` cannot be written: the run goes on without the logs of its actors")
+    log.info("run `%s` on engine `%s`", config.name, config.engine, extra={"event": "started"})
+    ending = "ended"
     try:
         yield
     except BaseException as error:
+        ending = f"ended by {type(error).__name__}"
         if not isinstance(error, Interrupted | KeyboardInterrupt | GeneratorExit) or error.__cause__ is not None:
-            log.error("%s\n%s", error, traceback.format_exc())
+            log.error("%s", error, exc_info=True, extra={"event": "error"})
             error.add_note(str(run_dir / "run.log"))
         raise
     finally:
+        end_log(lines, ending)
         root.setLevel(level)
         root.removeHandler(handler)
         handler.close()

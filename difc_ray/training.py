@@ -7,6 +7,7 @@ never interrupted.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +25,15 @@ from difc_ray.errors import CheckpointError
 from difc_ray.evaluation import SELECTORS, SplitMetrics, worst_domain
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.logbook import now_at
+from difc_ray.profiling import Profile
 from difc_ray.records import MetricsLog, record_metrics
 from difc_ray.snapshots import Progress, checkpoint_path, make_snapshot, model_state, write_json
+from difc_ray.spans import Span
 from difc_ray.tracking import Tracker
 from difc_ray.vectors import ParameterLayout
+
+log = logging.getLogger("difc_ray")
 
 CLASSES_TO_TRACK = 20
 """With more classes, the recall of each is in `summary.json` and not among the metrics of every evaluation."""
@@ -42,9 +48,13 @@ class Engine(Protocol):
 
     facts: dict[str, str]
     restarts: dict[str, int]
+    spans: list[Span]
 
     def advance(self, n: int) -> list[StepRecord]:
         """Up to n steps."""
+
+    def warned(self) -> str:
+        """What will be taken away soon, said once of each: a reason to write a checkpoint; empty: nothing new."""
 
     def snapshot(self) -> TrainState:
         """A copy of the training state."""
@@ -147,7 +157,9 @@ class Training:
         self.started = time.monotonic()
         self.saved = self.step if start.resumed is None else -1  # a new run has its checkpoint of step 0
         self.selector = SELECTORS.get(self.config.selection)()
+        self.told_restarts = ""
         self.log = MetricsLog(run_dir / "metrics.jsonl", self.step, self.progress.evaluated)
+        self.profile = Profile(self.config, self.step, run_dir)
 
     def evaluations(self) -> Iterator[Evaluation]:
         """Trains to the end or to the interruption, evaluation by evaluation; a checkpoint is written in both cases.
@@ -164,7 +176,14 @@ class Training:
             if self._due(self.config.checkpoint.every) and self.step > 0:
                 self.save()
             self._advance()
+            if warning := self.engine.warned():
+                self.save()
+                text = f"{warning}: the checkpoint of step {self.saved} is written"
+                log.warning("%s", text)
+                self.display.notice(text)
         self.save()
+        if self.profile.recorder.on:
+            self._write_profile()
 
     @property
     def complete(self) -> bool:
@@ -235,18 +254,46 @@ class Training:
         )  # fmt: skip
         taken, spent = self.progress.seconds.get("steps", 0.0), self.progress.seconds.get("step", 0.0)
         per_step = spent / taken if taken else CHUNK_S
-        records = self.engine.advance(max(1, min(boundary - self.step, int(CHUNK_S / max(per_step, 1e-4)))))
+        with self.profile.recorder.span("wait for steps"):
+            records = self.engine.advance(max(1, min(boundary - self.step, int(CHUNK_S / max(per_step, 1e-4)))))
+        with self.profile.recorder.span("keep records"):
+            self._keep(records)
+        spans, self.engine.spans = self.engine.spans, []
+        self.profile.add(spans, self.step)
+        if self.profile.due(self.step):
+            self._write_profile()
+        now_at(self.step)
+
+    def _keep(self, records: Sequence[StepRecord]) -> None:
+        """Records of steps to wherever they are kept and shown."""
+        restarts = self._restarts()
         for record in records:
             self.progress.add("steps", 1.0)
             for part, seconds in record.seconds.items():
                 self.progress.add(part, seconds)
             self.log.step(record)
-            self.tracker.metrics(record.step + 1, record_metrics(record))
+            self.tracker.metrics(record.step + 1, {**record_metrics(record), **restarts})
             if record.skipped:
+                told = {"event": "step skipped", "step": record.step}
+                log.warning("step %d skipped: %s", record.step, record.skipped, extra=told)
                 self.display.notice(f"step {record.step} skipped: {record.skipped}")
+            log.debug("step %d", record.step, extra={"event": "step", "step": record.step})
         if records:
             self.step = records[-1].step + 1
         self.display.steps(records)
+
+    def _restarts(self) -> dict[str, float]:
+        """How many workers were replaced so far, as a metric; and by domain in a tag, when there is one more."""
+        told = ", ".join(f"{name} {n}" for name, n in self.engine.restarts.items() if n)
+        if told != self.told_restarts:
+            self.told_restarts = told
+            self.tracker.tags({"engine.restarts": told})
+        return {"engine/restarts": float(sum(self.engine.restarts.values()))}
+
+    def _write_profile(self) -> None:
+        self.display.notice(self.profile.write())
+        if self.profile.written:
+            self.tracker.artifact(self.profile.path)
 
     def _evaluate(self) -> Evaluation | None:
         """Metrics, selection and records of the state in hand; None when the run is to stop before all are known."""
@@ -256,7 +303,8 @@ class Training:
             jobs.append((self.config.target, "all"))
         judged = len(jobs)
         jobs += [(name, "all") for name in self.config.observe if (name, "all") not in jobs]
-        metrics = self.engine.evaluate(jobs)
+        with self.profile.recorder.span("evaluation"):
+            metrics = self.engine.evaluate(jobs)
         self.progress.add("evaluation", time.perf_counter() - began)
         if len(metrics) < len(jobs):
             return None  # the evaluation is made when the run is resumed
@@ -288,10 +336,11 @@ class Training:
         self.progress.elapsed_s += time.monotonic() - self.started
         self.started = time.monotonic()
         self.log.flush()
-        snapshot = make_snapshot(self.config, self.engine.snapshot(), self.layout, self.progress, self.identity)
         root = self.run_dir / "checkpoints"
         try:
-            save(root, snapshot, keep=self.config.checkpoint.keep, best=best)
+            with self.profile.recorder.span("checkpoint"):
+                snapshot = make_snapshot(self.config, self.engine.snapshot(), self.layout, self.progress, self.identity)
+                save(root, snapshot, keep=self.config.checkpoint.keep, best=best)
             self.saved = self.step
         except CheckpointError as error:
             if self.saved < 0 or self.step >= self.config.steps or best:

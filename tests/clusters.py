@@ -79,6 +79,11 @@ def _fits(value: Any, kind: str) -> bool:
     return type(value) in kinds[kind]
 
 
+def health_checks(name: str = "Dockerfile") -> dict[str, str]:
+    """What a file tells the head about looking for lost nodes."""
+    return dict(re.findall(r"\b(RAY_health_check_\w+)=(\d+)", text_of(name)))
+
+
 @dataclass(frozen=True)
 class Node:
     """A machine or pod as Ray will count it."""

@@ -2,13 +2,14 @@
 
 ``dataset: faulty`` takes the options ``folder`` (where it leaves a mark for every fault that fired) and ``faults``, a
 list of mappings: ``kind``, ``domain``, ``step`` (-1: every step), ``where`` (`batch`, `respond`, `surrogate`,
-`evaluation`, `gradient`; default `batch`), ``times`` (default 1; 0: always) and what the kind needs besides. Without
-faults it is an ordinary dataset: its content depends on neither option.
+`evaluation`, `gradient`, or one of :mod:`tests.fault_points`; default `batch`), ``times`` (default 1; 0: always),
+``after`` (a mark without which nothing happens) and what the kind needs besides. Without faults it is an ordinary
+dataset: its content depends on neither option.
 
 kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (a pixel of the batch), `infinite` (an entry
 of the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process),
-`wait` (``seconds``), `differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`,
-`exit`, `kill_coordinator`, `stop_coordinator`.
+`wait` (``seconds``), `hold` (until the mark ``until`` exists), `differ` (negated images, once the mark ``after``
+exists). In a Ray worker only: `kill`, `stop`, `exit`, `kill_coordinator`, `stop_coordinator`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from difc_ray.models import MODELS, Model
 from difc_ray.objectives import OBJECTIVES, Measurement
 from difc_ray.objectives.hgp import Hgp
 from difc_ray.objectives.hutchinson import Hutchinson
+from tests.fault_points import install
 
 EXAMPLES, SHAPE, CLASSES = 160, (1, 8, 8), ("w", "x", "y", "z")
 CHANGED = "content-changed"
@@ -115,6 +117,18 @@ def go_wrong(fault: Mapping[str, Any]) -> None:
         os.kill(os.getpid(), fault["number"])
     elif kind == "wait":
         time.sleep(fault["seconds"])
+    elif kind == "hold":
+        until = _now.faults.folder / fault["until"]
+        while not until.exists():
+            time.sleep(0.02)
+
+
+def here(where: str) -> None:
+    """What is due at a place in the code of the workers: see :mod:`tests.fault_points`."""
+    if not in_ray_worker():
+        return
+    for fault in _now.faults.due(where, _now.domain, _now.step):
+        go_wrong(fault)
 
 
 def in_ray_worker() -> bool:
@@ -134,6 +148,9 @@ class FaultyDomain(Domain):
         light = rng.normal() + (faults.folder / CHANGED).exists()
         self._images = (prototypes[labels] + noise + light).astype(np.float32)
         self._faults = faults
+        if in_ray_worker():
+            global _now
+            _now = Moment(faults, name)  # for what comes before the first batch
         super().__init__(name, CLASSES, SHAPE, labels, seed)
 
     def images_at(self, indices: np.ndarray) -> np.ndarray:
@@ -222,3 +239,6 @@ class FaultyHutchinson(_Watched, Hutchinson):
 @OBJECTIVES.register("faulty_hgp")
 class FaultyHgp(_Watched, Hgp):
     pass
+
+
+install(here)

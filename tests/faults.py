@@ -102,7 +102,7 @@ def our_actors() -> set[int]:
             title = process.cmdline()[:1]
         except psutil.Error:
             continue
-        if title and title[0].startswith(("ray::Coordinator", "ray::DomainWorker")):
+        if title and title[0].startswith(("ray::Coordinator", "ray::DomainWorker", "ray::ReplicaWorker")):
             found.add(process.pid)
     return found
 

@@ -14,7 +14,7 @@ import typer
 from difc_ray import __version__
 from difc_ray.cli.data import data_app
 from difc_ray.cli.jobs import WORDS, jobs_app, submit
-from difc_ray.cli.usage import checked, whole_number
+from difc_ray.cli.usage import checked, whole_number, with_profile
 from difc_ray.errors import ConfigError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -70,6 +70,9 @@ def train(
     from_run: Annotated[
         str | None, typer.Option("--from-run", metavar="RUN_ID", help="Repeat the run that MLflow holds under this id.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", metavar="N", help="Trace N steps of all actors into profile.json.")
+    ] = None,
 ) -> None:
     """Train one run, continue one, or repeat one.
 
@@ -79,6 +82,7 @@ def train(
     difc-ray train resume=runs/NAME steps=600       continue a run
     difc-ray train resume=auto                      continue the newest one
     difc-ray train --from-run RUN_ID                the configuration of an MLflow run again
+    difc-ray train --profile 10                     where the time of ten steps goes: `profile=10`
     """  # noqa: D301
     from difc_ray.cli.tables import print_banner, print_result
     from difc_ray.cli.view import open_view
@@ -86,11 +90,11 @@ def train(
     from difc_ray.requested import repeated_config, requested_config
     from difc_ray.run import train as run
 
-    recorded = None
+    recorded, given = None, with_profile(checked(settings), profile)
     if from_run is None:
-        requested = requested_config(config, checked(settings))
+        requested = requested_config(config, given)
     elif config is None:
-        requested, recorded = repeated_config(from_run, checked(settings))
+        requested, recorded = repeated_config(from_run, given)
     else:
         raise ConfigError(
             f"a run takes its configuration from one place, got --from-run and `--config {config}` (command line). "
@@ -208,7 +212,7 @@ def rules(
     from difc_ray.cli.rules import print_rule, print_rule_check, print_rules
     from difc_ray.rulebook import check_rules, rule_table
 
-    number = whole_number("--draws", draws)
+    number = whole_number("--draws", draws, 200)
     if rule is not None and check:
         raise ConfigError(f"`--check` is of all rules, got `{rule}` besides (command line). Remove one of them.")
     if rule is not None:

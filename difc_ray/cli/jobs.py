@@ -90,7 +90,7 @@ def submit(
         submission_id=submission_id,
         python=python,
         with_package=with_package,
-        window_s=whole_number("--stop-window", stop_window),
+        window_s=whole_number("--stop-window", stop_window, 60),
         cpus=whole_number("--entrypoint-num-cpus", entrypoint_num_cpus) if entrypoint_num_cpus else 0,
         gpus=whole_number("--entrypoint-num-gpus", entrypoint_num_gpus) if entrypoint_num_gpus else 0,
     )

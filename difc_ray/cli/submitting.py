@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from difc_ray.cli.app import app
-from difc_ray.cli.usage import checked
+from difc_ray.cli.usage import checked, with_profile
 from difc_ray.config import Config, ConfigProblems, flat, load_config, resolve
 from difc_ray.config.overrides import parse_overrides
 from difc_ray.config.problems import masked, masked_argument
@@ -109,7 +109,7 @@ def prepared(wish: Wish) -> tuple[JobRequest, Shipment | None, list[str]]:
             "MLFLOW_TRACKING_URI is set here, and the job does not get it: name it with `--env MLFLOW_TRACKING_URI`."
         )
     environment["env_vars"] = {STOP_WINDOW: str(wish.window_s)} | variables
-    words = [*shlex.split(wish.python), "-m", "difc_ray", *wish.command]
+    words = [*python_of(wish.python), "-m", "difc_ray", *wish.command]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", command.metadata.get("name", wish.command[0]))[:100]
     request = JobRequest(
         submission_id=wish.submission_id or f"difc-{name}-{secrets.token_hex(3)}",
@@ -120,6 +120,24 @@ def prepared(wish: Wish) -> tuple[JobRequest, Shipment | None, list[str]]:
         gpus=wish.gpus,
     )
     return request, shipment, command.notes
+
+
+def python_of(text: str) -> list[str]:
+    """The words that start Python on the cluster.
+
+    Raises:
+        ConfigError: there are none, or a quotation mark is missing.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = []
+    if not words:
+        raise ConfigError(
+            f"`--python` must be a command, got `{text}` (command line). Write for example `--python python3`, or "
+            "leave it out."
+        )
+    return words
 
 
 def working_folder(wish: Wish, environment: dict[str, Any]) -> Path | None:
@@ -194,7 +212,7 @@ def options_of(name: str, rest: Sequence[str]) -> dict[str, Any]:
 
 def look_at_training(found: Command, given: dict[str, Any]) -> None:
     """Checks the settings of a run, as far as they are all here."""
-    settings = checked(given["settings"])
+    settings = with_profile(checked(given["settings"]), given["profile"])
     values, problems = parse_overrides(settings)
     if problems:
         raise ConfigProblems([str(problem) for problem in problems])

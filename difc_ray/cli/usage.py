@@ -12,7 +12,7 @@ import typer
 from difc_ray.errors import ConfigError
 from difc_ray.registry import did_you_mean
 
-OPTIONS = ("--cluster", "--config", "--from-run", "--help", "--print", "--version")
+OPTIONS = ("--cluster", "--config", "--from-run", "--help", "--print", "--profile", "--version")
 """Options that a misspelt setting is compared with."""
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -43,12 +43,13 @@ def usage_sentence(error: Any, commands: Sequence[str]) -> str:
     return f"the command line must be understood, got this: {text.rstrip('.')} (command line). {remedy}"
 
 
-def whole_number(option: str, text: str) -> int:
+def whole_number(option: str, text: str, example: int = 1) -> int:
     """The value of an option that counts something.
 
     Args:
         option: its name, with dashes.
         text: what the user wrote.
+        example: a value that would be right.
 
     Raises:
         ConfigError: it is no integer from 1 on.
@@ -56,9 +57,26 @@ def whole_number(option: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1 and len(text) <= 18):
         raise ConfigError(
             f"`{option}` must be an integer >= 1, got {text or 'nothing'} (command line). Write for example "
-            f"`{option} 200`."
+            f"`{option} {example}`."
         )
     return int(text)
+
+
+def with_profile(settings: list[str], wanted: str | None) -> list[str]:
+    """The settings with what `--profile N` is short for.
+
+    Raises:
+        ConfigError: N is no integer from 1 on, or the settings have a `profile` of their own.
+    """
+    if wanted is None:
+        return settings
+    steps = whole_number("--profile", wanted, example=10)
+    if own := next((argument for argument in settings if argument.startswith("profile=")), None):
+        raise ConfigError(
+            f"the steps to trace are given once, got `--profile {steps}` and `{own}` (command line). Remove one of "
+            "them."
+        )
+    return [*settings, f"profile={steps}"]
 
 
 def checked(settings: Sequence[str] | None) -> list[str]:
@@ -69,6 +87,8 @@ def checked(settings: Sequence[str] | None) -> list[str]:
     """
     for argument in settings or ():
         name = argument.partition("=")[0]
+        if name == "profile":  # a key, which has an option besides
+            continue
         if near := difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7):
             wrong = "unknown option" if near[0] != name else "this option is in the wrong place"
             remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."

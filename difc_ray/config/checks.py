@@ -23,6 +23,7 @@ from difc_ray.config.resolve import (
 )
 from difc_ray.config.schema import leaves
 from difc_ray.config.tree import Config
+from difc_ray.curvature import fused_layers
 from difc_ray.domains import (
     DATASETS,
     AugmentationError,
@@ -156,6 +157,9 @@ def _schedule(asked: _Asked) -> Iterator[Problem]:
     if config.optimizer.warmup_steps >= config.steps:
         what = "the warm-up must end before the run does"
         yield asked.problem(what, "Lower `optimizer.warmup_steps` or raise `steps`.", "optimizer.warmup_steps", "steps")
+    if config.profile is not None and config.profile > config.steps:
+        what, remedy = "`profile` must not exceed `steps`", f"Write `profile={min(10, config.steps)}` or raise `steps`."
+        yield asked.problem(what, remedy, "profile", "steps")
     if config.selection == "oracle" and config.target is None:
         what, remedy = "`selection: oracle` needs a target", "Name a target, or take `selection=train_domain_val`."
         yield asked.problem(what, remedy, "selection", "target")
@@ -228,9 +232,18 @@ def _weights(asked: _Asked) -> Iterator[Problem]:
 def _scope(asked: _Asked) -> Iterator[Problem]:
     alignment = asked.config.alignment
     if alignment.scope == "all":
-        what = "`alignment.scope` must be `head`, the only scope that this version offers"
-        yield asked.problem(what, "Write `alignment.scope=head`.", "alignment.scope")
-        if alignment.estimator == "exact":
+        name = objective_name(asked.config)
+        if name in OBJECTIVES and OBJECTIVES.get(name).has_penalty and "all" not in OBJECTIVES.get(name).scopes:
+            what = f"objective `{name}` is about the classifier, and `alignment.scope` must be `head`"
+            yield asked.problem(what, "Write `alignment.scope=head`.", "alignment.scope", "alignment.penalty")
+        if asked.config.precision != "float32":
+            what = "`alignment.scope=all` needs `precision: float32`, as third derivatives do not survive fewer bits"
+            yield asked.problem(what, "Write `precision=float32` or `alignment.scope=head`.", "precision")
+        if metric_kind(asked.config) and alignment.micro_batches > 1:
+            what = f"`alignment.micro_batches` above 1 cannot serve rule `{asked.config.harmonize.rule}`"
+            yield asked.problem(what, "Write `alignment.micro_batches=1`, or take another rule.",
+                                "alignment.micro_batches", "harmonize.rule")  # fmt: skip
+        if name == "hutchinson" and alignment.estimator == "exact":
             what = "the exact Hessian diagonal has a closed form for the head only"
             remedy = (
                 "Write `alignment.scope=head`; beyond the head the diagonal takes `alignment.estimator=hutchinson`."
@@ -383,6 +396,15 @@ def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
     if config.batch_size == 1 and batch_norm_policy(config) != "freeze" and has_batch_norm(model):
         what = f"`batch_size` must be at least 2 for model `{config.model}`, which normalises over the batch"
         yield asked.problem(what, "Write `batch_size=2` or more.", "batch_size")
+    fused = fused_layers(model) if config.alignment.scope == "all" and has_penalty(config) else []
+    if fused:
+        what = f"`alignment.scope=all` differentiates the model three times, which the fused kernels of `{fused[0]}`"
+        what += f" in model `{config.model}` do not allow"
+        yield asked.problem(what, "Write `alignment.scope=head`, or take another model.", "alignment.scope", "model")
+    if config.alignment.micro_batches > 1 and batch_norm_policy(config) != "freeze" and has_batch_norm(model):
+        what = f"`alignment.micro_batches` above 1 needs frozen BatchNorm in model `{config.model}`"
+        remedy = "Write `batch_norm=freeze` or `alignment.micro_batches=1`."
+        yield asked.problem(what, remedy, "alignment.micro_batches", "batch_norm")
     if config.cluster.replicas > 1 and batch_norm_policy(config) != "freeze" and has_batch_norm(model):
         what = f"`cluster.replicas` above 1 needs frozen BatchNorm in model `{config.model}`, as the parts of a batch"
         what += " would be normalised apart"

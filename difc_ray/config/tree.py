@@ -97,7 +97,12 @@ class AlignmentConfig(Section):
     beta: NonNegative = 0.1
     """Weight of the gradient term, >= 0; used by `hutchinson`, `hgp` and `gradient`."""
     scope: Literal["head", "all"] = "head"
-    """Parameters that are aligned; this version offers `head`, the linear classifier."""
+    """Parameters that are aligned: those of `head`, the linear classifier, in closed form, or `all`.
+
+    `all` differentiates the whole network three times, with `estimator: hutchinson`, at some six times the cost.
+    """
+    micro_batches: Count = 1
+    """Pieces of a batch that `scope: all` differentiates one after the other, >= 1: less memory, more time."""
     estimator: Literal["exact", "hutchinson"] = "exact"
     """Hessian diagonal of `penalty: hutchinson`: closed form (head only), or estimated from random probes."""
     probes: Count = 1
@@ -327,10 +332,17 @@ class Config(Section):
     """Which evaluated step is the best one; `oracle` looks at the target and marks the run."""
     eval_every: Count = 50
     """Steps between two evaluations, >= 1."""
+    profile: Annotated[
+        Annotated[int, Field(ge=1, le=1000)] | None,
+        Rule("an integer in [1, 1000] or null", "Write for example `profile=10`, or leave it out."),
+    ] = None
+    """Steps whose times all actors write down in `profile.json`, in [1, 1000] and <= `steps`; null: none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the training state is saved."""
     tracking: TrackingConfig = TrackingConfig()
     """Where MLflow is told about the run."""
+    log_level: Literal["info", "debug"] = "info"
+    """What the actors write into `logs/`: what happens, or besides that a line for every step."""
     cluster: ClusterConfig = ClusterConfig()
     """What Ray is asked for."""
     trial: TrialConfig = TrialConfig()

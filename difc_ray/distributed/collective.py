@@ -9,6 +9,7 @@ Shape suffixes: P parameters, N raw rows.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,8 +20,9 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
+from torch._C._distributed_c10d import TCPStore
 
-from difc_ray.distributed.exchange import Question, StepRedo
+from difc_ray.distributed.exchange import Commit, LostWhileMeeting, Question, StepRedo
 from difc_ray.distributed.group import Meeting, make_store
 from difc_ray.distributed.planning import Plan
 from difc_ray.distributed.processes import LOST, Failure
@@ -29,26 +31,18 @@ from difc_ray.distributed.workers import Workers
 from difc_ray.errors import ClusterError, WorkerError
 from difc_ray.global_step import Update
 from difc_ray.local_step import ModelState, Products, Rows, Statistics, merge_rows, merge_statistics
+from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
 from difc_ray.vectors import sum_blocks
 
-PATIENCE_S = 10.0
-"""Seconds after `cluster.step_timeout_s` in which those who wait for a missing one report it; then it is known who."""
+PATIENCE_S = 5.0
+"""Seconds after the first report of a broken exchange in which whoever is there reports it, too."""
+
+SETTLE_S = 5.0
+"""Seconds that the times of the last traced step are waited for."""
 
 MEETINGS_IN_A_ROW = 5
 """So often a group may break at one step without the loss of a worker."""
-
-
-class LostWhileMeeting(Exception):
-    """Workers were lost while a group formed.
-
-    Args:
-        failures: theirs.
-    """
-
-    def __init__(self, failures: list[Failure]) -> None:
-        super().__init__()
-        self.failures = failures
 
 
 class CollectiveDomains(Workers):
@@ -68,12 +62,14 @@ class CollectiveDomains(Workers):
         super().__init__(group, plan, threads, search_path)
         self.backend, self.actor_arguments = backend, (backend,)
         self._address = ray.util.get_node_ip_address()
-        self._store = make_store(self._address)
+        self._store: TCPStore | None = None
         self._meetings = 0
         self._broken_at = (0, 0)
-        self._joining = False
+        self._joining = self._exchanging = False
+        self._broken_s = math.inf
         self._lost: set[int] = set()
-        self._commits: list[Any] = []
+        self._lost_givers: list[Failure] = []
+        self._commits: list[Commit] = []
 
     def hold(self, arrays: ReplicaArrays) -> None:
         """Hands θ and the optimizer to all workers, and lets them form a group.
@@ -93,8 +89,11 @@ class CollectiveDomains(Workers):
         Workers of one kind agree bit for bit. Those on different hardware may round the optimizer's step differently.
         """
         self._tokens = []
-        before, self.stop_waiting = self.stop_waiting, lambda: False  # a run that stops is saved
+        if self.stop_waiting():
+            return self._replica_of_any()
+        before, self.stop_waiting = self.stop_waiting, lambda: False  # a run that stops from now on is saved, too
         try:
+            self._check_commits()
             everybody = list(range(len(self.members)))
             digests = self._ask_some(everybody, [Question(method="digest", arguments=()) for _ in everybody])
             found: ReplicaArrays = self._ask_some([0], [Question(method="replica", arguments=())])[0]
@@ -109,13 +108,47 @@ class CollectiveDomains(Workers):
             self.hold(found)
         return found
 
+    def _replica_of_any(self) -> ReplicaArrays:
+        """θ and the optimizer, of whoever answers first: a run that is to stop does not wait for one that hangs.
+
+        Raises:
+            ClusterError: nobody answers.
+        """
+        stale = {commit.index for commit in self._commits if commit.done is None}
+        asked = {self.workers[i].digest.remote(): i for i in range(len(self.members)) if i not in stale}
+        done = {commit.index: commit.done for commit in self._commits}
+        limit = self.config.cluster.step_timeout_s
+        while asked:
+            ready, _ = ray.wait(list(asked), timeout=limit)
+            if not ready:
+                break
+            index = asked.pop(ready[0])
+            with suppress(*LOST, RayTaskError, ray.exceptions.GetTimeoutError):
+                ray.get([ready[0], *([done[index]] if index in done else [])], timeout=limit)
+                found: ReplicaArrays = ray.get(self.workers[index].replica.remote(), timeout=limit)
+                return found
+        raise ClusterError(f"A worker must give the parameters of step {self._step}, got no answer of any.")
+
+    def evaluate(self, reference: Any, jobs: Sequence[tuple[str, str]]) -> list[Any]:
+        """As :meth:`Workers.evaluate`, by workers that have all taken the last step."""
+        self._tokens = []
+        self._check_commits()
+        return super().evaluate(reference, jobs)
+
+    def confusion(self, state: ModelState, step: int) -> list[Confusion]:
+        """As :meth:`Workers.confusion`, by workers that have all taken the last step."""
+        self._tokens = []
+        self._check_commits()
+        return super().confusion(state, step)
+
     # ---- one step -------------------------------------------------------------------------------------------------
 
     def statistics(self, state: ModelState, step: int) -> list[Statistics]:
         """First answers of all domains."""
         self._begin_step(step)
         self.sent_bytes = [0] * len(self.members)
-        reference = ray.put(state)
+        with self.recorder.span("broadcast"):
+            reference = ray.put(state)
         asked = [Question(method="statistics", arguments=(reference,)) for _ in self.members]
         found = self.by_domain(self._ask(asked), merge_statistics)
         self._check_commits()
@@ -143,10 +176,18 @@ class CollectiveDomains(Workers):
         self._ask([Question(method="combine", arguments=(update,)) for _ in self.members])
         self.moving_s = time.perf_counter() - began
         self._commits = []
-        for worker in self.workers:
-            with suppress(*LOST):  # it is missed at the next question, and replaced
-                self._commits.append(worker.commit.remote(update.step))  # the next question finds θ moved
+        for index, worker in enumerate(self.workers):
+            done = None
+            with suppress(*LOST):
+                done = worker.commit.remote(update.step)  # the next question finds θ moved
+            self._commits.append(Commit(index=index, worker=worker, done=done))
         self._tokens = []
+
+    def settle(self) -> None:
+        """After the last step that is traced: the times of the optimizers, which else come with the next step."""
+        waited = [commit.done for commit in self._commits if commit.done is not None]
+        if waited and len(ray.wait(waited, num_returns=len(waited), timeout=SETTLE_S)[0]) == len(self._commits):
+            self._check_commits()
 
     def bad_rows(self) -> list[str]:
         """What is not finite in the rows of each domain."""
@@ -159,22 +200,37 @@ class CollectiveDomains(Workers):
         raise AssertionError("a metric needs `cluster.transport=object_store`")
 
     def _check_commits(self) -> None:
-        """Whether all have taken the last step; they have, as they have answered a later question.
+        """Whether all have taken the last step; one of whom that is not known is replaced.
 
         Raises:
+            StepRedo: one was replaced, in a step.
             WorkerError: one could not.
         """
+        self._recovered(self._uncommitted(set()), {}, {})
+
+    def _uncommitted(self, lost: set[int]) -> list[Failure]:
+        """Workers, besides those that are lost, of whom nobody knows whether they have taken the last step."""
         commits, self._commits = self._commits, []
-        for name, commit in zip(self.names, commits, strict=False):
+        found = []
+        for commit in commits:
+            index = commit.index
+            if index in lost or self.workers[index] is not commit.worker:
+                continue  # another takes its place, with the state of one that did
+            if commit.done is None:
+                found.append(Failure(index=index, reason="could not be told to take the step"))
+                continue
             try:
-                ray.get(commit, timeout=self.config.cluster.step_timeout_s)
-            except LOST:
-                continue  # another has taken its place, with the state of one that did
+                self.spans += ray.get(commit.done, timeout=self.config.cluster.step_timeout_s)
+            except LOST as error:
+                found.append(self._gone(index, error))
+            except ray.exceptions.GetTimeoutError:
+                found.append(Failure(index=index, reason="did not take the step in time"))
             except RayTaskError as error:
-                raise WorkerError(f"Domain `{name}` could not take step {self._step - 1}: {error.cause}.") from error
+                raise WorkerError(f"Domain `{self.names[index]}` could not take a step: {error.cause}.") from error
+        return found
 
     def _ask(self, questions: list[Question]) -> list[Any]:
-        self.patience_s = PATIENCE_S if questions[0].method in ("share", "combine") else 0.0
+        self._exchanging, self._broken_s = questions[0].method in ("share", "combine"), math.inf
         replies = self._ask_some(list(range(len(self.members))), questions)
         if broken := [reply for reply in replies if isinstance(reply, Broken)]:
             self._meet_again(broken[0].reason)
@@ -188,20 +244,46 @@ class CollectiveDomains(Workers):
 
     # ---- failures -------------------------------------------------------------------------------------------------
 
+    def _limit_s(self, elapsed_s: float, replies: dict[int, Any]) -> float:
+        """In an exchange, whoever waits for a missing one reports that: then it is known who is missing."""
+        limit = self.config.cluster.step_timeout_s
+        if not self._exchanging:
+            return limit
+        if not any(isinstance(reply, Broken) for reply in replies.values()):
+            return 2 * limit  # the exchange itself may take `limit`, after the rows were computed
+        self._broken_s = min(self._broken_s, elapsed_s)
+        return max(limit, self._broken_s + PATIENCE_S)
+
+    def _root_cause_first(self, failures: list[Failure]) -> list[Failure]:
+        """As :meth:`Supervision._root_cause_first`; nobody waits any longer for the one whose error ends the run."""
+        for failure in failures:
+            if failure.fatal is not None:
+                with suppress(*LOST):
+                    self.workers[failure.index].leave.remote()
+        return super()._root_cause_first(failures)
+
     def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
         """Replaces all that are lost, lets the group meet again, and in a step makes everybody repeat it.
 
         Raises:
             StepRedo: the failures came in a step.
+            LostWhileMeeting: they came while a group formed.
         """
         if not failures:
             return []
+        lost = {failure.index: failure for failure in failures}
+        lost |= {failure.index: failure for failure in self._uncommitted(set(lost))}
+        for index in lost:
+            self._end(index)  # whoever waits for it in an exchange hears of that
         if self._joining:
-            raise LostWhileMeeting(failures)
-        lost, began = {failure.index: failure for failure in failures}, time.monotonic()
-        while pending:  # the others hear of it by themselves, or they hang as well
+            self._store = None  # whoever waits for it in the new group does
+        began, self._broken_s = time.monotonic(), math.inf
+        while pending:
             for failure in self._root_cause_first(self._wait(pending, replies, began)):
                 lost[failure.index] = failure
+                self._end(failure.index)
+        if self._joining:
+            raise LostWhileMeeting(list(lost.values()))
         self._replace_all(list(lost.values()))
         self._meet()
         if self._tokens:
@@ -209,22 +291,36 @@ class CollectiveDomains(Workers):
         return list(lost.values())
 
     def _replace_all(self, lost: list[Failure]) -> None:
+        """One after the other, with those that are lost while they give their state to another."""
+        waiting = list(lost)
         self._lost = {failure.index for failure in lost}
-        for failure in lost:
+        while waiting:
+            failure = waiting.pop(0)
             self._replace(failure)
+            self._lost.discard(failure.index)
+            waiting += self._lost_givers
+            self._lost_givers = []
 
     def _bring_back(self, index: int) -> None:
         """Gives a replacement the state of a worker that is left."""
-        left = next((other for other in range(len(self.members)) if other not in self._lost), None)
-        if left is None:
-            raise ClusterError(
-                "At least one worker must be left that holds the parameters, got the loss of all of them at step "
-                f"{self._step}. Continue from the newest checkpoint with `resume=auto`."
-            )
         limit = self.config.cluster.step_timeout_s
-        held = self._hear(left, self.workers[left].replica.remote(), limit)
-        self._hear(index, self.workers[index].hold.remote(held), limit)
-        self._lost.discard(index)
+        while True:
+            left = next((other for other in range(len(self.members)) if other not in self._lost), None)
+            if left is None:
+                raise ClusterError(
+                    "At least one worker must be left that holds the parameters, got the loss of all of them at step "
+                    f"{self._step}. Continue from the newest checkpoint with `resume=auto`."
+                )
+            try:
+                held = self._hear(left, self.workers[left].replica.remote(), limit)
+                break
+            except LOST as error:
+                failure = self._gone(left, error)
+            except ray.exceptions.GetTimeoutError:
+                failure = Failure(index=left, reason=f"did not give its parameters within {limit:g} s")
+            self._lost.add(left)
+            self._lost_givers.append(failure)
+        self._hear(index, self.workers[index].hold.remote(held), self.config.cluster.start_timeout_s)
 
     def _meet_again(self, reason: str) -> None:
         """A group that broke although nobody is lost.
@@ -253,9 +349,10 @@ class CollectiveDomains(Workers):
         limit, reason = self.config.cluster.step_timeout_s, ""
         everybody = list(range(len(self.members)))
         tokens, self._tokens, self._joining = self._tokens, [], True
+        exchanging, self._exchanging = self._exchanging, True
         try:
             for _ in range(MEETINGS_IN_A_ROW):
-                self._meetings += 1
+                self._meetings, self._store, self._broken_s = self._meetings + 1, make_store(self._address), math.inf
                 meeting = Meeting(
                     host=self._address, port=self._store.port, name=f"{self.run}/{self._meetings}",
                     size=len(everybody), backend=self.backend, timeout_s=limit,
@@ -271,7 +368,7 @@ class CollectiveDomains(Workers):
                     return
                 reason = broken[0].reason
         finally:
-            self._tokens, self._joining = tokens, False
+            self._tokens, self._joining, self._exchanging = tokens, False, exchanging
         raise ClusterError(
             f"Workers must reach each other, got {MEETINGS_IN_A_ROW} failures in a row, the last: "
             f"{reason or 'a worker was lost'}. Open the ports between the nodes, or write "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -24,12 +25,16 @@ from difc_ray.distributed.gauges import StepGauges
 from difc_ray.distributed.object_store import ObjectStoreDomains
 from difc_ray.distributed.planning import Plan
 from difc_ray.distributed.replica import ReplicaArrays
-from difc_ray.distributed.worker import WorkerInfo
+from difc_ray.distributed.worker import WorkerInfo, session_logs
 from difc_ray.errors import DifcError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import GlobalStep, Replicated, StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.logbook import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
+from difc_ray.spans import Span, traced_steps
 from difc_ray.vectors import ParameterLayout
+
+log = logging.getLogger("difc_ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ class Advance:
     records: list[StepRecord] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     restarts: dict[str, int] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
     error: DifcError | None = None
 
 
@@ -83,6 +89,7 @@ class StateArrays:
         )
 
 
+@reports_errors
 class Coordinator:
     """Owns the training state; wrapped in ``ray.remote`` with two concurrency slots, one of them for :meth:`stop`.
 
@@ -108,6 +115,7 @@ class Coordinator:
             self.domains = ObjectStoreDomains(group, plan, threads, search_path)
         self.domains.stop_waiting = self.stopping.is_set
         self.gauges = StepGauges()
+        self.log: ActorLog | None = None
 
     def start(self, config: Config, run: str, arrays: StateArrays) -> list[WorkerInfo]:
         """Starts a run: its workers, and its state. A later run may start on the same actors.
@@ -122,8 +130,14 @@ class Coordinator:
         """
         self.stopping.clear()
         import_plugins(config.plugins)
+        end_log(self.log)
+        self.log = begin_log(config, Who(run=str(config.name), actor="coordinator"), session_logs())
+        log.info("%s, %d workers", type(self.domains).__name__, len(self.domains.plan.owners) - 1,
+                 extra={"event": "started"})  # fmt: skip
         infos = self.domains.start(config, run)
         self.step = self._begin(config, infos[0].layout, arrays)
+        self.domains.recorder, self.domains.spans = self.step.recorder, []
+        self.traced = traced_steps(config.profile, arrays.step, config.steps)
         self.gauges.begin(run)
         return infos
 
@@ -148,38 +162,60 @@ class Coordinator:
                 self.domains.messages.append(str(interruption))
                 break
             except DifcError as raised:
+                log.error("%s", raised, exc_info=True, extra={"event": "error"})
                 error = raised
         messages, self.domains.messages = self.domains.messages, []
-        return Advance(records=records, messages=messages, restarts=dict(self.domains.restarts), error=error)
+        spans, self.domains.spans = [*self.step.recorder.take(), *self.domains.spans], []
+        restarts = dict(self.domains.restarts)
+        return Advance(records=records, messages=messages, restarts=restarts, spans=spans, error=error)
 
     def _take(self) -> StepRecord:
         """One step with its times; repeated by everybody if a replacement's bits differ."""
+        number, recorder = self.step.state.step, self.step.recorder
         while True:
             started = time.perf_counter()
+            recorder.follow(number, self.domains.attempt, on=number in self.traced)
+            now_at(number, self.domains.attempt)
             try:
-                record = self.step.take(self.domains)
+                with recorder.span("step"):
+                    record = self.step.take(self.domains)
             except StepRedo as redo:
+                why = str(redo) or "a worker was replaced"
+                log.warning("%s: all repeat step %d", why, number, extra={"event": "redo"})
                 if str(redo):
                     self.domains.messages.append(str(redo))
                 self.domains.attempt += 1
                 continue
             total, compute = time.perf_counter() - started, self.domains.compute_s
+            self._tell(record)
+            if number + 1 == self.traced.stop and isinstance(self.domains, CollectiveDomains):
+                self.domains.settle()
             own = max(0.0, record.seconds.get("coordinator", 0.0) - self.domains.moving_s)
             rest = {"step": total, "compute": compute, "transport": max(0.0, total - compute - own)}
             seconds = {**record.seconds, "coordinator": own, **rest}
             return replace(record, seconds=seconds, sent_bytes=tuple(self.domains.sent_bytes))
 
+    def _tell(self, record: StepRecord) -> None:
+        """What is to be said of a step: that it was skipped, and who is slow."""
+        if record.skipped:
+            log.warning("%s", record.skipped, extra={"event": "step skipped"})
+        for index, sentence in self.domains.stragglers.end().items():
+            log.warning("%s", sentence, extra={"event": "slow", **self.domains.members[index].tags()})
+            self.domains.messages.append(sentence)
+        log.debug("taken", extra={"event": "step"})
+
     def stop(self) -> None:
         """Lets :meth:`advance` return after the step in hand."""
         self.stopping.set()
 
-    def process(self) -> tuple[str, int]:
-        """Host and process of this actor."""
-        return socket.gethostname(), os.getpid()
+    def process(self) -> tuple[str, int, str]:
+        """Host and process of this actor, and its log, if that is not in the run's folder."""
+        return socket.gethostname(), os.getpid(), place_of(self.log)
 
-    def status(self) -> tuple[int, dict[str, float]]:
-        """The step in hand, and the domains that have not answered yet with their seconds."""
-        return self.step.state.step if hasattr(self, "step") else 0, dict(self.domains.waiting)
+    def status(self) -> tuple[int, dict[str, float], str]:
+        """The step in hand, the domains that have not answered yet with their seconds, and what keeps them."""
+        step = self.step.state.step if hasattr(self, "step") else 0
+        return step, dict(self.domains.waiting), self.domains.obstacle
 
     def snapshot(self) -> StateArrays:
         """The training state between two steps."""
@@ -199,7 +235,8 @@ class Coordinator:
         pin_threads(self.threads)
         reference = ray.put(self.step.home.model_state() if state is None else state)
         try:
-            found = self.domains.evaluate(reference, jobs)
+            with self.step.recorder.span("evaluation"):
+                found = self.domains.evaluate(reference, jobs)
         except WaitInterrupted as interruption:
             found = []
             self.domains.messages.append(str(interruption))
@@ -210,3 +247,5 @@ class Coordinator:
         """Ends the workers."""
         self.stopping.set()
         self.domains.close()
+        end_log(self.log)
+        self.log = None

@@ -17,20 +17,25 @@ from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
 from difc_ray.distributed.choosing import Transport, choose_transport
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
+from difc_ray.distributed.nodes import draining
 from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, release, reserve
-from difc_ray.distributed.planning import node_names, plan_for
+from difc_ray.distributed.planning import members_of, node_names, plan_for
 from difc_ray.distributed.preflight import check_nodes, memory_notices
 from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
-from difc_ray.distributed.workers import POLL_S
+from difc_ray.distributed.supervision import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.local_step import ModelState
+from difc_ray.spans import Span
 
 log = logging.getLogger("difc_ray")
 
 LATE_S = 20.0
 """After this long without an answer the display names who is late."""
+
+LOOK_S = 1.0
+"""How often a run asks whether nodes are to be taken away, while it takes steps."""
 
 STOP_S = 20.0
 """How long a stopped run waits for the step in hand before it takes the last checkpoint as its end."""
@@ -52,12 +57,14 @@ class RayEngine:
         self.config, self.run, self.interrupted, self.notice = config, run, interrupted, notice
         self.restarts: dict[str, int] = {}
         self.facts: dict[str, str] = {"engine": "ray"}
+        self.spans: list[Span] = []
         self._coordinator: Any = None
         self._group: Any = None
         self._owns_group = self._owns_ray = False
         self._error: DifcError | None = None
         self._head: Head | None = None
-        self._process, self._deaf = ("", 0), False
+        self._process, self._deaf = ("", 0, ""), False
+        self._looked, self._going = 0.0, set[str]()
 
     def connect(self) -> None:
         """Reaches a cluster and checks that it has what the run needs; starts nothing yet.
@@ -134,11 +141,19 @@ class RayEngine:
             run: the run's identity.
             state: where to start.
         """
-        self.config, self.run, self._error = config, run, None
+        self.config, self.run, self._error, self.spans = config, run, None, []
         infos = self._call("start", config, run, StateArrays.of(state))
         self._process = self._call("process")
+        places = {self._process[2]: self._process[0], **{info.away: info.host for info in infos}}
+        for place, host in places.items():
+            if place:
+                log.info("an actor does not see the run's folder: its log is %s on %s", place, host)
         self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
         self.facts["nodes"] = str(len({info.node for info in infos}))
+        host, pid, _ = self._process
+        workers = zip(members_of(config), infos, strict=True)
+        lives = [("coordinator", pid, host), *((str(member), info.pid, info.host) for member, info in workers)]
+        log.info("processes: %s", ", ".join(f"{name} {pid} on {host}" for name, pid, host in lives))
 
     def advance(self, n: int) -> list[StepRecord]:
         """Up to n steps; fewer when the run is to stop. Errors come after the records that precede them.
@@ -152,10 +167,33 @@ class RayEngine:
         for message in answer.messages:
             self.notice(message)
         self.restarts = answer.restarts
+        self.spans += answer.spans
         self._error = answer.error
         if answer.error is not None and not answer.records:
             raise answer.error
         return answer.records
+
+    def warned(self) -> str:
+        """Which nodes of this run will be taken away, said once of each, with what they carry; else empty.
+
+        Looks every :data:`LOOK_S` seconds at most.
+        """
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return ""
+        self._looked = now
+        going = {node: when for node, when in draining().items() if node not in self._going}
+        if not going:
+            return ""
+        self._going |= set(going)
+        placed = nodes_of(self._group)
+        told = []
+        for node, when in going.items():
+            if carried := [owner for owner, at in zip(self.plan.owners, placed, strict=True) if at == node]:
+                deadline = f" at {when}" if when else ""
+                ends = " (the run ends with it, and `resume=auto` continues it)" if "coordinator" in carried else ""
+                told.append(f"node {node[:6]} will be taken away{deadline}, with {', '.join(carried)}{ends}")
+        return "; ".join(told)
 
     def snapshot(self) -> TrainState:
         """A copy of the training state."""
@@ -241,10 +279,10 @@ class RayEngine:
     def _tell_who_is_late(self, method: str, seconds: float) -> bool:
         """Names who is late; whether the coordinator itself still answers."""
         try:
-            step, waiting = ray.get(self._coordinator.status.remote(), timeout=2.0)
+            step, waiting, obstacle = ray.get(self._coordinator.status.remote(), timeout=2.0)
         except (*LOST, ray.exceptions.GetTimeoutError, RayTaskError):
             self.notice(f"{method}: waiting {seconds:.0f} s for the coordinator, which does not answer")
             return False
         late = ", ".join(f"`{name}` {since:.0f} s" for name, since in waiting.items()) or "the coordinator itself"
-        self.notice(f"{method} at step {step}: waiting {seconds:.0f} s for {late}")
+        self.notice(f"{method} at step {step}: waiting {seconds:.0f} s for {late}{f': {obstacle}' if obstacle else ''}")
         return True

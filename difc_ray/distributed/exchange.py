@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
+from difc_ray.distributed.processes import LOST, Failure
 from difc_ray.distributed.worker import WorkerInfo
 from difc_ray.errors import ClusterError
+from difc_ray.spans import Span
+
+GOODBYE_S = 0.5
+"""Seconds for all workers together."""
+
+UNTIMELY = ("evaluate", "confusion", "hold", "join", "replica", "digest")
+"""Questions that belong to no step's answers: they carry no token."""
 
 
 class StepRedo(Exception):
@@ -24,6 +35,47 @@ class Question:
 
     method: str
     arguments: tuple[Any, ...]
+
+
+def spans_of(replies: Iterable[Any]) -> list[Span]:
+    """What workers spent the time of their answers on, where a step is traced; most answers have none."""
+    parts = [part for reply in replies for part in (getattr(reply, "rows", None), reply)]
+    return [span for part in parts for span in getattr(part, "spans", ())]
+
+
+def say_goodbye(workers: Sequence[Any]) -> None:
+    """Lets workers that answer end their logs; those that do not are not waited for long."""
+    with suppress(*LOST):
+        told = [worker.end.remote() for worker in workers]
+        if told:
+            ray.wait(told, num_returns=len(told), timeout=GOODBYE_S)
+
+
+class LostWhileMeeting(Exception):
+    """Workers were lost while a group formed.
+
+    Args:
+        failures: theirs.
+    """
+
+    def __init__(self, failures: list[Failure]) -> None:
+        super().__init__()
+        self.failures = failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A worker was told to take a step.
+
+    Args:
+        index: of the worker.
+        worker: the actor; another one may have taken its place since.
+        done: Ray's reference; None: it could not be told.
+    """
+
+    index: int
+    worker: Any
+    done: Any
 
 
 def check_same_model(infos: Sequence[WorkerInfo]) -> None:

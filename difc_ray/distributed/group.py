@@ -21,12 +21,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.distributed_c10d import _world
 
 from difc_ray.errors import ClusterError
 from difc_ray.vectors import BLOCK
 
 INTERFACE = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 """Which environment variable tells a backend where to listen; left to themselves they guess from the host's name."""
+
+
+REACH_S = 10.0
+"""Seconds that the coordinator's node has to accept a connection."""
 
 
 class GroupBroken(Exception):
@@ -113,6 +118,10 @@ class Group:
             )
         os.environ[INTERFACE[meeting.backend]] = interface
         limit = timedelta(seconds=meeting.timeout_s)
+        try:  # a store that is gone: its own client would try for `timeout_s`
+            socket.create_connection((meeting.host, meeting.port), timeout=REACH_S).close()
+        except OSError as error:
+            raise GroupBroken(f"nobody meets at {meeting.host}:{meeting.port}: {error}") from error
         try:
             store = TCPStore(meeting.host, meeting.port, is_master=False, timeout=limit)
             dist.init_process_group(
@@ -147,9 +156,14 @@ class Group:
         self._exchange([own] * self.size, [vector_P[shard] for shard in shards])
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the group.
+
+        torch names a group by how many its process has begun, and starts again where one has ended, but not where one
+        could not begin: members with other counts would never find each other.
+        """
         if dist.is_initialized():
             dist.destroy_process_group()
+        _world.group_count = 0
 
     def _exchange(self, outgoing: Sequence[Tensor], incoming: Sequence[Tensor]) -> None:
         """One piece to every other worker and one from each; those next in rank first, so that nobody is crowded."""

@@ -29,7 +29,8 @@ class ObjectStoreDomains(Workers):
         self._begin_step(step)
         self._asked: list[list[Question]] = [[] for _ in self.members]
         self._answers: list[list[Statistics]] = [[] for _ in self.members]
-        reference = ray.put(state)
+        with self.recorder.span("broadcast"):
+            reference = ray.put(state)
         asked = [Question(method="statistics", arguments=(reference,)) for _ in self.members]
         return self.by_domain(self._ask(asked), merge_statistics)
 

@@ -7,14 +7,16 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import ray
 from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from difc_ray.config import Config, masked
+from difc_ray.distributed.access import check_head, on_loopback_only, token_found
 from difc_ray.distributed.planning import Node, Plan, wanted_by
 from difc_ray.distributed.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
@@ -56,8 +58,10 @@ def connect(config: Config) -> bool:
         )
     if address != "auto":
         probe_address(address, where(config))
+    here = _on_loopback() if on_loopback_only(address) else nullcontext()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with here:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(explain_refusal(address, error, where(config))) from error
     return True
@@ -70,14 +74,14 @@ def where(config: Config) -> str:
 
 
 def probe_address(address: str, origin: str) -> None:
-    """A TCP connection to ``HOST:PORT``, with a deadline.
+    """A TCP connection to ``HOST:PORT``, and a question who is there, with deadlines.
 
     Args:
         address: where to.
         origin: what names the address.
 
     Raises:
-        ClusterError: the address has another form, or nobody answers there.
+        ClusterError: the address has another form, nobody answers there, it is no Ray, or it wants another token.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -86,13 +90,14 @@ def probe_address(address: str, origin: str) -> None:
             "prints its address when it starts; the usual port is 6379."
         )
     try:
-        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClusterError(
             f"a Ray head must answer at {address}, got {reason} ({origin}). Start one with `ray start --head`, correct "
             "the address, or leave it out to start Ray on this machine."
         ) from error
+    check_head(address, origin)
 
 
 def explain_refusal(address: str, error: Exception, origin: str) -> str:
@@ -139,7 +144,12 @@ def _start_local(config: Config) -> None:
     if not named and not _has_own_token():
         # Ray turns authentication on for a local cluster; without a token it would write one that all users can read.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    size = config.cluster.object_store_mb
+    size, memory = config.cluster.object_store_mb, psutil.virtual_memory().total // 2**20
+    if size is not None and size >= memory:
+        raise ClusterError(
+            f"`cluster.object_store_mb` must be less than this machine's memory, {memory} MiB, got {size} "
+            "(cluster.object_store_mb). Lower it, or leave it out."
+        )
     try:
         with in_sessions_of_their_own(), _on_loopback():
             ray.init(
@@ -149,16 +159,26 @@ def _start_local(config: Config) -> None:
                 logging_level="ERROR",
                 object_store_memory=None if size is None else size * 2**20,
             )
-    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+    except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
-            f"Ray must start here, got {type(error).__name__}: {' '.join(str(error).split())} (this machine). Run "
-            "`difc-ray doctor` to see what is missing, or use `engine=inline`."
+            f"a Ray that starts here wants a token, got {token_found(error)} (environment). Correct the variable, or "
+            "take it away: then the run makes a token of its own."
+        ) from error
+    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        written = bool(temporary) and isinstance(error, OSError)
+        remedy = "Set RAY_TMPDIR to a folder that can be written" if written else (
+            "Run `difc-ray doctor` to see what is missing")  # fmt: skip
+        raise ClusterError(
+            f"Ray must start here, got {told} (this machine). {remedy}, or use `engine=inline`."
         ) from error
 
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
     """A Ray that is started here takes 127.0.0.1 for its node's address, and no server of it listens on another.
+
+    A process that joins such a Ray looks for it there.
 
     ``ray.init(_node_ip_address="127.0.0.1")`` does not do that: Ray replaces the address by that of the network.
     """

@@ -74,6 +74,10 @@ class Member:
         """The domain, and where there are several, which of them: counted from 1."""
         return self.domain if self.parts == 1 else f"{self.domain} #{self.part + 1}"
 
+    def tags(self) -> dict[str, str | int | None]:
+        """The same for a log: domain, and number or None."""
+        return {"domain": self.domain, "part": self.part + 1 if self.parts > 1 else None}
+
 
 def members_of(config: Config) -> list[Member]:
     """All domain workers of a run: those of a domain are neighbours.

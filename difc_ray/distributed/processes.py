@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import psutil
 import ray
 from ray.exceptions import (
+    ActorUnavailableError,
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
@@ -32,11 +33,27 @@ LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, Obje
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a domain did not answer."""
+    """Why a domain did not answer.
+
+    Args:
+        index: of its worker.
+        reason: what happened to it, after its name.
+        fatal: what ends the run; None: it is replaced.
+        preempted: its node was taken away with notice, which is nobody's failure.
+    """
 
     index: int
     reason: str
     fatal: DifcError | None = None
+    preempted: bool = False
+
+
+def root_cause_first(failures: list[Failure]) -> list[Failure]:
+    """Raises the first fatal failure: a user's own error explains the deaths around it, not the other way."""
+    for failure in failures:
+        if failure.fatal is not None:
+            raise failure.fatal
+    return failures
 
 
 def describe(error: BaseException) -> str:
@@ -48,6 +65,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OutOfMemoryError):
         return "was killed because the node ran out of memory"
     text = " ".join(str(error).split())
+    if isinstance(error, ActorUnavailableError):
+        return "is out of reach"
+    if "node has died" in text or "node was preempted" in text:
+        return "died with its node"
     if told := re.search(r"exit type: (\w+).*?exit detail: ([^.]+)", text):
         return f"died ({told[1]}: {told[2]})"
     return f"died ({text[:200] or type(error).__name__})"

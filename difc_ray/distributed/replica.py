@@ -22,8 +22,10 @@ from difc_ray.distributed.planning import members_of
 from difc_ray.distributed.worker import DomainWorker, WorkerInfo, assigned_device
 from difc_ray.global_step import Update
 from difc_ray.local_step import ModelState, Rows, Statistics, Token, bad_rows, part_of
+from difc_ray.logbook import reports_errors
 from difc_ray.objectives import Vectors
 from difc_ray.optimizer import FlatOptimizer
+from difc_ray.spans import Span
 from difc_ray.vectors import combine, gram_blocks
 
 
@@ -43,19 +45,22 @@ class Shared:
         rows: its answer, without the rows.
         blocks_CNN: inner products of the rows within each block of its shard.
         sent_bytes: bytes that it has sent to other workers for this.
+        spans: what the time after the rows was spent on, if the step is traced.
     """
 
     rows: Rows
     blocks_CNN: np.ndarray
     sent_bytes: int
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """A worker has the whole direction; bytes that it has sent to other workers for this."""
+    """A worker has the whole direction; bytes that it has sent to other workers for this, and traced times."""
 
     token: Token
     sent_bytes: int
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,7 @@ class Broken:
     reason: str
 
 
+@reports_errors
 class ReplicaWorker(DomainWorker):
     """A domain worker of the transport `collective`.
 
@@ -89,7 +95,7 @@ class ReplicaWorker(DomainWorker):
 
     def start(self, config: Config, domain: str, part: int = 0) -> WorkerInfo:
         """As :meth:`DomainWorker.start`; an earlier run's group is left."""
-        self._leave()
+        self.leave()
         info = super().start(config, domain, part)
         self.members = members_of(config)
         self._prepared = None
@@ -120,12 +126,18 @@ class ReplicaWorker(DomainWorker):
 
     def join(self, meeting: Meeting, rank: int, address: str) -> Broken | None:
         """Becomes a member of a group, after leaving an earlier one; returns why that did not succeed."""
-        self._leave()
+        self.leave()
         try:
             self.group = Group(meeting, rank, address)
         except GroupBroken as error:
             return Broken(token=None, reason=str(error))
         return None
+
+    def leave(self) -> None:
+        """Leaves the group; whoever waits for this worker in an exchange hears of it."""
+        if self.group is not None:
+            self.group.close()
+            self.group = None
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """First answer of a step; what an earlier attempt prepared is forgotten."""
@@ -135,36 +147,43 @@ class ReplicaWorker(DomainWorker):
     def share(self, token: Token, cotangent: Vectors) -> Shared | Broken:
         """The rows of the step in hand, and the inner products of everybody's rows on the own shard."""
         rows = self.step.rows(token, cotangent)
-        group = self._member()
+        group, recorder = self._member(), self.step.recorder
         before = group.sent_bytes
         try:
-            self._scatter(group)
+            with recorder.span("scatter rows"):
+                self._scatter(group)
         except GroupBroken as error:
             return Broken(token=token, reason=str(error))
-        blocks_CNN = gram_blocks(self._shard_rows()).numpy()
-        return Shared(rows=rows, blocks_CNN=blocks_CNN, sent_bytes=group.sent_bytes - before)
+        with recorder.span("Gram matrix of the shard"):
+            blocks_CNN = gram_blocks(self._shard_rows()).numpy()
+        sent = group.sent_bytes - before
+        return Shared(rows=rows, blocks_CNN=blocks_CNN, sent_bytes=sent, spans=recorder.take())
 
     def combine(self, token: Token, update: Update) -> Moved | Broken:
         """The direction: the own shard by the weights, the others' from them. It takes the place of the first row."""
-        group, direction_P = self._member(), self.step.rows_RP[0]
+        group, direction_P, recorder = self._member(), self.step.rows_RP[0], self.step.recorder
         before, own = group.sent_bytes, self._shards[group.rank]
         try:
-            if own.stop > own.start:
-                direction_P[own].copy_(combine(update.weights_N, self._shard_rows()))
-            group.gather(direction_P, self._shards)
+            with recorder.span("combine the shard"):
+                if own.stop > own.start:
+                    direction_P[own].copy_(combine(update.weights_N, self._shard_rows()))
+            with recorder.span("gather direction"):
+                group.gather(direction_P, self._shards)
         except GroupBroken as error:
             return Broken(token=token, reason=str(error))
         self._prepared = update
-        return Moved(token=token, sent_bytes=group.sent_bytes - before)
+        return Moved(token=token, sent_bytes=group.sent_bytes - before, spans=recorder.take())
 
-    def commit(self, step: int) -> None:
-        """Takes the step that was prepared; every worker was."""
+    def commit(self, step: int) -> tuple[Span, ...]:
+        """Takes the step that was prepared, as every worker does; returns how long it took, if the step is traced."""
         update, self._prepared = self._prepared, None
         assert update is not None, f"nothing was prepared for step {step}"
         assert update.step == step, f"step {update.step} was prepared, and {step} is to be taken"
-        if update.reset:
-            self.optimizer.reset()
-        self.optimizer.step(self.step.rows_RP[0], update.step)
+        with self.step.recorder.span("optimizer"):
+            if update.reset:
+                self.optimizer.reset()
+            self.optimizer.step(self.step.rows_RP[0], update.step)
+        return self.step.recorder.take()
 
     def bad_rows(self, token: Token) -> str:
         """What is not finite in the own rows, in words."""
@@ -193,11 +212,6 @@ class ReplicaWorker(DomainWorker):
                 own = list(received_WS[first : first + parts])
                 found.append(own[0] if parts == 1 else combine(shares, own))
         return found
-
-    def _leave(self) -> None:
-        if self.group is not None:
-            self.group.close()
-            self.group = None
 
     def _member(self) -> Group:
         assert self.group is not None, "the worker has joined no group"

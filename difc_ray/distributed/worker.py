@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -15,9 +17,12 @@ from difc_ray.config import Config, import_plugins
 from difc_ray.determinism import pin_threads
 from difc_ray.evaluation import SplitMetrics, evaluate_state
 from difc_ray.local_step import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.logbook import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
 from difc_ray.losses import Confusion
 from difc_ray.objectives import Vectors
 from difc_ray.vectors import ParameterLayout
+
+log = logging.getLogger("difc_ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +37,10 @@ class WorkerInfo:
     layout: ParameterLayout
     log: str
     address: str
+    away: str = ""
 
 
+@reports_errors
 class DomainWorker:
     """Holds one source domain and answers with statistics and rows; wrapped in ``ray.remote`` where it is started.
 
@@ -47,6 +54,7 @@ class DomainWorker:
     def __init__(self, threads: int, search_path: list[str]) -> None:
         self.threads, self.search_path = threads, search_path
         self._started = False
+        self.log: ActorLog | None = None
 
     def start(self, config: Config, domain: str, part: int = 0) -> WorkerInfo:
         """Loads plug-ins, data and model of a run; a later run may start on the same worker.
@@ -61,6 +69,11 @@ class DomainWorker:
         pin_threads(self.threads)
         sys.path.extend(folder for folder in self.search_path if folder not in sys.path)
         import_plugins(config.plugins)
+        self.end()
+        number = part + 1 if config.cluster.replicas > 1 else None
+        who = Who(run=str(config.name), actor="worker", domain=domain, part=number)
+        self.log = begin_log(config, who, session_logs())
+        log.info("domain `%s`", domain, extra={"event": "started"})
         model, loss = model_of(config)
         self.config, self.domain = config, domain
         if self._started:
@@ -79,6 +92,7 @@ class DomainWorker:
             layout=self.step.layout,
             log=worker_log(),
             address=ray.util.get_node_ip_address(),
+            away=place_of(self.log),
         )
 
     def rows_at(self) -> torch.device | None:
@@ -87,6 +101,8 @@ class DomainWorker:
 
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """First answer of a step."""
+        now_at(token.step, token.attempt)
+        log.debug("asked for its statistics", extra={"event": "step"})
         return self.step.statistics(state, token)
 
     def exchange(self, token: Token, number: int, broadcast: Vectors) -> Statistics:
@@ -107,13 +123,24 @@ class DomainWorker:
 
     def evaluate(self, state: ModelState, domain: str, split: str) -> SplitMetrics:
         """Metrics of a state on a split of this domain, or of one loaded for the purpose (the target)."""
-        held = self.step.domain if domain == self.domain else load_domain(self.config, domain)
-        return evaluate_state(self.step, state, held, split)
+        with self.step.recorder.span("evaluation"):
+            held = self.step.domain if domain == self.domain else load_domain(self.config, domain)
+            return evaluate_state(self.step, state, held, split)
+
+    def end(self) -> None:
+        """The last line of the log of the run that this worker serves, if it serves one."""
+        end_log(self.log)
+        self.log = None
 
 
 def assigned_device() -> torch.device:
     """The GPU that Ray gave this actor, else the CPU (never a GPU that merely happens to be visible)."""
     return torch.device("cuda:0" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+def session_logs() -> Path:
+    """The folder of what the processes of this Ray session print."""
+    return Path(worker_log()).parent
 
 
 def worker_log() -> str:

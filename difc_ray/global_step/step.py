@@ -29,6 +29,7 @@ from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
 from difc_ray.local_step import Rows, Statistics, objective_of
 from difc_ray.losses import LOSSES
 from difc_ray.objectives import Coefficients
+from difc_ray.spans import Recorder
 from difc_ray.vectors import ParameterLayout
 from difc_ray.views import domain_weights, make_view
 
@@ -41,6 +42,9 @@ class GlobalStep:
         layout: the model's parameters.
         state: where to start.
         home: where θ, the optimizer and the rows live; None: in ``state``, and with whoever calls :meth:`take`.
+
+    Attributes:
+        recorder: takes the times of steps that are traced.
     """
 
     def __init__(self, config: Config, layout: ParameterLayout, state: TrainState, home: Home | None = None) -> None:
@@ -56,23 +60,31 @@ class GlobalStep:
         if not state.harmonizer:
             state.harmonizer = self.harmonizer.init(len(self.view.base_V))
         self.home = home or Central(config, layout, self.weights_K, state)
+        self.recorder = Recorder("coordinator")
 
     def take(self, domains: Domains) -> StepRecord:
         """One step: ask for statistics, align, ask for rows, harmonize, update."""
-        step = self.state.step
+        step, span = self.state.step, self.recorder.span
         if self.loss.learns_at(self.state.loss, step):
-            self._look_at_target(domains)
+            with span("look at the target"):
+                self._look_at_target(domains)
         told = self.loss.vectors(self.state.loss, step)
-        answers = domains.statistics(self.home.model_state(told), step)
+        with span("statistics"):
+            answers = domains.statistics(self.home.model_state(told), step)
         if bad := first_bad_statistic(answers):
             return self._skip(answers, bad)
         vectors = [dict(answer.vectors) for answer in answers]
         for number in range(1, self.objective.exchanges):
             told_K = self.objective.broadcasts(number, vectors, self.weights_K)
-            for known, answer in zip(vectors, domains.exchange(step, number, told_K), strict=True):
+            with span("exchange"):
+                more = domains.exchange(step, number, told_K)
+            for known, answer in zip(vectors, more, strict=True):
                 known.update(answer.vectors)
-        cotangents, penalty = self.objective.cotangents(vectors, self.weights_K, self.coefficients(step))
-        return self.update(answers, penalty, domains.rows(step, cotangents), domains)
+        with span("means and cotangents"):
+            cotangents, penalty = self.objective.cotangents(vectors, self.weights_K, self.coefficients(step))
+        with span("rows"):
+            replies = domains.rows(step, cotangents)
+        return self.update(answers, penalty, replies, domains)
 
     def update(
         self,
@@ -82,22 +94,25 @@ class GlobalStep:
         domains: Domains,
     ) -> StepRecord:
         """Rows -> Gram -> weights -> direction -> the next state."""
-        started = time.perf_counter()
-        space = self.home.row_space(replies, domains)
+        started, span = time.perf_counter(), self.recorder.span
+        with span("Gram matrix"):
+            space = self.home.row_space(replies, domains)
         if space is None or not np.isfinite(np.diag(space.gram)).all():
             return self._skip(answers, self.home.bad_row(replies) or "the Gram matrix is not finite")
         view_VN = self.rescale(self.state.step) * self.view.matrix_VN
         spaces = len(space.gram) // view_VN.shape[1]
         matrix = np.kron(np.eye(spaces), view_VN)  # the same view of the rows behind the metric
         gram_VV = matrix @ space.gram @ matrix.T
-        decision = self._harmonize(gram_VV, answers)
+        with span("harmonize"):
+            decision = self._harmonize(gram_VV, answers)
         norm = float(np.sqrt(max(decision.weights @ gram_VV @ decision.weights, 0.0)))
         if not np.isfinite(norm):
             return self._skip(answers, "the direction is not finite")
         limit = self.config.optimizer.clip_norm
         clipped = limit is not None and norm > limit
         scale = limit / norm if limit is not None and clipped else 1.0  # on the weights: the rows are read once
-        lr = space.move(matrix.T @ (scale * decision.weights))
+        with span("combine and optimizer"):
+            lr = space.move(matrix.T @ (scale * decision.weights))
         per_domain = batch_norm_policy(self.config) == "per_domain"
         self.state.buffers = merged_buffers(replies, self.weights_K, per_domain=per_domain)
         self.state.harmonizer = decision.state

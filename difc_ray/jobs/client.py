@@ -17,6 +17,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from difc_ray.config import masked
+from difc_ray.distributed.access import token_found, token_wanted
 from difc_ray.errors import ClusterError, ConfigError
 from difc_ray.jobs.address import Address
 
@@ -195,12 +196,9 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            missing = "required" in str(error).split(":")[0]
-            raise ClusterError(
-                f"the cluster at {shown} wants its token, got {'none (401)' if missing else 'another one (403)'} "
-                f"({origin}). Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's "
-                "token."
-            ) from None
+            answer = {"Authentication required": "none (401)", "Authentication failed": "another one (403)"}
+            found = answer.get(str(error).split(":")[0]) or token_found(error)
+            raise ClusterError(token_wanted(shown, found, origin)) from None
         except (ConnectionError, requests.ConnectionError, requests.Timeout) as error:
             late = isinstance(error, requests.ReadTimeout)
             raise ClusterError(

@@ -34,8 +34,10 @@ def read_runtime_env(file: Path) -> dict[str, Any]:
     try:
         document = read_file(file)
     except UnreadableError as error:
-        raise ConfigProblems([str(error.problem).replace("config file", "runtime environment")]) from None
-    problems = [*document.problems, *_unknown_keys(document, file), *_not_text(document, file)]
+        text = str(error.problem).replace("config file", "runtime environment")
+        raise ConfigProblems([text.replace("--config", "--runtime-env")]) from None
+    problems = [*document.problems, *_unknown_keys(document, file), *_wrong_kinds(document, file)]
+    problems += _not_text(document, file)
     problems += secrets_in(document.data, str(file))
     if problems:
         raise ConfigProblems([str(problem) for problem in problems])
@@ -55,6 +57,17 @@ def _unknown_keys(document: Document, file: Path) -> Iterator[Problem]:
             if key not in names:
                 where, remedy = _line(document, file, *path, key), did_you_mean(str(key), names)
                 yield Problem(what=f"unknown key of {what}", got=f"`{key}`", where=where, remedy=remedy)
+
+
+def _wrong_kinds(document: Document, file: Path) -> Iterator[Problem]:
+    """Of the keys that we read ourselves; Ray looks at the others."""
+    for key, kind in (("working_dir", "text"), ("excludes", "a list of texts"), ("py_modules", "a list of texts")):
+        value = document.data.get(key, "" if kind == "text" else [])
+        texts = [value] if kind == "text" else value
+        if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+            example = "`working_dir: .`" if kind == "text" else f"`{key}: [NAME]`"
+            yield Problem(what=f"`{key}` must be {kind}", got=type(value).__name__, where=_line(document, file, key),
+                          remedy=f"Write {example}.")  # fmt: skip
 
 
 def _not_text(document: Document, file: Path) -> Iterator[Problem]:

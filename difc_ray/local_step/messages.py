@@ -10,17 +10,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from difc_ray.objectives import Vectors
+from difc_ray.spans import Span
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """Names the one message that an answer belongs to; answers under another token are not used."""
+    """Names the one message that an answer belongs to; answers under another token are not used.
+
+    Args:
+        run: identity of the run.
+        attempt: how often workers were replaced before.
+        step: index of the step.
+        domain: who is asked.
+        part: which of the domain's workers.
+        traced: whether the answer is to say how long everything took.
+    """
 
     run: str
     attempt: int
     step: int
     domain: str
     part: int = 0
+    traced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,7 @@ class Statistics:
         compute_s: seconds of this process spent on the answer.
         loading_s: those of them in which it waited for its batch.
         samples: examples in its part of the batch.
+        spans: what the time was spent on, if the step is traced.
     """
 
     token: Token
@@ -65,6 +77,7 @@ class Statistics:
     compute_s: float
     loading_s: float = 0.0
     samples: int = 1
+    spans: tuple[Span, ...] = ()
 
     def same_as(self, other: Statistics) -> bool:
         """Whether another answer to the same step has the same bits (times and attempts aside)."""
@@ -88,6 +101,7 @@ class Rows:
         curvature_P: (P,) Hessian diagonal of the batch, where the rule asks for one.
         noise: variance of the head's batch gradient, where the rule asks for the curvature.
         samples: examples in its part of the batch.
+        spans: what the time was spent on, if the step is traced.
     """
 
     token: Token
@@ -97,6 +111,7 @@ class Rows:
     curvature_P: np.ndarray | None = None
     noise: float = 0.0
     samples: int = 1
+    spans: tuple[Span, ...] = ()
 
 
 def held_rows(reply: Rows) -> np.ndarray:
@@ -112,3 +127,4 @@ class Products:
     token: Token
     vectors_VS: np.ndarray
     compute_s: float
+    spans: tuple[Span, ...] = ()

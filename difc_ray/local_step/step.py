@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from difc_ray.config import Config, batch_norm_policy, metric_kind
-from difc_ray.curvature import HeadCurvature, rademacher
+from difc_ray.curvature import HeadCurvature, NetworkCurvature, WrittenOut, rademacher
 from difc_ray.determinism import derive_seed
-from difc_ray.domains import Domain
+from difc_ray.domains import Batch, Domain
 from difc_ray.local_step.dropout import Drawn
 from difc_ray.local_step.head import detached_head, diagonal_row, head_curvature
 from difc_ray.local_step.merging import part_of
@@ -30,17 +30,55 @@ from difc_ray.local_step.parts import load_domain, loader_of, objective_of, part
 from difc_ray.losses import Confusion, Loss, confusion_of
 from difc_ray.models import Model, train_mode
 from difc_ray.objectives import Measurement, Vectors
+from difc_ray.spans import Recorder
 from difc_ray.vectors import ParameterLayout, add_row, as_tensor, write_row, write_theta
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """The autograd graph of the step in hand."""
+    """The autograd graph of a piece of the batch.
+
+    Args:
+        share: the piece's share of this worker's examples.
+        correct: share of the piece that is classified right.
+        head: the closed forms of the head on it.
+        measurement: what the objective knows of it.
+    """
+
+    share: float
+    correct: float
+    head: HeadCurvature
+    measurement: Measurement
+
+    def gradients(self, parameters: Sequence[Tensor], *, keep: bool, differentiable: bool) -> Sequence[Tensor]:
+        """The classification gradient by parameter; scope `all` has it already, with its graph."""
+        scope = self.measurement.head
+        if isinstance(scope, NetworkCurvature):
+            return scope.gradients
+        return torch.autograd.grad(self.head.risk, parameters, retain_graph=keep, create_graph=differentiable)
+
+
+@dataclass(kw_only=True)
+class _Step:
+    """The step in hand.
+
+    Args:
+        token: its message.
+        batch: this worker's examples.
+        loss: the loss as it was told about.
+        graphs: one graph for each piece; none where there are several pieces, which are passed forward when needed.
+        told: the broadcasts of the exchanges so far.
+        risk: mean loss of the batch.
+        correct: share of the batch that is classified right.
+    """
 
     token: Token
-    loss: Tensor
-    accuracy: float
-    measurement: Measurement
+    batch: Batch
+    loss: Loss
+    graphs: list[_Graph]
+    told: list[dict[str, Tensor]]
+    risk: float = 0.0
+    correct: float = 0.0
 
 
 class LocalStep:
@@ -57,6 +95,7 @@ class LocalStep:
 
     Attributes:
         theta_P: the parameters of states that come without any; None: every state brings its own.
+        recorder: takes the times of steps that are traced.
     """
 
     def __init__(
@@ -67,6 +106,8 @@ class LocalStep:
         self.domain = domain
         self.device = device or torch.device("cpu")
         self.part = part_of(config.batch_size, part, parts_of(config))
+        name = f"{domain.name} #{part + 1}" if parts_of(config) > 1 else domain.name
+        self.recorder = Recorder(f"worker {name}", torch.cuda.synchronize if self.device.type == "cuda" else None)
         self.keeps_rows = rows_at is not None
         self.loader = loader_of(config, domain, self.device, self.part)
         self.model = model.to(self.device)
@@ -77,7 +118,11 @@ class LocalStep:
         self.layout = ParameterLayout.of(model)
         self.parameters = list(model.parameters())
         self.theta_P: Tensor | None = None
-        self._graph: _Graph | None = None
+        self._step: _Step | None = None
+        self.scope = config.alignment.scope if self.objective.has_penalty else "head"
+        size = self.part.stop - self.part.start
+        pieces = config.alignment.micro_batches if self.scope == "all" else 1
+        self.pieces = [part_of(size, piece, pieces) for piece in range(min(pieces, size))]
         self._target: Domain | None = None
         self._loading_s = 0.0
         self.metric = metric_kind(config)
@@ -102,38 +147,40 @@ class LocalStep:
     def statistics(self, state: ModelState, token: Token) -> Statistics:
         """Forward pass of the step's batch and the first answer; keeps the graph for :meth:`rows`."""
         started = time.perf_counter()
-        self._graph = None
-        self.load_state(state, self.domain.name)
-        train_mode(self.model, frozen=self.frozen)
+        self.recorder.follow(token.step, token.attempt, on=token.traced)
+        span = self.recorder.span
+        self._step = None
+        with span("load parameters"):
+            self.load_state(state, self.domain.name)
+            train_mode(self.model, frozen=self.frozen)
         waited = self.loader.stalled_s
-        batch = self.loader.batch(token.step)
+        with span("wait for batch"):
+            batch = self.loader.batch(token.step)
         self._loading_s = self.loader.stalled_s - waited
-        labels = batch.labels
-        with self._dropout_drawn_for(token.step):
-            features = self.model.features(batch.images)
-        logits = self.model.head(features)
-        told = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
-        head = head_curvature(told, self.model, features, logits, labels)
-        probes = self._probes(token.step, head.size)
-        answered = self.objective.measure(head, probes)
-        self._head = detached_head(told, self.model, features, labels) if self.metric == "hvp" else None
-        accuracy = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
-        self._graph = _Graph(
-            token=token,
-            loss=head.risk,
-            accuracy=accuracy,
-            measurement=Measurement(head=head, probes=probes, answered=dict(answered)),
-        )
-        return self._answer(answered, started)
+        loss = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
+        self._step = step = _Step(token=token, batch=batch, loss=loss, graphs=[], told=[])
+        if len(self.pieces) == 1:
+            step.graphs = [self._forward(step, self.pieces[0])]
+        answered: dict[str, Tensor] = {}
+        for graph in self._graphs(step):
+            step.risk += graph.share * float(graph.head.risk.detach())
+            step.correct += graph.share * graph.correct
+            _add(answered, graph.measurement.answered, graph.share)
+        return self._answer(step, answered, started)
 
     def exchange(self, token: Token, number: int, broadcast: Vectors) -> Statistics:
         """A later exchange of the step in hand."""
         started = time.perf_counter()
-        graph = self._held(token)
+        step = self._held(token)
+        answered: dict[str, Tensor] = {}
         told = {name: self._constant(vector) for name, vector in broadcast.items()}
-        answered = self.objective.respond(graph.measurement, number, told)
-        graph.measurement.answered.update(answered)
-        return self._answer(answered, started)
+        for graph in self._graphs(step):
+            with self.recorder.span("head statistics"):
+                found = self.objective.respond(graph.measurement, number, told)
+            graph.measurement.answered.update(found)
+            _add(answered, found, graph.share)
+        step.told.append(told)
+        return self._answer(step, answered, started)
 
     def rows(self, token: Token, cotangent: Vectors) -> Rows:
         """The classification gradient and, with a penalty, the alignment gradient; frees the graph.
@@ -141,40 +188,60 @@ class LocalStep:
         The rows lie in a buffer, :attr:`rows_RP`, that the next call overwrites.
         """
         started = time.perf_counter()
-        graph = self._held(token)
-        penalised = self.objective.has_penalty
+        step, span = self._held(token), self.recorder.span
+        pulled = {name: self._constant(vector) for name, vector in cotangent.items()}
         second = self.metric == "diagonal" and self.config.harmonize.curvature.rest == "hutchinson"
-        gradients = torch.autograd.grad(
-            graph.loss, self.parameters, retain_graph=penalised or second, create_graph=second
-        )
-        write_row([gradient.detach() for gradient in gradients], self.rows_RP[0])
+        noise = 0.0
+        for number, graph in enumerate(self._graphs(step)):
+            share = None if len(self.pieces) == 1 else graph.share
+            out_RP = self.rows_RP if number == 0 else torch.empty_like(self.rows_RP)
+            with span("backward of the classification"):
+                gradients = graph.gradients(
+                    self.parameters, keep=self.objective.has_penalty or second, differentiable=second
+                )
+            with span("pack"):
+                write_row([gradient.detach() for gradient in gradients], out_RP[0])
+            if self.metric:
+                noise = graph.head.gradient_noise()
+            if self.metric == "diagonal":
+                with span("curvature"):
+                    self._write_curvature(step.token, graph.head, gradients)
+            if self.objective.has_penalty:
+                with span("backward of the alignment"):
+                    surrogate = self.objective.surrogate(graph.measurement, pulled)
+                    gradients = torch.autograd.grad(
+                        surrogate, self.parameters, allow_unused=True, materialize_grads=True
+                    )
+                with span("pack"):
+                    write_row(gradients, out_RP[1])
+            if share is not None:
+                out_RP.mul_(share)
+            if number:
+                self.rows_RP.add_(out_RP)
         if l2 := self.config.optimizer.l2:
             add_row(self.parameters, 2.0 * l2, self.rows_RP[0])
-        if self.metric == "diagonal":
-            self._write_curvature(graph, gradients)
-        if penalised:
-            pulled = {name: self._constant(vector) for name, vector in cotangent.items()}
-            surrogate = self.objective.surrogate(graph.measurement, pulled)
-            gradients = torch.autograd.grad(surrogate, self.parameters, allow_unused=True, materialize_grads=True)
-            write_row(gradients, self.rows_RP[1])
-        self._graph = None
-        buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in self.model.named_buffers()}
+        self._step = None
+        with span("pack"):
+            buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in self.model.named_buffers()}
         return Rows(
             token=token,
             rows_RP=None if self.keeps_rows else self.rows_RP.numpy(),
             buffers=buffers,
             compute_s=time.perf_counter() - started,
             curvature_P=self._curvature_P.numpy() if self.metric == "diagonal" else None,
-            noise=graph.measurement.head.gradient_noise() if self.metric else 0.0,
+            noise=noise,
             samples=self.part.stop - self.part.start,
+            spans=self.recorder.take(),
         )
 
     def products(self, token: Token, vectors_VS: np.ndarray) -> Products:
         """Products of the batch's head Hessian with vectors; the graph is not needed."""
         started = time.perf_counter()
         assert self._head is not None, f"no head is held for {token}"
-        found = self._head.hessian_product(self._constant(vectors_VS))
-        return Products(token=token, vectors_VS=found.cpu().numpy(), compute_s=time.perf_counter() - started)
+        with self.recorder.span("products"):
+            vectors_VS = self._head.hessian_product(self._constant(vectors_VS)).cpu().numpy()
+        seconds = time.perf_counter() - started
+        return Products(token=token, vectors_VS=vectors_VS, compute_s=seconds, spans=self.recorder.take())
 
     def confusion(self, state: ModelState, shard: int, shards: int) -> Confusion:
         """How sure the model is of a share of the target's train split; labels are not looked at.
@@ -194,44 +261,77 @@ class LocalStep:
                 found += confusion_of(self.loss.predictions(self.model(batch.images)))
         return found
 
-    def _write_curvature(self, graph: _Graph, gradients: Sequence[Tensor]) -> None:
+    def _forward(self, step: _Step, place: slice) -> _Graph:
+        """Passes a piece of the batch forward and measures it."""
+        images, labels = step.batch.images[place], step.batch.labels[place]
+        first = self.part.start
+        whole = slice(first + place.start, first + place.stop)
+        with self.recorder.span("forward"), self._dropout_drawn_for(step.token.step, whole), self._layers():
+            features = self.model.features(images)
+            logits = self.model.head(features)
+        with self.recorder.span("head statistics"):
+            head = head_curvature(step.loss, self.model, features, logits, labels)
+            scope = head if self.scope == "head" else NetworkCurvature(head.risk, self.parameters)
+            probes = self._probes(step.token.step, scope.size)
+            answered = self.objective.measure(scope, probes)
+            self._head = detached_head(step.loss, self.model, features, labels) if self.metric == "hvp" else None
+            correct = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
+        share = len(labels) / len(step.batch.labels)
+        measurement = Measurement(head=scope, probes=probes, answered=dict(answered))
+        return _Graph(share=share, correct=correct, head=head, measurement=measurement)
+
+    def _graphs(self, step: _Step) -> Iterator[_Graph]:
+        """The graph of every piece as far as the exchanges have come; several pieces are never there at once."""
+        if step.graphs:
+            yield from step.graphs
+            return
+        for place in self.pieces:
+            graph = self._forward(step, place)
+            for number, told in enumerate(step.told, start=1):
+                graph.measurement.answered.update(self.objective.respond(graph.measurement, number, told))
+            yield graph
+
+    def _layers(self) -> AbstractContextManager[object]:
+        """A context in which layers can be differentiated as often as the scope needs."""
+        return WrittenOut() if self.scope == "all" else nullcontext()
+
+    def _write_curvature(self, token: Token, head: HeadCurvature, gradients: Sequence[Tensor]) -> None:
         """The batch's Hessian diagonal into the message's buffer."""
         kind = self.config.harmonize.curvature.rest
         drawn = None
         if kind == "hutchinson":
-            seed = derive_seed(self.config.seed, "probes-flatness", self.domain.name, graph.token.step)
+            seed = derive_seed(self.config.seed, "probes-flatness", self.domain.name, token.step)
             drawn = rademacher(1, self.layout.size, seed)[0].to(self.device)
-        diagonal_row(kind, graph.measurement.head, gradients, self.parameters, drawn, self._curvature_P)
+        diagonal_row(kind, head, gradients, self.parameters, drawn, self._curvature_P)
 
-    def _held(self, token: Token) -> _Graph:
-        """The graph of the step in hand; asking for another is a bug of the caller."""
-        graph = self._graph
-        assert graph is not None, f"no graph is held for {token}"
-        assert graph.token == token, f"the graph held is of {graph.token}, asked for {token}"
-        return graph
+    def _held(self, token: Token) -> _Step:
+        """The step in hand; asking for another is a bug of the caller."""
+        step = self._step
+        assert step is not None, f"no graph is held for {token}"
+        assert step.token == token, f"the graph held is of {step.token}, asked for {token}"
+        return step
 
-    def _answer(self, answered: Mapping[str, Tensor], started: float) -> Statistics:
-        graph = self._graph
-        assert graph is not None
+    def _answer(self, step: _Step, answered: Mapping[str, Tensor], started: float) -> Statistics:
         vectors = {name: vector.detach().cpu().numpy() for name, vector in answered.items()}
         return Statistics(
-            token=graph.token,
-            loss=float(graph.loss.detach()),
-            accuracy=graph.accuracy,
+            token=step.token,
+            loss=step.risk,
+            accuracy=step.correct,
             vectors=vectors,
             compute_s=time.perf_counter() - started,
             loading_s=self._loading_s,
             samples=self.part.stop - self.part.start,
+            spans=self.recorder.take(),
         )
 
     def _constant(self, vector: np.ndarray) -> Tensor:
         """A broadcast vector in the model's precision, on its device."""
         return torch.tensor(vector, dtype=self.parameters[0].dtype, device=self.device)
 
-    def _dropout_drawn_for(self, step: int) -> Drawn:
+    def _dropout_drawn_for(self, step: int, place: slice) -> Drawn:
         """A context in which torch's generators start from the step's seed and are restored afterwards."""
         seed = derive_seed(self.config.seed, "dropout", self.domain.name, step)
-        return Drawn(seed, self.device, self.part, self.config.batch_size)
+        return Drawn(seed, self.device, place, self.config.batch_size)
 
     def _probes(self, step: int, size: int) -> dict[str, Tensor]:
         """The step's Rademacher probes by set; shared sets carry no domain in their seed."""
@@ -253,3 +353,10 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _add(total: dict[str, Tensor], found: Mapping[str, Tensor], share: float) -> None:
+    """Adds a piece's answers to those of the batch; a whole batch keeps its own bits."""
+    for name, vector in found.items():
+        part = vector.detach() if share == 1.0 else share * vector.detach()
+        total[name] = total[name] + part if name in total else part

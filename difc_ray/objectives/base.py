@@ -17,13 +17,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
-from difc_ray.curvature import HeadCurvature
 from difc_ray.registry import Registry
 
 Vectors = dict[str, np.ndarray]
@@ -64,7 +63,7 @@ class Coefficients:
 class Measurement:
     """A worker's side of one step: the differentiable head, the probes, and the vectors it has answered so far."""
 
-    head: HeadCurvature
+    head: Any
     probes: Mapping[str, Tensor]
     answered: dict[str, Tensor] = field(default_factory=dict)
 
@@ -81,6 +80,9 @@ class Objective(ABC):
     reads: ClassVar[tuple[str, ...]] = ("alpha", "beta")
     """Which of the coefficients weigh it."""
 
+    scopes: ClassVar[tuple[str, ...]] = ("head",)
+    """Whose curvature it can be about: `head`, `all`."""
+
     divisible: ClassVar[bool] = True
     """Whether several workers can share a domain's batch: its statistics are means over examples."""
 
@@ -92,8 +94,12 @@ class Objective(ABC):
         return {}
 
     @abstractmethod
-    def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """First answer: named vectors of scope size, differentiable."""
+    def measure(self, head: Any, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """First answer: named vectors of scope size, differentiable.
+
+        ``head`` is a :class:`~difc_ray.curvature.HeadCurvature`, or of objectives with the scope `all` any
+        :class:`~difc_ray.curvature.Curvature`.
+        """
 
     def respond(self, measurement: Measurement, exchange: int, broadcast: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Answer to a later exchange (1, 2, ...)."""

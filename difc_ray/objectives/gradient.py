@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from difc_ray.curvature import HeadCurvature
+from difc_ray.curvature import Curvature
 from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors, gradient_term
 
 
@@ -18,9 +18,10 @@ class Gradient(Objective):
     Source: Hemati et al., ICCV 2023, ablation "gradient only".
     """
 
+    scopes = ("head", "all")
     reads = ("beta",)
 
-    def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def measure(self, head: Curvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The head's gradient ``g``."""
         return {"g": head.gradient()}
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
-from difc_ray.curvature import HeadCurvature
+from difc_ray.curvature import Curvature
 from difc_ray.objectives.base import (
     OBJECTIVES,
     Coefficients,
@@ -43,11 +43,13 @@ class Hgp(Objective):
     zero gradient; weights w_e may differ.
     """
 
+    scopes = ("head", "all")
+
     def __init__(self, options: ObjectiveOptions) -> None:
         super().__init__(options)
         self.exchanges = 2 if options.detach_mean and not options.divided else 3
 
-    def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def measure(self, head: Curvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``g`` and ``h = H g``, both differentiable; where a batch is divided, ``g`` alone."""
         gradient = head.gradient()
         return {"g": gradient} if self.options.divided else {"g": gradient, "h": head.hessian_product(gradient)}

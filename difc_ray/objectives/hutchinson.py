@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
-from difc_ray.curvature import HeadCurvature
+from difc_ray.curvature import Curvature
 from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors, gradient_term
 
 
@@ -34,6 +34,8 @@ class Hutchinson(Objective):
     Differs from the source: the weights w_e may differ (uniform there); D may be exact; probes may be shared.
     """
 
+    scopes = ("head", "all")
+
     def probe_sets(self) -> dict[str, bool]:
         """`own` for the domain's estimate, `mean` (shared) for the released form's estimate of the mean."""
         if self.options.estimator == "exact":
@@ -42,7 +44,7 @@ class Hutchinson(Objective):
             return {"own": False, "mean": True}
         return {"own": self.options.probe_sets == "shared"}
 
-    def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def measure(self, head: Curvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``g``, ``D`` and, in the released form, ``M``."""
         if self.options.estimator == "exact":
             return {"g": head.gradient(), "D": head.hessian_diagonal()}

@@ -17,7 +17,7 @@ import ray
 
 from difc_ray.distributed import placement
 from tests.cli import user_module
-from tests.cli.shell import MODULE, SENTENCE, Cli, assert_sentences, closed_port, files_below, started
+from tests.cli.shell import MODULE, SENTENCE, Cli, assert_sentences, closed_port, files_below, something_else, started
 
 CONFIG, DATA, CLUSTER, CHECKPOINT = 2, 3, 4, 6
 
@@ -99,6 +99,14 @@ CASES = {
     "13 unknown key in a file": bad(
         "train -c run.yaml", CONFIG, "unknown key `optimizer.learning_rate`", "`optimizer.lr`", "run.yaml, line 1",
         run_yaml="optimizer: {learning_rate: 1}\n",
+    ),
+    "13 unknown key of the cluster": bad(
+        "train -c run.yaml", CONFIG, "unknown key `cluster.adress`", "Did you mean `cluster.address`?", "line 2",
+        run_yaml="cluster:\n  adress: host:6379\n",
+    ),
+    "13 unknown key of a bundle": bad(
+        "train -c run.yaml", CONFIG, "`cluster.bundles.mnist` must hold", "got `lables`", "Did you mean `labels`?",
+        run_yaml="cluster:\n  bundles: {mnist: {lables: {zone: east}}}\n",
     ),
     "14 config missing": bad("train -c no.yaml", CONFIG, "must exist, got no such file (`no.yaml`)"),
     "14 config is a folder": bad("train -c .", CONFIG, "must be a file, got a directory"),
@@ -259,6 +267,12 @@ class TestCluster:
         assert answer.code == CLUSTER
         assert_sentences(answer, ("not to its dashboard", "`http://***@host:8265` (RAY_ADDRESS)"))
 
+    def test_somebody_else_at_the_address(self, cli: Cli) -> None:
+        with something_else() as port:
+            answer = cli("train", f"cluster.address=127.0.0.1:{port}")
+        assert answer.code == CLUSTER
+        assert_sentences(answer, ("a Ray head must answer at", "got the answer of something else", "port of a head"))
+
     @pytest.mark.parametrize("address", ["host", "127.0.0.1:99999", "a..b:1"])
     def test_no_address_at_all(self, address: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -271,6 +285,22 @@ class TestCluster:
         answer = cli("train")
         assert answer.code == CLUSTER
         assert_sentences(answer, ("RAY_TMPDIR must", "at most 37 characters, got 65", "(environment)", "shorter path"))
+        assert not (tmp_path / "runs").exists()
+
+    def test_temporary_folder_that_cannot_be_made(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        def init(**options: object) -> None:
+            raise FileNotFoundError(2, "No such file or directory", "/proc/ray")
+
+        monkeypatch.setattr(placement.ray, "init", init)
+        monkeypatch.setenv("RAY_TMPDIR", "/proc")
+        answer = cli("train")
+        assert answer.code == CLUSTER
+        assert_sentences(answer, ("got FileNotFoundError", "/proc/ray", "Set RAY_TMPDIR to a folder that can be"))
+
+    def test_more_object_store_than_memory(self, cli: Cli, tmp_path: Path) -> None:
+        answer = cli("train", "cluster.object_store_mb=99999999")
+        assert answer.code == CLUSTER
+        assert_sentences(answer, ("must be less than this machine's memory", "got 99999999", "Lower it"))
         assert not (tmp_path / "runs").exists()
 
     def test_a_user_without_a_home(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,12 @@ def free_port() -> int:
 
 
 class MlflowServer:
+    """`mlflow server` on loopback, which answers to its own name only.
+
+    Args:
+        root: folder of its store and its artifacts.
+    """
+
     def __init__(self, root: Path) -> None:
         self.root, self.port = root, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -32,6 +38,7 @@ class MlflowServer:
     def start(self) -> None:
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--allowed-hosts", f"127.0.0.1:{self.port}",
             "--backend-store-uri", f"sqlite:///{self.root}/store.db", "--artifacts-destination", str(self.root / "art"),
         ]  # fmt: skip
         environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

@@ -32,7 +32,7 @@ class Head:
     def __init__(self, **variables: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="difc", dir="/tmp"))  # names of sockets must be short
         gcs, dashboard, agent, client = free_ports(4)
-        self.url = f"http://127.0.0.1:{dashboard}"
+        self.url, self.address = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
         command = [
             Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port", gcs,
             "--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from difc_ray.cli.tables import UNWRAPPED, console
 from difc_ray.config import Config
 from difc_ray.jobs import JobRequest, Jobs, api_address, follow, following
 from tests.checkpoints import names
-from tests.cli.shell import Answer, Cli, assert_sentences, closed_port, difc_ray, started
+from tests.cli.shell import Answer, Cli, assert_sentences, closed_port, difc_ray, something_else, started
 from tests.faults import end_of, eventually, fault, faulty_config, resume, train, without_faults, written
 from tests.ray.heads import Head
 
@@ -254,29 +252,36 @@ def test_refusals(head: Head, cli: Cli, tmp_path: Path) -> None:
     without = difc_ray("jobs", "list", "--address", head.url, cwd=tmp_path, variables={"RAY_AUTH_MODE": "disabled"})
     assert without.code == 4
     assert_sentences(without, ("wants its token, got none (401)", "RAY_AUTH_MODE=token"))
+    tokenless = {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "nowhere")}
+    nowhere = difc_ray("jobs", "list", "--address", head.url, cwd=tmp_path, variables=tokenless)
+    assert nowhere.code == 4
+    assert_sentences(nowhere, ("wants its token, got none: `", "nowhere` (RAY_AUTH_TOKEN_PATH) is empty, or cannot"))
     unknown = cli("jobs", "logs", "nobody", "--address", head.url)
     assert unknown.code == 2
     assert_sentences(unknown, ("a job must be one of the cluster", "got `nobody`"))
 
 
-class SomethingElse(http.server.SimpleHTTPRequestHandler):
-    """A web server like any other."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RAY_AUTH_TOKEN": "wrong"}, "got another one (cluster.address)"),
+        ({"RAY_AUTH_MODE": "disabled"}, "got none (cluster.address)"),
+        ({"RAY_AUTH_TOKEN": "", "HOME": "/nowhere"}, "got none (cluster.address)"),
+    ],
+)
+def test_a_run_that_is_not_let_in(head: Head, tmp_path: Path, variables: dict[str, str], words: str) -> None:
+    """At once, and without the lines that Ray's core writes, where Ray itself tries for half a minute."""
+    asked = ("doctor", "--cluster", f"cluster.address={head.address}")
+    answer = difc_ray(*asked, cwd=tmp_path, variables=variables, timeout_s=25)
+    assert answer.code == 4
+    assert_sentences(answer, (f"the cluster at {head.address} wants its token, {words}", "RAY_AUTH_TOKEN_PATH"))
 
 
 def test_what_is_no_cluster(cli: Cli) -> None:
     nobody = cli("jobs", "list", "--address", f"http://127.0.0.1:{closed_port()}")
     assert nobody.code == 4
     assert_sentences(nobody, ("must answer at http://127.0.0.1", "got none (--address)"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SomethingElse) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            other = cli("jobs", "list", "--address", f"127.0.0.1:{server.server_port}")
-        finally:
-            server.shutdown()
-            thread.join()
+    with something_else() as port:
+        other = cli("jobs", "list", "--address", f"127.0.0.1:{port}")
     assert other.code == 4
     assert_sentences(other, ("got the answer of something else", "8265"))

@@ -112,8 +112,13 @@ def test_runtime_environments(tmp_path: Path) -> None:
                   "got `API_KEY`", "http://***@index", "bad.yaml, line 3"):  # fmt: skip
         assert words in text
     assert "hunter2" not in text
-    with pytest.raises(ConfigProblems, match="no such file"):
+    with pytest.raises(ConfigProblems, match=r"no such file.*--runtime-env"):
         read_runtime_env(tmp_path / "none.yaml")
+    with pytest.raises(ConfigProblems) as kinds:
+        read_runtime_env(written(tmp_path / "kinds.yaml", "working_dir: [a]\nexcludes: data\npy_modules: [1]\n"))
+    assert [text.split(",")[0] for text in kinds.value.problems] == [
+        "`working_dir` must be text", "`excludes` must be a list of texts", "`py_modules` must be a list of texts",
+    ]  # fmt: skip
     with pytest.raises(ConfigProblems, match="`env_vars` must be a mapping"):
         read_runtime_env(written(tmp_path / "list.yaml", "env_vars: [A]\n"))
 
@@ -239,6 +244,9 @@ def test_working_folders(tmp_path: Path) -> None:
         prepared(wish(tmp_path, *RUN, runtime_env=remote))
     with pytest.raises(ConfigError, match="the name of a job"):
         prepared(wish(tmp_path, *RUN, submission_id="a b"))
+    for python in ("", "python '"):
+        with pytest.raises(ConfigError, match="`--python` must be a command"):
+            prepared(wish(tmp_path, *RUN, python=python))
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ class ImageDomain(PixelDomain):
                 log.warning(
                     "domain `%s` skips image files that cannot be read, the first is `%s`, %s; "
                     "`difc-ray data check` lists all", self.name, self.path_of(position), reason,
+                    extra={"event": "bad images"},
                 )  # fmt: skip
             self.replacements[position] = other
             return picture

@@ -111,9 +111,3 @@ class HeadCurvature:
             return flat.reshape(*flat.shape[:-1], outputs, -1)
         weight, bias = flat[..., :-outputs], flat[..., -outputs:]
         return torch.cat([weight.reshape(*flat.shape[:-1], outputs, -1), bias.unsqueeze(-1)], dim=-1)
-
-
-def rademacher(count: int, size: int, seed: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "M S"]:
-    """Probes with independent entries ±1, a function of the seed alone (always drawn on the CPU)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, (count, size), generator=generator).to(dtype).mul_(2).sub_(1)

@@ -1,0 +1,11 @@
+"""Curvature of the loss: of the classifier head in closed form, of all parameters by repeated differentiation."""
+
+from __future__ import annotations
+
+from difc_ray.curvature.base import Curvature
+from difc_ray.curvature.head import HeadCurvature
+from difc_ray.curvature.network import NetworkCurvature
+from difc_ray.curvature.primitives import WrittenOut, fused_layers
+from difc_ray.curvature.probes import rademacher
+
+__all__ = ["Curvature", "HeadCurvature", "NetworkCurvature", "WrittenOut", "fused_layers", "rademacher"]
