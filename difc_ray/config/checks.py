@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from difc_ray.config.bundles import bundle_faults
-from difc_ray.config.overrides import as_argument
-from difc_ray.config.problems import Problem, masked_argument, masked_values, show
+from difc_ray.config.asking import Asked, Where, value_of
+from difc_ray.config.cluster_checks import asks_for_curvature, cluster_problems
+from difc_ray.config.problems import Problem, masked_values, show
 from difc_ray.config.resolve import (
     PENALTIES,
     batch_norm_policy,
     has_penalty,
-    metric_kind,
     objective_name,
     penalty_weight,
     rule_options,
@@ -39,9 +36,6 @@ from difc_ray.losses import LOSSES
 from difc_ray.models import MODELS, build_model, has_batch_norm
 from difc_ray.objectives import OBJECTIVES
 from difc_ray.registry import Registry, did_you_mean
-
-Where = Callable[[str], str]
-"""Dotted key -> where its value was given."""
 
 _REGISTRIES: tuple[tuple[str, str, Registry[Any]], ...] = (
     ("dataset", "dataset", DATASETS),
@@ -88,11 +82,6 @@ def origin_by_value(config: Config, key: str) -> str:
     return "default" if leaf is not None and value_of(config, key) == leaf.default else "configuration"
 
 
-def value_of(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
-    return reduce(getattr, key.split("."), config)
-
-
 def semantic_problems(config: Config, where: Where, *, plugins_failed: bool = False) -> list[Problem]:
     """Problems of a configuration whose single values are right.
 
@@ -101,10 +90,10 @@ def semantic_problems(config: Config, where: Where, *, plugins_failed: bool = Fa
         where: dotted key -> where its value was given.
         plugins_failed: whether unknown names may be a plug-in's, and are left alone.
     """
-    asked = _Asked(config, where)
+    asked = Asked(config, where)
     unknown = set(_unknown_names(config))
     problems = [] if plugins_failed else [_unknown_name(asked, *entry) for entry in _REGISTRIES if entry[0] in unknown]
-    problems += [*_schedule(asked), *_cluster(asked), *_sources(asked), *_scope(asked), *_weights(asked)]
+    problems += [*_schedule(asked), *cluster_problems(asked), *_sources(asked), *_scope(asked), *_weights(asked)]
     if not unknown.intersection({"objective", "harmonize.rule"}):
         problems += [*_penalty(asked), *_view(asked)]
     if "harmonize.rule" not in unknown:
@@ -119,26 +108,6 @@ def semantic_problems(config: Config, where: Where, *, plugins_failed: bool = Fa
     return problems
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A configuration and where its values were given."""
-
-    config: Config
-    where: Where
-
-    def problem(self, what: str, remedy: str, *keys: str, data: bool = False) -> Problem:
-        """The problem of one key's value, or of several together."""
-        origins = list(dict.fromkeys(self.where(key) for key in keys))
-        values = [value_of(self.config, key) for key in keys]
-        if len(keys) == 1:
-            got = show(values[0], keys[0]).removeprefix("the text ")
-        else:
-            got = " and ".join(
-                f"`{masked_argument(f'{k}={as_argument(k, v)}')}`" for k, v in zip(keys, values, strict=True)
-            )
-        return Problem(what=what, got=got, where="; ".join(origins), remedy=remedy, keys=keys, data=data)
-
-
 def _unknown_names(config: Config) -> Iterator[str]:
     """The keys whose value is not registered."""
     for key, _, registry in _REGISTRIES:
@@ -147,12 +116,12 @@ def _unknown_names(config: Config) -> Iterator[str]:
             yield key
 
 
-def _unknown_name(asked: _Asked, key: str, kind: str, registry: Registry[Any]) -> Problem:
+def _unknown_name(asked: Asked, key: str, kind: str, registry: Registry[Any]) -> Problem:
     known = [*registry.names(), "auto"] if key == "objective" else registry.names()
     return asked.problem(f"`{key}` must be a known {kind}", did_you_mean(value_of(asked.config, key), known), key)
 
 
-def _schedule(asked: _Asked) -> Iterator[Problem]:
+def _schedule(asked: Asked) -> Iterator[Problem]:
     config = asked.config
     if config.optimizer.warmup_steps >= config.steps:
         what = "the warm-up must end before the run does"
@@ -165,53 +134,7 @@ def _schedule(asked: _Asked) -> Iterator[Problem]:
         yield asked.problem(what, remedy, "selection", "target")
 
 
-def _cluster(asked: _Asked) -> Iterator[Problem]:
-    cluster = asked.config.cluster
-    for name, value in (("cpus_per_worker", cluster.cpus_per_worker), ("gpus_per_worker", cluster.gpus_per_worker)):
-        if isinstance(value, float) and value > 1 and not value.is_integer():
-            key = f"cluster.{name}"
-            yield asked.problem(f"`{key}` above 1 must be a whole number", f"Write `{key}={int(value)}`.", key)
-        if cluster.autoscale and value == "auto":  # of what the cluster has, which may be nothing yet
-            key, why = f"cluster.{name}", "with `cluster.autoscale`, since nodes are started for what a run asks for"
-            yield asked.problem(f"`{key}` must be a number {why}", f"Write for example `{key}=1`.", key)
-    yield from _exchange(asked)
-    port = (cluster.address or "").rpartition(":")[2]
-    if port.isdigit() and not 1 <= int(port) <= 65535:
-        what = "the port of `cluster.address` must be in [1, 65535]"
-        yield asked.problem(what, "Ray's own default is 6379.", "cluster.address")
-    for what, got, remedy, key in bundle_faults(asked.config):
-        yield Problem(what=what, got=got, where=asked.where(key), remedy=remedy, keys=("cluster.bundles", "sources"))
-
-
-def _exchange(asked: _Asked) -> Iterator[Problem]:
-    """Transports and divided batches that a run cannot have."""
-    config, cluster = asked.config, asked.config.cluster
-    rule = f"rule `{config.harmonize.rule}`, which looks at the curvature of the rows"
-    if cluster.transport == "collective" and metric_kind(config):
-        what = f"`cluster.transport=collective` cannot serve {rule}: that needs them in one place"
-        remedy = "Write `cluster.transport=object_store`, or take another rule."
-        yield asked.problem(what, remedy, "cluster.transport", "harmonize.rule")
-    if cluster.transport == "object_store" and cluster.backend != "auto":
-        what = "`cluster.backend` is read by `cluster.transport=collective` only"
-        yield asked.problem(what, "Leave it out, or take that transport.", "cluster.backend", "cluster.transport")
-    if cluster.backend == "nccl" and isinstance(cluster.gpus_per_worker, float) and cluster.gpus_per_worker < 1:
-        what = "`cluster.backend=nccl` needs a GPU of its own for every domain worker"
-        remedy = "Write `cluster.gpus_per_worker=1`, or `cluster.backend=gloo`."
-        yield asked.problem(what, remedy, "cluster.gpus_per_worker", "cluster.backend")
-    if cluster.replicas > config.batch_size:
-        what = f"`cluster.replicas` workers divide the {config.batch_size} examples of a batch, and each needs one"
-        remedy = f"Write `cluster.replicas={config.batch_size}` or less, or raise `batch_size`."
-        yield asked.problem(what, remedy, "cluster.replicas", "batch_size")
-    if cluster.replicas > 1 and metric_kind(config):
-        what = f"`cluster.replicas` above 1 cannot serve {rule}: that of a batch is not the mean of its parts"
-        yield asked.problem(what, "Write `cluster.replicas=1`, or take another rule.", "cluster.replicas")
-    objective = objective_name(config)
-    if cluster.replicas > 1 and objective in OBJECTIVES and not OBJECTIVES.get(objective).divisible:
-        what = f"`cluster.replicas` above 1 cannot serve the objective `{objective}`, which compares single examples"
-        yield asked.problem(what, "Write `cluster.replicas=1`, or take another objective.", "cluster.replicas")
-
-
-def _sources(asked: _Asked) -> Iterator[Problem]:
+def _sources(asked: Asked) -> Iterator[Problem]:
     sources, target = asked.config.sources, asked.config.target
     if not sources:
         yield asked.problem("there must be at least one source domain", "Write `sources=NAME,NAME`.", "sources")
@@ -222,14 +145,14 @@ def _sources(asked: _Asked) -> Iterator[Problem]:
         yield asked.problem(f"target domain `{target}` is also a source", remedy, "target", "sources")
 
 
-def _weights(asked: _Asked) -> Iterator[Problem]:
+def _weights(asked: Asked) -> Iterator[Problem]:
     weights, k = asked.config.harmonize.weights, len(asked.config.sources)
     if weights is not None and len(weights) != k:
         what = f"`harmonize.weights` must hold one weight per source ({k})"
         yield asked.problem(what, "Give one each, or leave it out for equal weights.", "harmonize.weights", "sources")
 
 
-def _scope(asked: _Asked) -> Iterator[Problem]:
+def _scope(asked: Asked) -> Iterator[Problem]:
     alignment = asked.config.alignment
     if alignment.scope == "all":
         name = objective_name(asked.config)
@@ -239,7 +162,7 @@ def _scope(asked: _Asked) -> Iterator[Problem]:
         if asked.config.precision != "float32":
             what = "`alignment.scope=all` needs `precision: float32`, as third derivatives do not survive fewer bits"
             yield asked.problem(what, "Write `precision=float32` or `alignment.scope=head`.", "precision")
-        if metric_kind(asked.config) and alignment.micro_batches > 1:
+        if asks_for_curvature(asked) and alignment.micro_batches > 1:
             what = f"`alignment.micro_batches` above 1 cannot serve rule `{asked.config.harmonize.rule}`"
             yield asked.problem(what, "Write `alignment.micro_batches=1`, or take another rule.",
                                 "alignment.micro_batches", "harmonize.rule")  # fmt: skip
@@ -251,7 +174,7 @@ def _scope(asked: _Asked) -> Iterator[Problem]:
             yield asked.problem(what, remedy, "alignment.estimator", "alignment.scope")
 
 
-def _penalty(asked: _Asked) -> Iterator[Problem]:
+def _penalty(asked: Asked) -> Iterator[Problem]:
     """Objectives whose penalty does nothing, or has nothing to compare."""
     config, name = asked.config, objective_name(asked.config)
     keys = tuple(f"alignment.{each}" for each in OBJECTIVES.get(name).reads)
@@ -272,7 +195,7 @@ def _penalty(asked: _Asked) -> Iterator[Problem]:
         yield asked.problem(what, remedy, "sources", *(keys if name in PENALTIES else ("objective",)))
 
 
-def _view(asked: _Asked) -> Iterator[Problem]:
+def _view(asked: Asked) -> Iterator[Problem]:
     """Rules on rows that there are not."""
     config, rule = asked.config, HARMONIZERS.get(asked.config.harmonize.rule)
     name, between, k = config.harmonize.rule, config.harmonize.between, len(config.sources)
@@ -295,7 +218,7 @@ def _view(asked: _Asked) -> Iterator[Problem]:
         yield asked.problem(what, remedy, "harmonize.rule", "harmonize.between", "sources")
 
 
-def _rule_options(asked: _Asked) -> Iterator[Problem]:
+def _rule_options(asked: Asked) -> Iterator[Problem]:
     config = asked.config
     options = rule_options(config)
     if "lam" in config.harmonize.options and "lam" in rule_options(_without_options(config)):
@@ -312,7 +235,7 @@ def _without_options(config: Config) -> Config:
     return config.model_copy(update={"harmonize": config.harmonize.model_copy(update={"options": {}})})
 
 
-def _family(asked: _Asked) -> tuple[DatasetFamily | None, list[Problem]]:
+def _family(asked: Asked) -> tuple[DatasetFamily | None, list[Problem]]:
     """The dataset, if its options and its folder are right."""
     config = asked.config
     try:
@@ -330,7 +253,7 @@ def _family(asked: _Asked) -> tuple[DatasetFamily | None, list[Problem]]:
         return None, [asked.problem(what, str(error), "dataset", "root", data=True)]
 
 
-def _augmentation(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
+def _augmentation(asked: Asked, family: DatasetFamily) -> Iterator[Problem]:
     try:
         make_augmentation(asked.config.augment, family.image_shape)
     except AugmentationError as error:
@@ -339,7 +262,7 @@ def _augmentation(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
         )
 
 
-def _unknown_domains(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
+def _unknown_domains(asked: Asked, family: DatasetFamily) -> Iterator[Problem]:
     config = asked.config
     try:
         known = family.domain_names()
@@ -367,7 +290,7 @@ def _unknown_domains(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
             yield Problem(what=what, got=f"`{name}`", where=asked.where(key), remedy=remedy, keys=keys)
 
 
-def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
+def _loss_and_model(asked: Asked, family: DatasetFamily) -> Iterator[Problem]:
     config = asked.config
     try:
         loss = LOSSES.get(config.loss)(config.loss_options)
@@ -412,7 +335,7 @@ def _loss_and_model(asked: _Asked, family: DatasetFamily) -> Iterator[Problem]:
         yield asked.problem(what, remedy, "cluster.replicas", "batch_norm")
 
 
-def _unsuited(asked: _Asked, key: str, owner: str, error: ConfigError, *others: str) -> Problem:
+def _unsuited(asked: Asked, key: str, owner: str, error: ConfigError, *others: str) -> Problem:
     """The problem of options that their owner refused, in its own words."""
     blamed, keys = key if value_of(asked.config, key) else others[0], (key, *others)
     if blamed in ("model", "loss"):  # without options the fault is in the choice itself

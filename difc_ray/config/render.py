@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from difc_ray.config.checks import value_of
+from difc_ray.config.asking import value_of
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.problems import SECRET_KEY, Problem, masked_values
 from difc_ray.config.resolve import resolve
