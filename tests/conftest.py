@@ -36,20 +36,6 @@ ALLOWED_VARIABLES = (
 """What libraries set when they are imported (OpenCV: the last one)."""
 
 
-ROOMS_WITH_SERVERS = ("ray", "mlflow")
-"""Rooms whose tests share a server: one worker of a parallel run takes them all, in order (sweeps apart)."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a parallel run keeps in one process: a room with a server, and a file of command lines or of sweeps."""
-    for item in items:
-        room = item.path.parent.name
-        if room == "cli" or item.path.stem.startswith("test_sweep"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-        elif room in ROOMS_WITH_SERVERS:
-            item.add_marker(pytest.mark.xdist_group(room))
-
-
 @pytest.fixture(autouse=True)
 def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Environment variables and child processes are as before (the session's Ray and MLflow aside)."""

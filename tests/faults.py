@@ -123,7 +123,7 @@ class End:
 
 
 def end_of(run_dir: Path) -> End:
-    """The newest checkpoint's tensors, the summary and the records, without times and places."""
+    """The newest checkpoint's tensors, the summary and the records, without times, places, and what was sent."""
     newest = max((run_dir / "checkpoints").glob("step-*"))
     summary = json.loads((run_dir / "summary.json").read_text())
     for key in ("wall_s", "step_ms", "checkpoint", "engine", "restarts"):
@@ -131,6 +131,7 @@ def end_of(run_dir: Path) -> End:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("seconds", None)
+        record.pop("sent_bytes", None)
     return End(
         weights={name: raw(tensor) for name, tensor in load_file(newest / "weights.safetensors").items()},
         state={name: raw(tensor) for name, tensor in load_file(newest / "state.safetensors").items()},
