@@ -53,8 +53,8 @@ def load_domain(config: Config, domain: str) -> Domain:
     return open_domain(config.dataset, family_of(config), domain)
 
 
-def loader_of(config: Config, domain: Domain, device: torch.device, part: slice) -> Loader:
-    """What makes a part of the batches of a domain; its processes start at the first batch."""
+def loader_of(config: Config, domain: Domain, device: torch.device, part: slice | None = None) -> Loader:
+    """What makes the batches of a domain, or a part of each; its processes start at the first batch."""
     order = None
     if config.sampler != "natural":
         family = family_of(config)
