@@ -68,12 +68,14 @@ def measure(configs: dict[str, Config], rounds: int) -> dict[str, float]:
 
 
 def memory_of(name: str) -> float:
-    """MiB by which a process grows during its steps of LeNet, at the most; in a process of its own."""
+    """MiB by which a process grows during its first step of LeNet, at the most; in a process of its own."""
     code = (
-        "import resource; from benchmarks.alignment import *; import psutil\n"
+        "from benchmarks.alignment import *; import psutil, threading, time\n"
         f"engine = InlineEngine(lenet({name!r}), 'b', lambda: False, lambda text: None); engine.connect()\n"
-        "engine.start(prepare(engine.config, None).state); before = psutil.Process().memory_info().rss\n"
-        "engine.advance(2); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20)"
+        "engine.start(prepare(engine.config, None).state); own = psutil.Process(); found = [own.memory_info().rss]\n"
+        "def look():\n    while found: found.append(max(found[-1], own.memory_info().rss)); time.sleep(0.0005)\n"
+        "threading.Thread(target=look, daemon=True).start(); engine.advance(1)\n"
+        "print((found[-1] - found[0]) / 2**20)"
     )
     root = Path(__file__).parents[1]
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)

@@ -34,6 +34,7 @@ from difc_ray.distributed.planning import Member
 from difc_ray.distributed.replica import ReplicaWorker
 from difc_ray.global_step import Update
 from difc_ray.local_step import Token
+from difc_ray.spans import Recorder
 from difc_ray.vectors import as_tensor, combine, gram, gram_blocks, sum_blocks
 
 GOAL = 2.5
@@ -50,12 +51,13 @@ class Exchanger(ReplicaWorker):
         """Fresh rows; with a meeting also a place in a group."""
         pin_threads(1)
         noise = torch.Generator().manual_seed(rank)
-        self.step = SimpleNamespace(rows_RP=torch.randn(rows, size, generator=noise))  # type: ignore[assignment]
+        rows_RP = torch.randn(rows, size, generator=noise)
+        self.step = SimpleNamespace(rows_RP=rows_RP, recorder=Recorder("worker"))  # type: ignore[assignment]
         self.members = [Member(domain=str(i), part=0, parts=1) for i in range(workers)]
         self.config = SimpleNamespace(batch_size=1)  # type: ignore[assignment]
         self._received, self._theta_P = torch.empty(0), torch.empty(size)
         if meeting is not None:
-            self._leave()
+            self.leave()
             self.group = Group(meeting, rank, meeting.host)
 
     def all_reduce(self) -> None:
