@@ -1,6 +1,6 @@
 """What a rule sees: the two tasks, one row per domain, or both, as combinations of the raw rows.
 
-Shape suffixes: K domains, N raw rows (K, or 2K with a penalty), V rows of the view.
+Shape suffixes: K domains, N raw rows (2K where the penalty's are apart, else K), V rows of the view.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difc_ray.config import Config
-
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """The rows that a rule sees, as combinations of the raw rows.
 
     Args:
-        matrix_VN: view rows = matrix · raw rows; raw rows are g_1 … g_K, then a_1 … a_K if there is a penalty.
+        matrix_VN: view rows = matrix · raw rows; raw rows are g_1 … g_K, then a_1 … a_K, but those of the view
+            for `domains`.
         base_V: the weights of the view's rows where nothing conflicts.
         names: what each view row is.
     """
@@ -28,32 +27,21 @@ class View:
     names: tuple[str, ...]
 
 
-def make_view(between: str, weights_K: np.ndarray, domains: Sequence[str], *, penalised: bool) -> View:
+def make_view(between: str, weights_K: np.ndarray, domains: Sequence[str]) -> View:
     """The view `tasks`, `domains` or `both` of K classification rows g_e and alignment rows a_e (Σ a_e = ∇Ω).
 
     Args:
-        between: `tasks`: row 1 = Σ a_e, row 2 = Σ w_e g_e, base (1, 1); `domains`: row_e = g_e + a_e / w_e, base w;
-            `both`: K rows g_e and one row Σ a_e, base (w, 1).
+        between: `tasks`: row 1 = Σ a_e, row 2 = Σ w_e g_e, base (1, 1); `domains`: row_e = g_e + a_e / w_e, as workers
+            make it (g_e without a penalty), base w; `both`: K rows g_e and one row Σ a_e, base (w, 1).
         weights_K: the domains' weights, sum 1.
         domains: the domains' names.
-        penalised: whether there are alignment rows.
     """
     k = len(weights_K)
     eye, ones, none = np.eye(k), np.ones((1, k)), np.zeros((1, k))
     if between == "tasks":
         matrix = np.vstack([np.hstack([none, ones]), np.hstack([weights_K[None], none])])
         return View(matrix_VN=matrix, base_V=np.ones(2), names=("alignment", "classification"))
-    if not penalised:
-        return View(matrix_VN=eye, base_V=weights_K, names=tuple(domains))
     if between == "domains":
-        return View(matrix_VN=np.hstack([eye, np.diag(1 / weights_K)]), base_V=weights_K, names=tuple(domains))
+        return View(matrix_VN=eye, base_V=weights_K, names=tuple(domains))
     matrix = np.vstack([np.hstack([eye, 0 * eye]), np.hstack([none, ones])])
     return View(matrix_VN=matrix, base_V=np.append(weights_K, 1.0), names=(*domains, "alignment"))
-
-
-def domain_weights(config: Config) -> np.ndarray:
-    """(K,) float64 weights of the source domains, sum 1."""
-    k = len(config.sources)
-    given = config.harmonize.weights
-    weights_K = np.ones(k) if given is None else np.array(given, dtype=np.float64)
-    return np.asarray(weights_K / weights_K.sum())

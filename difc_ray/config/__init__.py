@@ -11,10 +11,12 @@ from difc_ray.config.render import RESUMABLE, SYMBOLS, differences, digest, flat
 from difc_ray.config.resolve import (
     PENALTIES,
     batch_norm_policy,
+    domain_weights,
     has_penalty,
     metric_kind,
     objective_name,
     resolve,
+    rows_per_domain,
     rule_options,
     run_folder,
 )
@@ -57,6 +59,7 @@ __all__ = [
     "differences",
     "digest",
     "documentation",
+    "domain_weights",
     "flat",
     "has_penalty",
     "import_plugins",
@@ -65,6 +68,7 @@ __all__ = [
     "metric_kind",
     "objective_name",
     "resolve",
+    "rows_per_domain",
     "rule_options",
     "run_folder",
     "to_yaml",

@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from difc_ray.config.tree import Config
 from difc_ray.domains import DATASETS
 from difc_ray.domains.augmentation import NAMED
@@ -74,6 +76,19 @@ def has_penalty(config: Config) -> bool:
     """Whether there are alignment gradients to harmonize (for a registered objective)."""
     name = objective_name(config)
     return OBJECTIVES.get(name).has_penalty and (name not in PENALTIES or penalty_weight(config, name) > 0)
+
+
+def rows_per_domain(config: Config) -> int:
+    """2 where a rule sees the alignment gradients apart from those of the classification, else 1 (resolved)."""
+    assert config.harmonize.between != "auto", "resolve the configuration first"
+    return 2 if OBJECTIVES.get(config.objective).has_penalty and config.harmonize.between != "domains" else 1
+
+
+def domain_weights(config: Config) -> np.ndarray:
+    """(K,) float64 weights of the source domains, sum 1."""
+    given = config.harmonize.weights
+    weights_K = np.ones(len(config.sources)) if given is None else np.array(given, dtype=np.float64)
+    return np.asarray(weights_K / weights_K.sum())
 
 
 def penalty_weight(config: Config, penalty: str) -> float:

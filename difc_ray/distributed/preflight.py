@@ -220,5 +220,5 @@ def memory_notices(size: int, k: int, free_bytes: int | None = None) -> list[str
 
 
 def step_bytes(size: int, k: int) -> int:
-    """Bytes that a step holds in the object store: two rows of each domain, two states, and one more to spare."""
+    """Bytes that a step holds in the object store: up to two rows of each domain, two states, and one more to spare."""
     return (2 * k + 3) * 4 * size

@@ -1,6 +1,6 @@
 """A worker that holds θ and the optimizer itself, and its part of the exchange: shards of rows, Gram, direction.
 
-Shape suffixes: W workers, P parameters, N raw rows (K, or 2K with a penalty), S a shard, C blocks of it.
+Shape suffixes: W workers, P parameters, N raw rows (K or 2K), S a shard, C blocks of it.
 
 A step in two phases: *share* and *combine* end with the whole direction in the memory of every worker; only when the
 coordinator has heard that of all, *commit* lets each take the optimizer's step. Until then θ is what it was, so that

@@ -1,6 +1,6 @@
 """Where θ, the optimizer and the rows of a step live: with the coordinator, or with every domain.
 
-Shape suffixes: K domains, P parameters, S entries of the head, N raw rows (K, or 2K with a penalty).
+Shape suffixes: K domains, P parameters, S entries of the head, N raw rows (K or 2K).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rows of a step in order, their buffers, and what is wrong with them.
 
-Shape suffixes: K domains, P parameters, N raw rows (K, or 2K with a penalty), V rows of the view that a rule sees.
+Shape suffixes: K domains, P parameters, N raw rows (K or 2K), V rows of the view that a rule sees.
 """
 
 from __future__ import annotations

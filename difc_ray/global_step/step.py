@@ -1,6 +1,6 @@
 """The step itself.
 
-Shape suffixes: K domains, P parameters, N raw rows (K, or 2K with a penalty), V rows of the view that a rule sees.
+Shape suffixes: K domains, P parameters, N raw rows (K or 2K), V rows of the view that a rule sees.
 
 :meth:`GlobalStep.take` is the algorithm, top to bottom. Who answers (a function call in this process, or actors on a
 cluster) is behind the small :class:`~difc_ray.global_step.asking.Domains` interface, and where the parameters are is
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from difc_ray.config import Config, batch_norm_policy, rule_options
+from difc_ray.config import Config, batch_norm_policy, domain_weights, rule_options
 from difc_ray.determinism import generator
 from difc_ray.errors import NumericError
 from difc_ray.global_step.asking import Domains
@@ -31,7 +31,7 @@ from difc_ray.losses import LOSSES
 from difc_ray.objectives import Coefficients
 from difc_ray.spans import Recorder
 from difc_ray.vectors import ParameterLayout
-from difc_ray.views import domain_weights, make_view
+from difc_ray.views import make_view
 
 
 class GlobalStep:
@@ -54,9 +54,7 @@ class GlobalStep:
         self.objective = objective_of(config)
         self.loss = LOSSES.get(config.loss)(config.loss_options)
         self.harmonizer = make_harmonizer(config.harmonize.rule, rule_options(config))
-        self.view = make_view(
-            config.harmonize.between, self.weights_K, config.sources, penalised=self.objective.has_penalty
-        )
+        self.view = make_view(config.harmonize.between, self.weights_K, config.sources)
         if not state.harmonizer:
             state.harmonizer = self.harmonizer.init(len(self.view.base_V))
         self.home = home or Central(config, layout, self.weights_K, state)

@@ -1,6 +1,6 @@
 """What a worker is told and what it answers; frozen, with explicit types, as they travel between processes.
 
-Shape suffixes: P parameters, R rows of one domain (1, or 2 with a penalty), S entries of the scope, V vectors.
+Shape suffixes: P parameters, R rows of one domain (1 or 2), S entries of the scope, V vectors.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Rows:
 
     Args:
         token: the message answered.
-        rows_RP: contiguous (R, P): the classification gradient, then the alignment gradient if there is a penalty;
-            None where the rows stay with their worker.
+        rows_RP: contiguous (R, P): the classification gradient g, then the alignment gradient a; or only ``g + a / w``,
+            and g where there is no penalty; None where the rows stay with their worker.
         buffers: the model's buffers after the forward pass, by name.
         compute_s: seconds of this process spent on the answer.
         curvature_P: (P,) Hessian diagonal of the batch, where the rule asks for one.

@@ -1,6 +1,6 @@
 """One domain, one step: state and batch -> statistics, cotangents -> rows. No Ray, no input or output.
 
-Shape suffixes: P parameters, R rows of one domain (1, or 2 with a penalty), S entries of the scope.
+Shape suffixes: P parameters, R rows of one domain (1 or 2), S entries of the scope.
 
 A :class:`LocalStep` keeps nothing between steps but its data and an empty model: the batch, the dropout and the probes
 are functions of (seed, purpose, domain, step), and everything else arrives with the state. A replacement on another
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from difc_ray.config import Config, batch_norm_policy, metric_kind
+from difc_ray.config import Config, batch_norm_policy, domain_weights, metric_kind, rows_per_domain
 from difc_ray.curvature import HeadCurvature, NetworkCurvature, WrittenOut, rademacher
 from difc_ray.determinism import derive_seed
 from difc_ray.domains import Batch, Domain
@@ -128,7 +128,8 @@ class LocalStep:
         self.metric = metric_kind(config)
         self._head: HeadCurvature | None = None
         self._curvature_P = torch.empty(self.layout.size if self.metric == "diagonal" else 0)
-        n_rows = 2 if self.objective.has_penalty else 1
+        self.weight = float(domain_weights(config)[config.sources.index(domain.name)])
+        n_rows = rows_per_domain(config)
         self.rows_RP = torch.empty(n_rows, self.layout.size, dtype=self.parameters[0].dtype, device=rows_at)
 
     def close(self) -> None:
@@ -183,39 +184,26 @@ class LocalStep:
         return self._answer(step, answered, started)
 
     def rows(self, token: Token, cotangent: Vectors) -> Rows:
-        """The classification gradient and, with a penalty, the alignment gradient; frees the graph.
+        """The classification gradient g and, with a penalty, the alignment gradient a; frees the graph.
 
-        The rows lie in a buffer, :attr:`rows_RP`, that the next call overwrites.
+        They are two rows where a rule sees them apart, and otherwise the row ``g + a / w`` of the domain with weight w,
+        in one backward pass where nothing needs g by itself. The rows lie in a buffer, :attr:`rows_RP`, that the next
+        call overwrites.
         """
         started = time.perf_counter()
         step, span = self._held(token), self.recorder.span
         pulled = {name: self._constant(vector) for name, vector in cotangent.items()}
-        second = self.metric == "diagonal" and self.config.harmonize.curvature.rest == "hutchinson"
         noise = 0.0
         for number, graph in enumerate(self._graphs(step)):
-            share = None if len(self.pieces) == 1 else graph.share
             out_RP = self.rows_RP if number == 0 else torch.empty_like(self.rows_RP)
-            with span("backward of the classification"):
-                gradients = graph.gradients(
-                    self.parameters, keep=self.objective.has_penalty or second, differentiable=second
-                )
-            with span("pack"):
-                write_row([gradient.detach() for gradient in gradients], out_RP[0])
             if self.metric:
                 noise = graph.head.gradient_noise()
-            if self.metric == "diagonal":
-                with span("curvature"):
-                    self._write_curvature(step.token, graph.head, gradients)
-            if self.objective.has_penalty:
-                with span("backward of the alignment"):
-                    surrogate = self.objective.surrogate(graph.measurement, pulled)
-                    gradients = torch.autograd.grad(
-                        surrogate, self.parameters, allow_unused=True, materialize_grads=True
-                    )
-                with span("pack"):
-                    write_row(gradients, out_RP[1])
-            if share is not None:
-                out_RP.mul_(share)
+            if self.objective.has_penalty and len(out_RP) == 1 and self.scope == "head" and self.metric != "diagonal":
+                self._write_joint(graph, pulled, out_RP[0])
+            else:
+                self._write_apart(step.token, graph, pulled, out_RP)
+            if len(self.pieces) > 1:
+                out_RP.mul_(graph.share)
             if number:
                 self.rows_RP.add_(out_RP)
         if l2 := self.config.optimizer.l2:
@@ -233,6 +221,39 @@ class LocalStep:
             samples=self.part.stop - self.part.start,
             spans=self.recorder.take(),
         )
+
+    def _write_joint(self, graph: _Graph, pulled: Mapping[str, Tensor], out_P: Tensor) -> None:
+        """One row for both gradients by one backward pass."""
+        with self.recorder.span("backward"):
+            surrogate = self.objective.surrogate(graph.measurement, pulled)
+            gradients = torch.autograd.grad(
+                graph.head.risk + surrogate / self.weight, self.parameters, allow_unused=True, materialize_grads=True
+            )
+        with self.recorder.span("pack"):
+            write_row(gradients, out_P)
+
+    def _write_apart(self, token: Token, graph: _Graph, pulled: Mapping[str, Tensor], out_RP: Tensor) -> None:
+        """Both gradients by a backward pass each, into two rows or added into one; and the curvature."""
+        span, penalised = self.recorder.span, self.objective.has_penalty
+        diagonal = self.metric == "diagonal"
+        second = diagonal and self.config.harmonize.curvature.rest == "hutchinson"
+        with span("backward of the classification"):
+            gradients = graph.gradients(self.parameters, keep=penalised or second, differentiable=second)
+        with span("pack"):
+            write_row([gradient.detach() for gradient in gradients], out_RP[0])
+        if diagonal:
+            with span("curvature"):
+                self._write_curvature(token, graph.head, gradients)
+        if not penalised:
+            return
+        with span("backward of the alignment"):
+            surrogate = self.objective.surrogate(graph.measurement, pulled)
+            gradients = torch.autograd.grad(surrogate, self.parameters, allow_unused=True, materialize_grads=True)
+        with span("pack"):
+            if len(out_RP) == 2:
+                write_row(gradients, out_RP[1])
+            else:
+                add_row(gradients, 1 / self.weight, out_RP[0])
 
     def products(self, token: Token, vectors_VS: np.ndarray) -> Products:
         """Products of the batch's head Hessian with vectors; the graph is not needed."""

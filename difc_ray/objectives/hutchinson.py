@@ -28,7 +28,8 @@ class Hutchinson(Objective):
       D̄ = Σ w_e M_e, whose cotangent ``−2 α w_e Σ_f w_f (D_f − D̄)`` carries the gradient through the mean;
       `detach_mean: true` drops it, as the released DomainBed class does.
 
-    Cost of a step: one more backward pass than `erm`; m products of head size for the estimate.
+    Cost of a step: no more backward passes than `erm` for a rule that sees one row per domain, twice as many where it
+    sees the penalty apart (`gh`); m products of head size for the estimate.
 
     Source: Hemati et al., "Understanding Hessian Alignment for Domain Generalization", ICCV 2023, L_Hutchinson.
     Differs from the source: the weights w_e may differ (uniform there); D may be exact; probes may be shared.

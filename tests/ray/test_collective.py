@@ -101,13 +101,15 @@ def test_evaluation_between_steps_changes_nothing(engine: RayEngine) -> None:
     assert digest(engine.snapshot()) == digest(run_inline(config, 4)[0])
 
 
-@pytest.mark.parametrize("penalty", ["none", "hutchinson-exact"])
-def test_bytes_are_those_of_a_ring_all_reduce(engine: RayEngine, penalty: str) -> None:
+@pytest.mark.parametrize(
+    ("penalty", "between", "rows"), [("none", "domains", 1), ("hutchinson-exact", "domains", 1), ("hgp", "both", 2)]
+)
+def test_bytes_are_those_of_a_ring_all_reduce(engine: RayEngine, penalty: str, between: str, rows: int) -> None:
     """Per worker: its rows less its own shard of them, and its shard of the direction to everybody else."""
-    config = small_config(model="lenet", alignment=PENALTIES[penalty], harmonize={"rule": "mean"})
+    config = small_config(model="lenet", alignment=PENALTIES[penalty], harmonize={"rule": "mean", "between": between})
     state = prepare(config, None).state
     engine.begin(config, penalty, state)
-    size, k, rows = state.theta_P.numel(), 3, 1 if penalty == "none" else 2
+    size, k = state.theta_P.numel(), 3
     ring = 4 * size * (k - 1) / k
     for record in engine.advance(2):
         assert len(record.sent_bytes) == k

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from difc_ray.config import Config
 from difc_ray.domains import DATASETS, ArrayDomain, Batch
 from difc_ray.domains.digits import Digits
-from difc_ray.local_step import LocalStep, ModelState, Token, load_domain, model_of
+from difc_ray.local_step import LocalStep, ModelState, Token, held_rows, load_domain, model_of
 from tests.runs import digest, run_inline, small_config
 
 
@@ -53,6 +55,46 @@ def test_first_row_is_the_gradient_of_the_batch_loss() -> None:
     assert not rows.rows_RP[1].any()
     head = sum(p.numel() for p in model.head.parameters())
     np.testing.assert_allclose(found.vectors["g"], expected.numpy()[-head:], rtol=1e-4, atol=1e-7)
+
+
+HEAVY: dict[str, Any] = {"alpha": 3.0, "beta": 5.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": "hgp"},
+        {"objective": "coral"},
+        {"objective": "irm"},
+        {"optimizer": {"l2": 0.3}},
+        {"alignment": {"scope": "all", "estimator": "hutchinson"}, "augment": "none"},
+        {"alignment": {"scope": "all", "estimator": "hutchinson", "micro_batches": 3}, "augment": "none"},
+        {"harmonize": {"rule": "flat_dualproj", "curvature": {"kind": "diagonal", "rest": "hutchinson"}}},
+        {"harmonize": {"rule": "flat_dualproj", "curvature": {"kind": "diagonal", "rest": "squared_gradient"}}},
+        {"harmonize": {"rule": "flat_dualproj", "curvature": {"kind": "hvp"}}},
+    ],
+    ids=str,
+)
+def test_the_row_of_a_domain_is_both_gradients(changes: dict[str, Any]) -> None:
+    """``g + a / w``, in one backward pass or two, against the rows of a run that keeps them apart."""
+    rows, curvature = {}, {}
+    for between in ("domains", "both"):
+        given = {**changes, "alignment": {**HEAVY, **changes.get("alignment", {})}}
+        given["harmonize"] = {"rule": "mean", "weights": [2, 1, 1], **changes.get("harmonize", {}), "between": between}
+        step, state = local(small_config(**given))
+        found = step.statistics(state, token(3))
+        answers = dict(found.vectors)
+        if step.objective.exchanges > 1:
+            told = step.objective.broadcasts(1, [answers] * 3, np.array([0.5, 0.25, 0.25]))
+            answers |= step.exchange(token(3), 1, told[0]).vectors
+        reply = step.rows(token(3), {name: 0.3 + 0.1 * vector for name, vector in answers.items()})
+        rows[between], curvature[between] = held_rows(reply), reply.curvature_P
+    assert [len(each) for each in rows.values()] == [1, 2]
+    g, a = rows["both"].astype(np.float64)
+    assert np.abs(a).max() > 0.01 * np.abs(g).max()
+    np.testing.assert_allclose(rows["domains"][0], g + a / 0.5, rtol=1e-5, atol=2e-6 * np.abs(g + 2 * a).max())
+    np.testing.assert_array_equal(curvature["domains"], curvature["both"])
 
 
 def test_l2_is_in_the_classification_row_alone() -> None:
