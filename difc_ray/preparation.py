@@ -31,7 +31,8 @@ from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import domain_buffer, family_of, model_of
-from difc_ray.local_step.third_order import check_memory, check_third_order
+from difc_ray.local_step.memory import check_probes
+from difc_ray.local_step.third_order import check_third_order
 from difc_ray.losses import Loss, LossState
 from difc_ray.models import Model
 from difc_ray.snapshots import Progress, train_state
@@ -68,8 +69,9 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     augmentation = make_augmentation(config.augment, domains[config.sources[0]].image_shape)
     if augmentation is not None:
         identity["augmentation"] = augmentation.text()
+    if has_penalty(config):
+        check_probes(config, model, psutil.virtual_memory().available)
     if config.alignment.scope == "all" and has_penalty(config):
-        check_memory(config, layout.size, psutil.virtual_memory().available)
         check_third_order(config, model, loss, domains[config.sources[0]].image_shape, len(class_names))
     if point is None:
         if model.loaded is not None:

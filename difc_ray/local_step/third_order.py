@@ -1,4 +1,4 @@
-"""Whether scope `all` can be had: third derivatives against finite differences, and memory, before a run.
+"""Whether scope `all` can be had: third derivatives against finite differences, before a run.
 
 A layer whose kernel treats part of its history as constant gives a wrong gradient of a penalty on Hessians, without a
 word. What :mod:`difc_ray.curvature.primitives` writes out is known; a plug-in's own layer is not.
@@ -27,28 +27,6 @@ EXAMPLES, STEP, TOLERANCE = 2, 1e-6, 1e-3
 
 TRIES = 3
 """Directions that are tried, until one agrees: across a kink of a ReLU the difference jumps, and says nothing."""
-
-
-def check_memory(config: Config, size: int, available_bytes: int) -> None:
-    """Whether the probes of one worker, and their products, fit into the memory that there is.
-
-    Args:
-        config: the run's configuration.
-        size: P, number of parameters.
-        available_bytes: free on this machine.
-
-    Raises:
-        ConfigError: they alone do not, whatever the activations take.
-    """
-    sets = 2 if config.alignment.probe_sets == "released" else 1
-    probes = config.alignment.probes * sets if config.alignment.estimator == "hutchinson" else 1
-    wanted = 2 * 4 * size * probes
-    if wanted > available_bytes:
-        raise ConfigError(
-            f"probes of `alignment.scope=all` and their products must fit into memory, got {probes:,} of {size:,} "
-            f"entries, {wanted / 2**20:,.0f} MiB per worker against {available_bytes / 2**20:,.0f} MiB free. Lower "
-            "`alignment.probes` (one is the usual number)."
-        )
 
 
 def check_third_order(config: Config, model: Model, loss: Loss, image_shape: tuple[int, ...], n_classes: int) -> None:
