@@ -55,7 +55,10 @@ class _Graph:
         scope = self.measurement.head
         if isinstance(scope, NetworkCurvature):
             return scope.gradients
-        return torch.autograd.grad(self.head.risk, parameters, retain_graph=keep, create_graph=differentiable)
+        return torch.autograd.grad(
+            self.head.risk, parameters, retain_graph=keep, create_graph=differentiable,
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -115,6 +118,8 @@ class LocalStep:
         self.frozen = batch_norm_policy(config) == "freeze"
         self.loss = loss
         self.objective = objective_of(config)
+        if model.companion is not None:
+            self.objective.join(model.companion, config.sources.index(domain.name))
         self.layout = ParameterLayout.of(model)
         self.parameters = list(model.parameters())
         self.theta_P: Tensor | None = None

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
 from difc_ray.registry import Registry
@@ -88,6 +88,20 @@ class Objective(ABC):
 
     def __init__(self, options: ObjectiveOptions) -> None:
         self.options = options
+
+    @classmethod
+    def companion(cls, features: int, domains: int) -> nn.Module | None:
+        """A module that is trained with the model: its parameters are part of θ, on every worker. None: nothing.
+
+        Args:
+            features: inputs of the head.
+            domains: K, number of sources.
+        """
+        return None
+
+    def join(self, companion: nn.Module, domain: int) -> None:
+        """Tells a worker's objective its companion, with the weights of the step, and the number of its domain."""
+        raise AssertionError(f"{type(self).__name__} has no companion")
 
     def probe_sets(self) -> dict[str, bool]:
         """Probe sets that a worker needs: name -> whether it is one set shared by all domains."""
