@@ -116,6 +116,8 @@ class AlignmentConfig(Section):
     """Whether the mean is a constant for the gradient; `auto`: true for `hgp`, false for `released` probes."""
     reduction: Literal["mean", "sum"] = "mean"
     """Mean or sum over the domains."""
+    mixup: Positive = 0.2
+    """a of the Beta(a, a) distribution that `objective: mixup` draws its shares from, > 0; no penalty reads it."""
     anneal: AnnealConfig = AnnealConfig()
     """A weight on the penalty that changes once."""
 

@@ -14,6 +14,7 @@ from difc_ray.domains.base import (
     MalformedDataError,
     OnBadImage,
 )
+from difc_ray.domains.changing import ChangingLoader
 from difc_ray.domains.digits import Digits
 from difc_ray.domains.image_folder import ImageFolder
 from difc_ray.domains.loader import Loader
@@ -31,6 +32,7 @@ __all__ = [
     "AugmentationError",
     "BalancedOrder",
     "Batch",
+    "ChangingLoader",
     "ColoredMnist",
     "ColoredMnist5k",
     "DatasetFamily",

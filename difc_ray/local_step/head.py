@@ -67,9 +67,7 @@ def diagonal_row(
         for parameter in parameters:
             probes.append(probe_P[start : start + parameter.numel()].view_as(parameter))
             start += parameter.numel()
-        pairs = [
-            pair for pair in zip(gradients, probes, strict=True) if pair[0].requires_grad
-        ]  # a companion's does not
+        pairs = [pair for pair in zip(gradients, probes, strict=True) if pair[0].requires_grad]  # not a companion's
         followed, along = zip(*pairs, strict=True)
         products = torch.autograd.grad(followed, parameters, along, retain_graph=True, materialize_grads=True)
         write_row([p * v for p, v in zip(products, probes, strict=True)], out_P)

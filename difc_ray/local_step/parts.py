@@ -32,6 +32,7 @@ def objective_of(config: Config) -> Objective:
         probe_sets=alignment.probe_sets,
         detach_mean=alignment.detach_mean,
         examples=config.batch_size,
+        mixup=alignment.mixup,
         divided=parts_of(config) > 1 or (alignment.scope == "all" and alignment.micro_batches > 1),
     )
     return OBJECTIVES.get(config.objective)(options)
