@@ -1,8 +1,8 @@
 """The methods of the Colored MNIST table: the settings of each, and what was published for it.
 
-All of them share :data:`RECIPE`. Penalties, but those of :data:`DOMAINBED`, have weight 1 until step 190 and :data:`LAMBDA` from there on, where the
-whole loss is divided by it; Adam is not started anew. What the scripts sum over the two domains is `reduction: sum`;
-IRM's is a mean, and V-REx's ``(R_0 − R_1)²`` is four times the variance.
+All of them share :data:`RECIPE`. Penalties, but those of :data:`DOMAINBED`, have weight 1 until step 190 and
+:data:`LAMBDA` from there on, where the whole loss is divided by it; Adam is not started anew. What the scripts sum over
+the two domains is `reduction: sum`; IRM's is a mean, and V-REx's ``(R_0 − R_1)²`` is four times the variance.
 """
 
 from __future__ import annotations
