@@ -95,10 +95,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:
     """The model of a checkpoint as a folder that others can load: `weights.safetensors` and `model.json`.
 
-    The weights are the model's state dict; of buffers that the domains have each their own of, it is the mean.
+    The weights are the model's state dict, without a companion; of buffers that the domains have each their own of, it
+    is the mean.
     """
     directory.mkdir(exist_ok=True)
     held, (model, _) = load(checkpoint).named_weights, model_of(config)
+    model.companion = None
     weights = {name: held.get(name, held.get(f"{BUFFER_PREFIX}{name}")) for name in model.state_dict()}
     save_file({name: value for name, value in weights.items() if value is not None}, directory / "weights.safetensors")
     family = family_of(config)

@@ -16,6 +16,7 @@ import scipy.io
 import torchvision.datasets
 
 from difc_ray.domains.published.fashion import PACKAGE, PACKAGE_FOLDER
+from difc_ray.domains.published.pools import COUNTS, MEAN
 
 REQUIRED = "DIFC_RAY_FASHION_TESTS"
 
@@ -32,6 +33,20 @@ def part(count: int, seed: int, side: int = 28) -> Part:
     for picture, label in zip(pictures, labels.tolist(), strict=True):
         picture[4 + label : 8 + label, 3 : 3 + label + 2] = rng.integers(180, 256)
     return pictures, labels
+
+
+def as_large_as_mnist() -> tuple[Part, Part]:
+    """Noise of MNIST's brightness; the first pixel row tells the number of the picture, below 2^24 by three bytes."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(10), COUNTS))
+
+    def pictures(n: int) -> np.ndarray:
+        found = (rng.random((n, 28, 28), dtype=np.float32) < MEAN).astype(np.uint8) * 255
+        for byte in range(3):
+            found[:, 0, 2 * byte] = (np.arange(n) >> 8 * byte) & 255
+        return found
+
+    return (pictures(60_000), labels), (pictures(10_000), rng.integers(0, 10, 10_000))
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -40,6 +40,7 @@ PENALTIES: dict[str, dict[str, Any]] = {
     "vrex": {"penalty": "vrex", "alpha": 4},
     "fishr": {"penalty": "fishr", "alpha": 0.5, "reduction": "sum"},
     "coral": {"penalty": "coral", "alpha": 0.5},
+    "dann_domain": {"penalty": "dann_domain", "alpha": 0.5},
 }
 """Every penalty and estimator of the spine."""
 

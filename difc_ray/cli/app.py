@@ -309,7 +309,8 @@ def reproduce(
     """Run a published table again.
 
     EXPERIMENT is colored-mnist. Methods: erm, irm, vrex, fishr, hgp, hutchinson, hutchinson_exact, hutchinson_shared,
-    gradient and hessian; but for erm also with +gh or +ghpp. The same command goes on after an interruption.
+    gradient and hessian; and with DomainBed's defaults coral, mmd, dann_domain, mixup and group_dro. Penalties also
+    with +gh or +ghpp. The same command goes on after an interruption.
 
     \b
     difc-ray reproduce colored-mnist

@@ -188,6 +188,9 @@ def _penalty(asked: Asked) -> Iterator[Problem]:
         weighed = any(value_of(config, key) > 0 for key in keys)
         raised = "one of them" if weighed or len(keys) > 1 else f"`{keys[0]}`"
         yield asked.problem(what, f"Raise {raised}, or write `objective=erm`.", *(anneal if weighed else keys))
+    elif OBJECTIVES.get(name).mixes and len(config.sources) == 1:
+        what = f"objective `{name}` mixes the examples of a source with those of another, and there is one source"
+        yield asked.problem(what, "Name a second source, or write `objective=erm`.", "sources", "objective")
     elif has_penalty(config) and len(config.sources) == 1:
         what = "an alignment penalty needs at least two source domains: the spread between domains, which it weighs, "
         what += "is zero for one, so alignment is undefined"

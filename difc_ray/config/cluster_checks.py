@@ -57,6 +57,11 @@ def _exchange(asked: Asked) -> Iterator[Problem]:
     if cluster.replicas > 1 and objective in OBJECTIVES and not OBJECTIVES.get(objective).divisible:
         what = f"`cluster.replicas` above 1 cannot serve the objective `{objective}`, which compares single examples"
         yield asked.problem(what, "Write `cluster.replicas=1`, or take another objective.", "cluster.replicas")
+    if cluster.bundles and objective in OBJECTIVES and OBJECTIVES.get(objective).mixes:
+        what = f"objective `{objective}` gives every worker examples of other domains, and `cluster.bundles` holds data"
+        what += " on nodes of their own"
+        remedy = "Leave `cluster.bundles` out where every node has all data, or take another objective."
+        yield asked.problem(what, remedy, "cluster.bundles", "objective")
 
 
 def asks_for_curvature(asked: Asked) -> bool:

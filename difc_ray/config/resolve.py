@@ -18,7 +18,7 @@ from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.models import weights_path
 from difc_ray.objectives import OBJECTIVES
 
-PENALTIES = ("hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd")
+PENALTIES = ("hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd", "dann_domain")
 """The objectives of `alignment.penalty`."""
 
 

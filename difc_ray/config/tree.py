@@ -86,11 +86,14 @@ class AnnealConfig(Section):
 class AlignmentConfig(Section):
     """The penalty on the spread of gradients and Hessians between the source domains."""
 
-    penalty: Literal["hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd"] = "hutchinson"
+    penalty: Literal[
+        "hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd", "dann_domain"
+    ] = "hutchinson"  # fmt: skip
     """What is aligned: Hessian diagonals or Hessian-gradient products, and gradients; or gradients alone.
 
     Of the peers: the best scale of the logits (`irm`), losses (`vrex`), variances of the examples' gradients (`fishr`),
-    mean and covariance of the features (`coral`), their distribution (`mmd`).
+    mean and covariance of the features (`coral`), their distribution (`mmd`), or what a discriminator that is trained
+    with the model can tell of their domain (`dann_domain`).
     """
     alpha: NonNegative = 0.1
     """Weight of the Hessian term, or of the only term of the peers, >= 0; not used by `gradient`."""
@@ -113,6 +116,8 @@ class AlignmentConfig(Section):
     """Whether the mean is a constant for the gradient; `auto`: true for `hgp`, false for `released` probes."""
     reduction: Literal["mean", "sum"] = "mean"
     """Mean or sum over the domains."""
+    mixup: Positive = 0.2
+    """a of the Beta(a, a) distribution that `objective: mixup` draws its shares from, > 0; no penalty reads it."""
     anneal: AnnealConfig = AnnealConfig()
     """A weight on the penalty that changes once."""
 

@@ -14,13 +14,24 @@ from difc_ray.domains.base import (
     MalformedDataError,
     OnBadImage,
 )
+from difc_ray.domains.changing import ChangingLoader
 from difc_ray.domains.digits import Digits
 from difc_ray.domains.image_folder import ImageFolder
 from difc_ray.domains.loader import Loader
 from difc_ray.domains.opening import open_domain, open_family
 from difc_ray.domains.order import SAMPLERS, BalancedOrder, NaturalOrder, Order, class_shares
 from difc_ray.domains.pixels import ArrayDomain, PixelDomain
-from difc_ray.domains.published import ColoredMnist, ColoredMnist5k, Fashion, FilesMissingError, TorchvisionDigits
+from difc_ray.domains.published import (
+    ColoredDigits,
+    ColoredDigits5k,
+    ColoredMnist,
+    ColoredMnist5k,
+    Fashion,
+    FilesMissingError,
+    RotatedMnist,
+    RotatedMnist5k,
+    TorchvisionDigits,
+)
 from difc_ray.domains.splits import Split
 
 __all__ = [
@@ -31,6 +42,9 @@ __all__ = [
     "AugmentationError",
     "BalancedOrder",
     "Batch",
+    "ChangingLoader",
+    "ColoredDigits",
+    "ColoredDigits5k",
     "ColoredMnist",
     "ColoredMnist5k",
     "DatasetFamily",
@@ -48,6 +62,8 @@ __all__ = [
     "OnBadImage",
     "Order",
     "PixelDomain",
+    "RotatedMnist",
+    "RotatedMnist5k",
     "Split",
     "TorchvisionDigits",
     "class_shares",

@@ -160,7 +160,7 @@ class Loader:
             DataError: an example cannot be used, or loader processes die again and again.
         """
         started = time.perf_counter()
-        batch = self.domain.finished(self._drawn(step), self.device)
+        batch = self._finished(self._drawn(step), step)
         self.stalled_s += time.perf_counter() - started
         return batch
 
@@ -221,6 +221,7 @@ class Loader:
         while True:
             if self._ahead is None or step != self._next:
                 self.close()
+                self._prepare()
                 self._ahead, self._next = self._start(self._make, step, self.steps, self._made), step
             try:
                 drawn = self._ahead.next()
@@ -236,6 +237,12 @@ class Loader:
 
     def _make(self, step: int) -> Drawn:
         return self.domain.draw(self.seed, step, self.batch_size, self.order, self.augmentation, self.part)
+
+    def _finished(self, drawn: Drawn, step: int) -> Batch:
+        return self.domain.finished(drawn, self.device)
+
+    def _prepare(self) -> None:
+        """Whatever processes of training are to find when they begin."""
 
     def _start(self, make: Callable[[int], Drawn], first: int, end: int, size: int) -> _Ahead:
         self._check_shared_memory(size)

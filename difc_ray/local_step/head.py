@@ -67,7 +67,9 @@ def diagonal_row(
         for parameter in parameters:
             probes.append(probe_P[start : start + parameter.numel()].view_as(parameter))
             start += parameter.numel()
-        products = torch.autograd.grad(gradients, parameters, probes, retain_graph=True, materialize_grads=True)
+        pairs = [pair for pair in zip(gradients, probes, strict=True) if pair[0].requires_grad]  # not a companion's
+        followed, along = zip(*pairs, strict=True)
+        products = torch.autograd.grad(followed, parameters, along, retain_graph=True, materialize_grads=True)
         write_row([p * v for p, v in zip(products, probes, strict=True)], out_P)
         out_P.clamp_(min=0)
     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from difc_ray.config import Config
+from difc_ray.config import Config, objective_name
+from difc_ray.determinism import derive_seed
 from difc_ray.domains import (
     BalancedOrder,
     DatasetFamily,
@@ -31,6 +32,7 @@ def objective_of(config: Config) -> Objective:
         probe_sets=alignment.probe_sets,
         detach_mean=alignment.detach_mean,
         examples=config.batch_size,
+        mixup=alignment.mixup,
         divided=parts_of(config) > 1 or (alignment.scope == "all" and alignment.micro_batches > 1),
     )
     return OBJECTIVES.get(config.objective)(options)
@@ -76,10 +78,16 @@ def loader_of(config: Config, domain: Domain, device: torch.device, part: slice 
 def model_of(config: Config, *, load_weights: bool = False) -> tuple[Model, Loss]:
     """The configured model at its initial weights (a function of the seed), and the loss.
 
+    With the companion that the objective has, if it has one; the model's own weights are the same with and without.
     Files of weights are loaded if asked for; where the weights are overwritten anyway, they need not even be there.
     """
     family = family_of(config)
     loss = LOSSES.get(config.loss)(config.loss_options)
     n_outputs = loss.n_outputs(len(family.class_names))
     options, seed = config.model_options, config.seed
-    return build_model(config.model, family.image_shape, n_outputs, options, seed, load_weights=load_weights), loss
+    model = build_model(config.model, family.image_shape, n_outputs, options, seed, load_weights=load_weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "init-companion"))
+        kind = OBJECTIVES.get(objective_name(config))
+        model.companion = kind.companion(model.head.in_features, len(config.sources))
+    return model, loss

@@ -26,6 +26,7 @@ from difc_ray.local_step.dropout import Drawn
 from difc_ray.local_step.head import detached_head, diagonal_row, head_curvature
 from difc_ray.local_step.merging import part_of
 from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics, Token, domain_buffer
+from difc_ray.local_step.mixing import Mixing
 from difc_ray.local_step.parts import load_domain, loader_of, objective_of, parts_of
 from difc_ray.losses import Confusion, Loss, confusion_of
 from difc_ray.models import Model, train_mode
@@ -55,7 +56,10 @@ class _Graph:
         scope = self.measurement.head
         if isinstance(scope, NetworkCurvature):
             return scope.gradients
-        return torch.autograd.grad(self.head.risk, parameters, retain_graph=keep, create_graph=differentiable)
+        return torch.autograd.grad(
+            self.head.risk, parameters, retain_graph=keep, create_graph=differentiable,
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -115,6 +119,9 @@ class LocalStep:
         self.frozen = batch_norm_policy(config) == "freeze"
         self.loss = loss
         self.objective = objective_of(config)
+        if model.companion is not None:
+            self.objective.join(model.companion, config.sources.index(domain.name))
+        self.mixing = Mixing(config, self.objective, self.loader) if self.objective.mixes else None
         self.layout = ParameterLayout.of(model)
         self.parameters = list(model.parameters())
         self.theta_P: Tensor | None = None
@@ -135,6 +142,8 @@ class LocalStep:
     def close(self) -> None:
         """Ends the loader processes."""
         self.loader.close()
+        if self.mixing is not None:
+            self.mixing.loader.close()
 
     def load_state(self, state: ModelState, domain: str = "") -> None:
         """Overwrites the model's parameters and buffers, with a domain's own buffers where the state has them."""
@@ -159,6 +168,10 @@ class LocalStep:
             batch = self.loader.batch(token.step)
         self._loading_s = self.loader.stalled_s - waited
         loss = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
+        if self.mixing is not None:
+            with span("mix"):
+                batch, loss = self.mixing.mixed(batch, loss, token.step)
+            self._loading_s += self.mixing.waited_s
         self._step = step = _Step(token=token, batch=batch, loss=loss, graphs=[], told=[])
         if len(self.pieces) == 1:
             step.graphs = [self._forward(step, self.pieces[0])]
@@ -296,7 +309,7 @@ class LocalStep:
             probes = self._probes(step.token.step, scope.size)
             answered = self.objective.measure(scope, probes)
             self._head = detached_head(step.loss, self.model, features, labels) if self.metric == "hvp" else None
-            correct = float((self.loss.predictions(logits.detach()).argmax(1) == labels).float().mean())
+            correct = step.loss.accuracy(logits.detach(), labels)
         share = len(labels) / len(step.batch.labels)
         measurement = Measurement(head=scope, probes=probes, answered=dict(answered))
         return _Graph(share=share, correct=correct, head=head, measurement=measurement)

@@ -92,6 +92,10 @@ class Loss(ABC):
         """The loss that evaluations report; without margins and weights, so that it can be compared between runs."""
         return self.value(logits_NC, labels_N)
 
+    def accuracy(self, logits_NC: Float[Tensor, "N C"], labels_N: Int[Tensor, " N"]) -> float:
+        """Share of the samples whose class is the most probable one."""
+        return float((self.predictions(logits_NC).argmax(1) == labels_N).float().mean())
+
     @abstractmethod
     def n_outputs(self, n_classes: int) -> int:
         """Outputs that the head needs for that many classes.

@@ -53,10 +53,13 @@ class Model(nn.Module):
     """What the head is called in the network that the model was made of."""
     loaded: LoadedWeights | None = None
     """Where the initial weights came from; None: from the seed."""
+    companion: nn.Module | None
+    """What an objective trains with the model and no prediction needs; None: nothing. Exported models are without."""
 
     def __init__(self, featurizer: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.featurizer = featurizer
+        self.register_module("companion", None)  # its place is before the head, whenever it comes
         self.head = head
 
     def features(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:

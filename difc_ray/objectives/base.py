@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
 from difc_ray.registry import Registry
@@ -40,6 +41,7 @@ class ObjectiveOptions:
             domain and a fresh one for the mean, as in the authors' code).
         detach_mean: whether the mean term is a constant for differentiation, where that matters.
         examples: in the batch of a domain, at least 1.
+        mixup: a > 0 of the Beta(a, a) distribution, of `mixup`.
         divided: whether several workers share each domain's batch, and know only their own part of its means.
     """
 
@@ -48,6 +50,7 @@ class ObjectiveOptions:
     probe_sets: str = "shared"
     detach_mean: bool = True
     examples: int = 1
+    mixup: float = 0.2
     divided: bool = False
 
 
@@ -68,6 +71,19 @@ class Measurement:
     answered: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Who is mixed with whom in a step.
+
+    Args:
+        partners_K: by domain, the number of the one whose batch is mixed into its own; each is so once.
+        shares_K: by domain, λ in [0, 1], what its own batch counts.
+    """
+
+    partners_K: Int[np.ndarray, " K"]
+    shares_K: Float[np.ndarray, " K"]
+
+
 class Objective(ABC):
     """One objective; a final class per file, constructed with its options."""
 
@@ -86,12 +102,39 @@ class Objective(ABC):
     divisible: ClassVar[bool] = True
     """Whether several workers can share a domain's batch: its statistics are means over examples."""
 
+    mixes: ClassVar[bool] = False
+    """Whether a worker's batch is blended with that of another domain, which it makes itself: :meth:`pairing`."""
+
     def __init__(self, options: ObjectiveOptions) -> None:
         self.options = options
+
+    @classmethod
+    def companion(cls, features: int, domains: int) -> nn.Module | None:
+        """A module that is trained with the model: its parameters are part of θ, on every worker. None: nothing.
+
+        Args:
+            features: inputs of the head.
+            domains: K, number of sources.
+        """
+        return None
+
+    def join(self, companion: nn.Module, domain: int) -> None:
+        """Tells a worker's objective its companion, with the weights of the step, and the number of its domain."""
+        raise AssertionError(f"{type(self).__name__} has no companion")
 
     def probe_sets(self) -> dict[str, bool]:
         """Probe sets that a worker needs: name -> whether it is one set shared by all domains."""
         return {}
+
+    def pairing(self, seed: int, step: int, domains: int) -> Pairing:
+        """The pairs of a step, a pure function.
+
+        Args:
+            seed: seed of the run.
+            step: >= 0.
+            domains: K >= 2.
+        """
+        raise AssertionError(f"{type(self).__name__} does not mix")
 
     @abstractmethod
     def measure(self, head: Any, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:

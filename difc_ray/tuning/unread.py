@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from difc_ray.config import PENALTIES, Config, metric_kind, objective_name
+from difc_ray.config import PENALTIES, Config, documentation, metric_kind, objective_name
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.objectives import OBJECTIVES
 
@@ -70,6 +70,11 @@ def _unread_by_objective(config: Config) -> Iterator[tuple[str, str]]:
     """What the built-in objectives leave aside; a registered one may read all that it is given."""
     name = objective_name(config)
     told = f"the objective `{name}`"
+    if OBJECTIVES.get(name).mixes:
+        penalty = [key for key, *_ in documentation() if key.startswith("alignment.") and key != "alignment.mixup"]
+        yield from _each(penalty, told)
+        return
+    yield "alignment.mixup", told
     if not OBJECTIVES.get(name).has_penalty:
         yield "alignment", told
         return

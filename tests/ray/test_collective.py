@@ -48,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "exact": {"alignment": PENALTIES["hutchinson-exact"], "harmonize": {"rule": "ghpp"}},
     "released": {"alignment": PENALTIES["hutchinson-released"], "harmonize": {"rule": "gh"}},
     "hgp": {"alignment": PENALTIES["hgp"], "harmonize": {"rule": "pcgrad", "between": "both"}},
+    "mixed": {"objective": "mixup", "harmonize": {"rule": "mean"}},
+    "discriminator": {"alignment": PENALTIES["dann_domain"], "harmonize": {"rule": "ghpp"}},
     "annealed": {
         "model": "lenet", "model_options": {"dropout": 0.5},
         "optimizer": {"name": "adamw", "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1,

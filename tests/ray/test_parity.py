@@ -77,6 +77,19 @@ def test_margins_weights_samplers_and_augmentation(engine: RayEngine) -> None:
     assert (expected.loss["margins"] != start.loss["margins"]).sum() >= 1
 
 
+@pytest.mark.parametrize("rule", ["mean", "pcgrad"])
+def test_batches_mixed_between_domains(engine: RayEngine, rule: str) -> None:
+    config = small_config(
+        objective="mixup", alignment={"mixup": 2.0}, harmonize={"rule": rule}, model="lenet",
+        model_options={"dropout": 0.5}, sampler="class_balanced", augment="light",
+    )  # fmt: skip
+    expected, expected_records = run_inline(config, STEPS)
+    engine.begin(config, f"mixed-{rule}", prepare(config, None).state)
+    records = engine.advance(STEPS)
+    assert digest(engine.snapshot()) == digest(expected)
+    assert same_records(records, expected_records)
+
+
 @pytest.mark.parametrize(("batch_norm", "precision"), [("per_domain", "float32"), ("freeze", "bf16")])
 def test_batch_norm_precision_clipping_and_decay(engine: RayEngine, batch_norm: str, precision: str) -> None:
     config = small_config(

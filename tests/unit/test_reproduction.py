@@ -22,7 +22,7 @@ from difc_ray.local_step import load_domain, model_of
 from difc_ray.preparation import prepare
 from difc_ray.reproduction import running
 from difc_ray.reproduction.distances import Distance, between, distances, whole_head
-from difc_ray.reproduction.methods import LAMBDA, METHODS, methods_of
+from difc_ray.reproduction.methods import DEFAULT, LAMBDA, METHODS, methods_of
 from difc_ray.reproduction.pictures import accuracy_curves, distance_scatter
 from difc_ray.reproduction.running import Moment, Plan, Reproduction, Request, Run, moments, planned
 from difc_ray.reproduction.table import FLAW, Figure, footnotes, markdown, numbers, rows_of
@@ -49,7 +49,7 @@ def config_of(name: str) -> Config:
     """The run of a method with a small network, annealed after a few steps."""
     point = plan(name).points[0]
     config = trial_config(plan(name).base, point, Path("/nowhere"))
-    if name == "erm":
+    if config.alignment.anneal.steps == 0:
         return config
     anneal = config.alignment.anneal.model_copy(update={"steps": ANNEAL})
     return config.model_copy(update={"alignment": config.alignment.model_copy(update={"anneal": anneal})})
@@ -188,12 +188,25 @@ def test_methods_of_a_restart_share_data_and_weights() -> None:
 def test_every_method_takes_steps(name: str) -> None:
     _, records = run_inline(config_of(name), ANNEAL + 2)
     assert not any(record.skipped for record in records)
-    assert bool(records[-1].penalty) == (name != "erm")
+    assert bool(records[-1].penalty) == (name not in ("erm", "mixup", "group_dro"))
+
+
+def test_the_methods_of_domainbed_have_its_defaults() -> None:
+    configs = {name: config_of(name) for name in ("coral", "mmd", "dann_domain", "mixup", "group_dro")}
+    for name in ("coral", "mmd", "dann_domain"):
+        alignment = configs[name].alignment
+        assert (configs[name].objective, alignment.alpha, alignment.reduction) == (name, 1.0, "mean")
+        assert alignment.anneal.weight_after == alignment.anneal.weight_before == 1.0
+    assert (configs["mixup"].objective, configs["mixup"].alignment.mixup) == ("mixup", 0.2)
+    assert (configs["group_dro"].objective, configs["group_dro"].harmonize.rule) == ("erm", "group_dro")
+    assert configs["group_dro"].harmonize.options == {"rate": 0.01}
+    assert not set(configs) & set(DEFAULT)
 
 
 BAD = {
     "unknown": ({"methods": "erm,fisher"}, "got `fisher`.*Did you mean `fishr`"),
     "no penalty": ({"methods": "erm+gh"}, "without a penalty"),
+    "no penalty either": ({"methods": "mixup+ghpp"}, "`mixup[+]ghpp` without a penalty"),
     "twice": ({"methods": "erm,erm"}, "given once"),
     "none": ({"methods": ","}, "must name a method"),
     "no restart": ({"restarts": "0"}, "`--restarts` must be an integer >= 1, got 0"),

@@ -8,16 +8,22 @@ from difc_ray.domains.published.digits import TorchvisionDigits
 from difc_ray.domains.published.domain import ShiftedDomain
 from difc_ray.domains.published.fashion import Fashion
 from difc_ray.domains.published.finding import FilesMissingError
+from difc_ray.domains.published.inked import ColoredDigits, ColoredDigits5k
 from difc_ray.domains.published.readers import READERS, Reader
+from difc_ray.domains.published.rotated import RotatedMnist, RotatedMnist5k
 
 __all__ = [
     "READERS",
     "Collection",
+    "ColoredDigits",
+    "ColoredDigits5k",
     "ColoredMnist",
     "ColoredMnist5k",
     "Fashion",
     "FilesMissingError",
     "Reader",
+    "RotatedMnist",
+    "RotatedMnist5k",
     "ShiftedDomain",
     "TorchvisionDigits",
 ]
