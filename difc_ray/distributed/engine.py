@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
+from difc_ray.distributed.actors import POLL_S
 from difc_ray.distributed.choosing import Transport, choose_transport
 from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
 from difc_ray.distributed.nodes import draining
@@ -22,7 +23,6 @@ from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, rel
 from difc_ray.distributed.planning import members_of, node_names, plan_for
 from difc_ray.distributed.preflight import check_nodes, memory_notices
 from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
-from difc_ray.distributed.supervision import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
