@@ -14,6 +14,8 @@ import psutil
 import pytest
 import ray
 
+from difc_ray.cli.usage import checked
+from difc_ray.config import Config
 from tests.cli import user_module
 from tests.cli.shell import MODULE, SENTENCE, Cli, assert_sentences, closed_port, files_below, started
 
@@ -51,6 +53,9 @@ CASES = {
     "setting without command": bad("steps=3", CONFIG, "a command must come first", "`difc-ray train steps=3`"),
     "unknown option": bad("sync runs/x --url y", CONFIG, "unknown option, got `--url`", "difc-ray sync --help"),
     "misspelt option": bad("train --confg run.yaml", CONFIG, "got `--confg`", "Did you mean `--config`?"),
+    "option without dashes": bad("train config=run.yaml", CONFIG, "unknown option, got `config`", "`--config`?"),
+    "key that sounds like an option": bad("train profil=3", CONFIG, "unknown key `profil`", "Did you mean `profile`?"),
+    "key under one that is an option, too": bad("train cluster.x=3", CONFIG, "unknown key `cluster.x`"),
     "option without value": bad("train --config", CONFIG, "option `--config` needs a value"),
     "argument missing": bad("evaluate", CONFIG, "`difc-ray evaluate` needs an argument, got none", "RUN_DIR"),
     "too many arguments": bad("sync a b", CONFIG, "unexpected extra argument"),
@@ -277,3 +282,8 @@ def test_28_and_30_mlflow_out_of_reach_secrets_and_odd_names(
     assert len(odd) == 1
     assert odd[0].isascii()
     assert notes[f"difc_ray.renamed.{odd[0]}"] == "final/val/accuracy/bright@1 é"
+
+
+def test_no_key_is_taken_for_an_option() -> None:
+    settings = [f"{key}=1" for key in Config.model_fields]
+    assert checked(settings) == settings
