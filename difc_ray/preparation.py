@@ -31,6 +31,8 @@ from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import domain_buffer, family_of, model_of
+from difc_ray.local_step.dropout import check_divisible
+from difc_ray.local_step.parts import is_divided
 from difc_ray.local_step.third_order import check_memory, check_third_order
 from difc_ray.losses import Loss, LossState
 from difc_ray.models import Model
@@ -71,6 +73,9 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     if config.alignment.scope == "all" and has_penalty(config):
         check_memory(config, layout.size, psutil.virtual_memory().available)
         check_third_order(config, model, loss, domains[config.sources[0]].image_shape, len(class_names))
+    if is_divided(config):
+        image_shape = domains[config.sources[0]].image_shape
+        check_divisible(model, image_shape, frozen=batch_norm_policy(config) == "freeze")
     if point is None:
         if model.loaded is not None:
             identity["weights"] = asdict(model.loaded)
