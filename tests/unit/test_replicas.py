@@ -213,7 +213,7 @@ class Folded(nn.Module):
 
 @pytest.mark.parametrize(
     ("features", "words"),
-    [(Attention(), "dropout of attention weights must be 0 .*, got 0.1"), (Folded(), "needs the 2 examples in front")],
+    [(Attention(), "dropout of attention weights must be 0 .*, got 0.1"), (Folded(), "needs the 11 examples in front")],
     ids=["attention", "folded"],
 )
 @pytest.mark.parametrize("divided", [True, False])
