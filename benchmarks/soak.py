@@ -7,8 +7,7 @@ The run is what `difc-ray train` makes, evaluations and checkpoints included. Me
 (`smaps_rollup`) every hundredth of the run. *rss* is what is mapped and present, *pss* the same with shared pages
 divided among those that share them, *own* what no file and no shared memory backs. Growth is from the median of the
 second tenth of the run, the first being warm-up, to that of the last; the exit code is 1 if any of the three has grown
-by more than the goal in coordinator or worker. The driver keeps the record of every step for its figures, so that its
-memory is shown and not judged.
+by more than the goal in coordinator or worker; the driver's is shown and not judged.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import domain_buffer, family_of, model_of
+from difc_ray.local_step.dropout import check_divisible
 from difc_ray.local_step.memory import check_probes
+from difc_ray.local_step.parts import is_divided
 from difc_ray.local_step.third_order import check_third_order
 from difc_ray.losses import Loss, LossState
 from difc_ray.models import Model
@@ -73,6 +75,9 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         check_probes(config, model, psutil.virtual_memory().available)
     if config.alignment.scope == "all" and has_penalty(config):
         check_third_order(config, model, loss, domains[config.sources[0]].image_shape, len(class_names))
+    if is_divided(config):
+        image_shape = domains[config.sources[0]].image_shape
+        check_divisible(model, image_shape, frozen=batch_norm_policy(config) == "freeze")
     if point is None:
         if model.loaded is not None:
             identity["weights"] = asdict(model.loaded)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from difc_ray.global_step import StepRecord
 
@@ -36,6 +37,8 @@ MOST_CLASSES = 50
 class MetricsLog:
     """`metrics.jsonl`: one line per step and per evaluation; a resumed run drops the lines behind its checkpoint.
 
+    Nothing of a step is held in memory but what it counts for; the figures are made from the file.
+
     Args:
         path: the file.
         step: the step to continue from.
@@ -43,25 +46,32 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, step: int, evaluated: int) -> None:
-        kept = []
+        self.path, self.skipped = path, 0
+        self._taken = self._conflicts = 0
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the line in hand when the process was killed
-                if entry["step"] <= (step if entry["kind"] == "step" else evaluated):
-                    kept.append(entry)
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        self._entries = [entry for entry in kept if entry["kind"] == "step"]
-        self._evaluations = [entry for entry in kept if entry["kind"] == "evaluation"]
+            kept = path.with_name(f"{path.name}.kept")
+            with kept.open("w", encoding="utf-8") as file:
+                for entry in _entries(path):
+                    if entry["step"] <= (step if entry["kind"] == "step" else evaluated):
+                        file.write(json.dumps(entry) + "\n")
+                        self._count(entry)
+            kept.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, record: StepRecord) -> None:
         """One step taken; `step` counts the steps after it."""
         entry = {"kind": "step", **asdict(record), "step": record.step + 1}
-        self._entries.append(entry)
         self._file.write(json.dumps(entry) + "\n")
+        self._count(entry)
+
+    def _count(self, entry: Mapping[str, Any]) -> None:
+        if entry["kind"] != "step":
+            return
+        if entry["skipped"]:
+            self.skipped += 1
+            return
+        self._taken += 1
+        self._conflicts += min(entry["row_cosines"], default=0.0) < 0
 
     def evaluation(self, step: int, values: Mapping[str, float], confusion: Counts = ()) -> None:
         """One evaluation.
@@ -74,7 +84,6 @@ class MetricsLog:
         """
         kept = {"confusion": confusion} if 0 < len(confusion) <= MOST_CLASSES else {}
         entry = {"kind": "evaluation", "step": step, **values, **kept}
-        self._evaluations.append(entry)
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 
@@ -87,41 +96,71 @@ class MetricsLog:
         self._file.close()
 
     @property
-    def skipped(self) -> int:
-        """Number of steps skipped as non-finite."""
-        return sum(1 for entry in self._entries if entry["skipped"])
-
-    @property
     def conflict_share(self) -> float:
         """Share of steps with two rows in conflict."""
-        taken = [entry for entry in self._entries if not entry["skipped"]]
-        conflicts = sum(1 for entry in taken if min(entry["row_cosines"], default=0.0) < 0)
-        return conflicts / max(1, len(taken))
+        return self._conflicts / max(1, self._taken)
 
     def confusions(self) -> tuple[list[int], list[Counts]]:
         """Steps of the evaluations, and the confusion matrix of each; empty where there are too many classes."""
-        told = [entry for entry in self._evaluations if "confusion" in entry]
-        return [entry["step"] for entry in told], [entry["confusion"] for entry in told]
+        steps: list[int] = []
+        counts: list[Counts] = []
+        for entry in self._read("evaluation"):
+            if "confusion" in entry:
+                steps.append(entry["step"])
+                counts.append(entry["confusion"])
+        return steps, counts
 
     def conflicts(self) -> tuple[list[int], dict[str, list[float]]]:
         """Steps, and the conflict metrics over them by name; empty where a rule sees one row only."""
-        taken = [entry for entry in self._entries if not entry["skipped"] and entry["row_cosines"]]
-        nan = float("nan")
-        series = {
-            "smallest cosine between two rows": [min(entry["row_cosines"]) for entry in taken],
-            "smallest cosine of the direction with a row": [min(entry["margins_after"]) for entry in taken],
-            "cosine of the direction with the plain sum": [entry["values"].get("cos_mean", nan) for entry in taken],
-            "similarity of the rows' lengths": [entry["values"].get("magnitude_similarity", nan) for entry in taken],
-            "Pareto gap": [entry["values"].get("pareto_gap", nan) for entry in taken],
-        }
-        return [entry["step"] for entry in taken], series if taken else {}
+        steps: list[int] = []
+        series: dict[str, list[float]] = {}
+        for entry in self._taken_steps():
+            if not entry["row_cosines"]:
+                continue
+            steps.append(entry["step"])
+            values, nan = entry["values"], float("nan")
+            told = {
+                "smallest cosine between two rows": min(entry["row_cosines"]),
+                "smallest cosine of the direction with a row": min(entry["margins_after"]),
+                "cosine of the direction with the plain sum": values.get("cos_mean", nan),
+                "similarity of the rows' lengths": values.get("magnitude_similarity", nan),
+                "Pareto gap": values.get("pareto_gap", nan),
+            }
+            for name, value in told.items():
+                series.setdefault(name, []).append(value)
+        return steps, series
 
     def curves(self) -> tuple[list[int], dict[str, list[float]], list[float], list[float]]:
         """Steps, losses by domain, and the smallest cosine between two rows before and after harmonization."""
-        taken = [entry for entry in self._entries if not entry["skipped"]]
-        domains = list(taken[0]["losses"]) if taken else []
-        losses = {name: [entry["losses"][name] for entry in taken] for name in domains}
-        before = [min(entry["row_cosines"]) for entry in taken if entry["row_cosines"]]
-        after = [entry["values"].get("min_cosine_after", min(entry["row_cosines"])) for entry in taken
-                 if entry["row_cosines"]]  # fmt: skip
-        return [entry["step"] for entry in taken], losses, before, after
+        steps: list[int] = []
+        losses: dict[str, list[float]] = {}
+        before: list[float] = []
+        after: list[float] = []
+        for entry in self._taken_steps():
+            steps.append(entry["step"])
+            for name, loss in entry["losses"].items():
+                losses.setdefault(name, []).append(loss)
+            if entry["row_cosines"]:
+                before.append(min(entry["row_cosines"]))
+                after.append(entry["values"].get("min_cosine_after", before[-1]))
+        return steps, losses, before, after
+
+    def _taken_steps(self) -> Iterator[dict[str, Any]]:
+        """Steps that were not skipped."""
+        return (entry for entry in self._read("step") if not entry["skipped"])
+
+    def _read(self, kind: str) -> Iterator[dict[str, Any]]:
+        """What has been written so far, one entry after the other."""
+        self.flush()
+        return (entry for entry in _entries(self.path) if entry["kind"] == kind)
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a file, up to a line that is not complete: the one in hand when its process was killed."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                return
+            yield entry

@@ -216,6 +216,7 @@ class Training:
         if len(metrics) < len(jobs):
             return None
         self.progress.add("evaluation", time.perf_counter() - began)
+        self._restarts()
         summary = self._summary(chosen, metrics, path) | ({"stopped": stopped} if stopped else {})
         write_json(self.run_dir / "summary.json", summary)
         return Outcome(summary=summary, metrics=metrics, checkpoint=path)

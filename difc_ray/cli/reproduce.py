@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.tables import console, print_facts, print_note, print_table
+from difc_ray.cli.tables import console, print_facts, print_note, print_opening, print_table
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError
 from difc_ray.reproduction.methods import methods_of
@@ -92,13 +92,11 @@ def run_reproduction(
 def begin(plan: Plan) -> None:
     """Two lines on what is about to run."""
     base, request = plan.base, plan.request
-    console.print(f"[bold]Colored MNIST[/]  {escape(request.dataset)}", soft_wrap=True)
-    console.print(
-        escape(
-            f"{len(request.methods)} methods, runs: {request.restarts} of each, {base.steps} steps of all "
-            f"{base.batch_size} examples of {' and '.join(base.sources)}; test on {base.target}"
-        ),
-        soft_wrap=True,
+    print_opening(
+        "Colored MNIST",
+        request.dataset,
+        f"{len(request.methods)} methods, runs: {request.restarts} of each, {base.steps} steps of all "
+        f"{base.batch_size} examples of {' and '.join(base.sources)}; test on {base.target}",
     )
     if request.digits is None:
         print_note("these are 5,000 of MNIST's digits; `--digits PATH` takes all of them from torchvision's files")

@@ -103,6 +103,12 @@ def print_note(text: str) -> None:
     console.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
+def print_opening(name: str, subject: str, plan: str) -> None:
+    """Two lines on what is about to run: what it is called and is about, and what it does."""
+    console.print(f"[bold]{escape(name)}[/]  {escape(subject)}", soft_wrap=True)
+    console.print(escape(plan), soft_wrap=True)
+
+
 def print_banner(config: Config) -> None:
     """Two lines on what is about to run."""
     alignment, harmonize = config.alignment, config.harmonize
@@ -113,13 +119,11 @@ def print_banner(config: Config) -> None:
         alpha = "" if config.objective == "gradient" else f"α {alignment.alpha:g}, "
         penalty = f"{config.objective} ({alpha}β {alignment.beta:g}{measured})"
     rule = harmonize.rule + (f" (λ {harmonize.lam:g})" if harmonize.rule.startswith("ghpp") else "")
-    console.print(f"[bold]{config.name}[/]  {escape(f'{config.dataset}: {names}')}", soft_wrap=True)
-    console.print(
-        escape(
-            f"{config.model}, {config.steps} steps of {config.batch_size} per domain, {penalty}, {rule} between "
-            f"{harmonize.between}, engine {config.engine}"
-        ),
-        soft_wrap=True,
+    print_opening(
+        str(config.name),
+        f"{config.dataset}: {names}",
+        f"{config.model}, {config.steps} steps of {config.batch_size} per domain, {penalty}, {rule} between "
+        f"{harmonize.between}, engine {config.engine}",
     )
 
 

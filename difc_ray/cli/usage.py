@@ -79,6 +79,16 @@ def with_profile(settings: list[str], wanted: str | None) -> list[str]:
     return [*settings, f"profile={steps}"]
 
 
+def _closer_to_a_key(name: str, option: str) -> bool:
+    """Whether a name is, or resembles, a key of the configuration at least as much as an option."""
+    from difc_ray.config import Config
+
+    def alike(other: str) -> float:
+        return difflib.SequenceMatcher(None, name.partition(".")[0], other).ratio()
+
+    return max(map(alike, Config.model_fields)) >= alike(option)
+
+
 def checked(settings: Sequence[str] | None) -> list[str]:
     """The settings, if none of them is a misspelt option.
 
@@ -87,9 +97,8 @@ def checked(settings: Sequence[str] | None) -> list[str]:
     """
     for argument in settings or ():
         name = argument.partition("=")[0]
-        if name == "profile":  # a key, which has an option besides
-            continue
-        if near := difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7):
+        near = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7)
+        if near and not _closer_to_a_key(name, near[0]):
             wrong = "unknown option" if near[0] != name else "this option is in the wrong place"
             remedy = f"Did you mean `{near[0]}`?" if near[0] != name else "See `difc-ray --help`."
             raise ConfigError(f"{wrong}, got `{name}` (command line). {remedy}")

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from difc_ray.errors import ConfigError
+
 
 class NetworkCurvature:
     """The loss of one batch as a function of all parameters.
@@ -45,8 +47,15 @@ class NetworkCurvature:
         return _flat(self.gradients)
 
     def hessian_diagonal(self) -> Float[Tensor, " P"]:
-        """Not offered: it has no closed form beyond the head, and P products would be needed."""
-        raise NotImplementedError("the exact Hessian diagonal is offered for the head only")
+        """Not offered: it has no closed form beyond the head, and P products would be needed.
+
+        Raises:
+            ConfigError: always. The configuration refuses it for our objectives; one of a plug-in may ask nevertheless.
+        """
+        raise ConfigError(
+            "an exact Hessian diagonal needs the head alone, got `alignment.scope=all` (objective). Write "
+            "`alignment.scope=head`, or let the objective take `hutchinson_diagonal`."
+        )
 
     def hessian_product(self, vectors: Float[Tensor, "*M P"]) -> Float[Tensor, "*M P"]:
         """Products with one vector (P,), or with a batch of them (M, P) one after the other."""

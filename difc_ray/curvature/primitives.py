@@ -38,6 +38,7 @@ class WrittenOut(TorchFunctionMode):
         if written is not None:
             return written(*args, **told)
         if func in (functional.scaled_dot_product_attention, functional.multi_head_attention_forward):
+            # the check of third derivatives before a run hears this, and makes an error of the configuration of it
             raise NotImplementedError("fused attention cannot be differentiated twice; write `alignment.scope=head`")
         return func(*args, **told)
 

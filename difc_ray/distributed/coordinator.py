@@ -49,6 +49,15 @@ class Advance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """Answer to a request for metrics: none if it was interrupted; what was noticed; restarts of the run so far."""
+
+    metrics: list[SplitMetrics]
+    messages: list[str]
+    restarts: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StateArrays:
     """A :class:`~difc_ray.global_step.TrainState` as NumPy arrays, the form in which it travels between processes."""
 
@@ -225,9 +234,7 @@ class Coordinator:
         held = self.domains.replica()
         return replace(arrays, theta_P=held.theta_P, optimizer=held.optimizer)
 
-    def evaluate(
-        self, jobs: Sequence[tuple[str, str]], state: ModelState | None
-    ) -> tuple[list[SplitMetrics], list[str]]:
+    def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None) -> Evaluated:
         """Metrics of the current state (or the given one) for (domain, split) pairs, and what was noticed meanwhile.
 
         No metrics when :meth:`stop` was called before all had answered.
@@ -241,7 +248,7 @@ class Coordinator:
             found = []
             self.domains.messages.append(str(interruption))
         messages, self.domains.messages = self.domains.messages, []
-        return found, messages
+        return Evaluated(metrics=found, messages=messages, restarts=dict(self.domains.restarts))
 
     def close(self) -> None:
         """Ends the workers."""

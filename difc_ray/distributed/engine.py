@@ -15,14 +15,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
+from difc_ray.distributed.actors import POLL_S
 from difc_ray.distributed.choosing import Transport, choose_transport
-from difc_ray.distributed.coordinator import Advance, Coordinator, StateArrays
+from difc_ray.distributed.coordinator import Advance, Coordinator, Evaluated, StateArrays
 from difc_ray.distributed.nodes import draining
 from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, release, reserve
 from difc_ray.distributed.planning import members_of, node_names, plan_for
 from difc_ray.distributed.preflight import check_nodes, memory_notices
 from difc_ray.distributed.processes import LOST, Head, describe, end_process, search_path
-from difc_ray.distributed.supervision import POLL_S
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.evaluation import SplitMetrics
 from difc_ray.global_step import StepRecord, TrainState
@@ -202,11 +202,11 @@ class RayEngine:
 
     def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
         """Metrics of the current or a given state for (domain, split) pairs, in their order; none when interrupted."""
-        found, messages = self._call("evaluate", list(jobs), state)
-        for message in messages:
+        answer: Evaluated = self._call("evaluate", list(jobs), state)
+        for message in answer.messages:
             self.notice(message)
-        metrics: list[SplitMetrics] = found
-        return metrics
+        self.restarts = answer.restarts
+        return answer.metrics
 
     def close(self) -> None:
         """Ends every actor, gives the placement group back, leaves Ray if this engine joined it."""

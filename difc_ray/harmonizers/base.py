@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
-from difc_ray.errors import ConfigError
+from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.harmonizers import metrics
 from difc_ray.harmonizers.checking import check_gram, check_vector
 from difc_ray.registry import Registry, did_you_mean
@@ -205,6 +205,20 @@ def check_number(rule: str, option: str, value: float, low: float, high: float) 
     if not low <= value <= high:
         bounds = f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a number of at least {low:g}"
         raise ConfigError(f"`{option}` of `{rule}` must be {bounds}. Found `{option} = {value!r}`.")
+
+
+def check_memory(rule: str, name: str, numbers: np.ndarray, n: int) -> np.ndarray:
+    """What a rule remembers of every row, as it is; for the ``update`` of the rules.
+
+    Raises:
+        CheckpointError: it is of another number of rows.
+    """
+    if numbers.shape != (n,):
+        raise CheckpointError(
+            f"The state of `{rule}` must have one number in `{name}` per row ({n}). Found {numbers.size}. "
+            "Start a new run after changing the rows."
+        )
+    return numbers
 
 
 def make_harmonizer(rule: str, options: Mapping[str, Any]) -> Harmonizer:

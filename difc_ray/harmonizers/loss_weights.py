@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from difc_ray.errors import CheckpointError, NumericError
+from difc_ray.errors import NumericError
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,
@@ -16,6 +16,7 @@ from difc_ray.harmonizers.base import (
     Harmonization,
     Harmonizer,
     State,
+    check_memory,
     check_number,
 )
 
@@ -35,9 +36,44 @@ def losses_of(rule: str, stats: GramStatistics) -> np.ndarray:
     return stats.losses_N
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossDriven(Harmonizer):
+    """Base of the rules whose weights follow the losses, for any number of rows."""
+
+    two_rows: ClassVar[bool] = False
+    guarantee: ClassVar[Guarantee] = "no"
+    cost: ClassVar[str] = "n"
+    needs_losses: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnsFromLosses(LossDriven):
+    """Base of those that remember a number per row, which starts at zero and moves at a `rate`."""
+
+    memory: ClassVar[str]
+    """The name of these numbers in the state."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        check_number(self.name, "rate", self.rate, 1e-9, 1.0)
+
+    def init(self, n: int) -> State:
+        """Zero for every row."""
+        return {self.memory: np.zeros(n)}
+
+    def remembered(self, stats: GramStatistics, state: State) -> np.ndarray:
+        """The number of every row.
+
+        Raises:
+            CheckpointError: the state is of another number of rows.
+        """
+        return check_memory(self.name, self.memory, state[self.memory], len(stats.weights_N))
+
+
 @HARMONIZERS.register("loss_proportional")
 @dataclass(frozen=True, kw_only=True)
-class LossProportional(Harmonizer):
+class LossProportional(LossDriven):
     """Weights proportional to the losses: ``w_i L_i Σw / Σ w_j L_j``; the base weights where all losses are zero.
 
     Source:
@@ -49,12 +85,8 @@ class LossProportional(Harmonizer):
     """
 
     name: ClassVar[str] = "loss_proportional"
-    two_rows: ClassVar[bool] = False
     summary: ClassVar[str] = "weights proportional to the losses"
-    guarantee: ClassVar[Guarantee] = "no"
     source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 86"
-    cost: ClassVar[str] = "n"
-    needs_losses: ClassVar[bool] = True
     claims: ClassVar[frozenset[Claim]] = frozenset({"scale"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
@@ -68,7 +100,7 @@ class LossProportional(Harmonizer):
 
 @HARMONIZERS.register("uncertainty")
 @dataclass(frozen=True, kw_only=True)
-class Uncertainty(Harmonizer):
+class Uncertainty(LearnsFromLosses):
     """Weights ``w_i / σ_i²`` with variances that learn from the losses.
 
     With ``s_i = log σ_i²``, every step follows the weights of the present s and then descends ``e^{-s} L + s``:
@@ -90,20 +122,10 @@ class Uncertainty(Harmonizer):
     """Largest change of s in one step, in (0, 1]."""
 
     name: ClassVar[str] = "uncertainty"
-    two_rows: ClassVar[bool] = False
+    memory: ClassVar[str] = "log_variance"
     summary: ClassVar[str] = "weights 1/σ² with variances learned from the losses (homoscedastic uncertainty)"
-    guarantee: ClassVar[Guarantee] = "no"
     source: ClassVar[str] = "Kendall et al. 2018 (arXiv 1705.07115)"
-    cost: ClassVar[str] = "n"
-    needs_losses: ClassVar[bool] = True
     claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "base"})
-
-    def __post_init__(self) -> None:
-        check_number(self.name, "rate", self.rate, 1e-9, 1.0)
-
-    def init(self, n: int) -> State:
-        """σ = 1 for every row."""
-        return {"log_variance": np.zeros(n)}
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """Weights of the present variances; the variances after this step's losses.
@@ -112,21 +134,16 @@ class Uncertainty(Harmonizer):
             CheckpointError: the state is of another number of rows.
         """
         stats = self.checked(stats)
-        s_N = state["log_variance"]
-        if s_N.shape != stats.weights_N.shape:
-            raise CheckpointError(
-                f"The state of `uncertainty` must have one variance per row ({len(stats.weights_N)}). "
-                f"Found {len(s_N)}. Start a new run after changing the rows."
-            )
+        s_N = self.remembered(stats, state)
         ratio_N = losses_of(self.name, stats) * np.exp(-s_N)
         moved_N = s_N + self.rate * (ratio_N - 1.0) / np.maximum(1.0, ratio_N)
-        after = {"log_variance": np.clip(moved_N, -10.0, 10.0)}
+        after = {self.memory: np.clip(moved_N, -10.0, 10.0)}
         return self.answer(stats, stats.weights_N * np.exp(-s_N), after)
 
 
 @HARMONIZERS.register("group_dro")
 @dataclass(frozen=True, kw_only=True)
-class GroupDro(Harmonizer):
+class GroupDro(LearnsFromLosses):
     """Weights that grow where the loss is large: ``q_i ← q_i e^{rate · L_i}``, scaled to the sum of the base weights.
 
     q starts at the base weights. A step has the weights that follow its own losses.
@@ -145,20 +162,10 @@ class GroupDro(Harmonizer):
     """η, in (0, 1]."""
 
     name: ClassVar[str] = "group_dro"
-    two_rows: ClassVar[bool] = False
+    memory: ClassVar[str] = "exponent"
     summary: ClassVar[str] = "weights that grow exponentially with the losses (group DRO)"
-    guarantee: ClassVar[Guarantee] = "no"
     source: ClassVar[str] = "Sagawa et al. 2020 (arXiv 1911.08731)"
-    cost: ClassVar[str] = "n"
-    needs_losses: ClassVar[bool] = True
     claims: ClassVar[frozenset[Claim]] = frozenset({"scale"})
-
-    def __post_init__(self) -> None:
-        check_number(self.name, "rate", self.rate, 1e-9, 1.0)
-
-    def init(self, n: int) -> State:
-        """The base weights."""
-        return {"exponent": np.zeros(n)}
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """The weights after this step's losses.
@@ -168,13 +175,8 @@ class GroupDro(Harmonizer):
         """
         stats = self.checked(stats)
         assert stats.losses_N is not None, "checked() makes sure of it"
-        if state["exponent"].shape != stats.weights_N.shape:
-            raise CheckpointError(
-                f"The state of `group_dro` must have one exponent per row ({len(stats.weights_N)}). "
-                f"Found {len(state['exponent'])}. Start a new run after changing the rows."
-            )
-        grown_N = state["exponent"] + self.rate * stats.losses_N
+        grown_N = self.remembered(stats, state) + self.rate * stats.losses_N
         grown_N = grown_N - grown_N.max()
         shares_N = stats.weights_N * np.exp(grown_N)
         weights_N = shares_N * (float(stats.weights_N.sum()) / float(shares_N.sum()))
-        return self.answer(stats, weights_N, {"exponent": grown_N})
+        return self.answer(stats, weights_N, {self.memory: grown_N})

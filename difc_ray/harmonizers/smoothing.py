@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from difc_ray.errors import CheckpointError, ConfigError
+from difc_ray.errors import ConfigError
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     GramStatistics,
@@ -17,6 +17,7 @@ from difc_ray.harmonizers.base import (
     Harmonization,
     Harmonizer,
     State,
+    check_memory,
     check_number,
     make_harmonizer,
 )
@@ -84,14 +85,10 @@ class Smoothed(Harmonizer):
             CheckpointError: the state is of another number of rows.
         """
         stats = self.checked(stats)
-        if state["weights"].shape != stats.weights_N.shape:
-            raise CheckpointError(
-                f"The state of `ema` must have one weight per row ({len(stats.weights_N)}). "
-                f"Found {len(state['weights'])}. Start a new run after changing the rows."
-            )
+        before_N = check_memory(self.name, "weights", state["weights"], len(stats.weights_N))
         inside = {name.removeprefix(_INNER): value for name, value in state.items() if name.startswith(_INNER)}
         found = self.rule.update(stats, inside, rng)
-        sums_N = self.decay * state["weights"] + (1.0 - self.decay) * found.weights
+        sums_N = self.decay * before_N + (1.0 - self.decay) * found.weights
         steps = state["steps"] + 1.0
         after = {"weights": sums_N, "steps": steps}
         after |= {_INNER + name: value for name, value in found.state.items()}

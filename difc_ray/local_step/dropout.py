@@ -13,8 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from difc_ray.errors import ConfigError
+from difc_ray.models import Model, train_mode
+
 _FEATURES = (functional.dropout1d, functional.dropout2d, functional.dropout3d)
 """Kinds that drop whole channels."""
+
+EXAMPLES = 11
+"""A part of a batch for the check: few sizes of tensors without samples are a multiple of it."""
 
 
 class Drawn:
@@ -45,6 +51,25 @@ class Drawn:
         self.fork.__exit__(None, None, None)
 
 
+def check_divisible(model: Model, image_shape: tuple[int, ...], *, frozen: bool) -> None:
+    """Passes examples through a model as if they were a part of a larger batch.
+
+    Args:
+        model: in memory; its buffers stay as they are.
+        image_shape: of one example.
+        frozen: whether BatchNorm keeps to its running statistics.
+
+    Raises:
+        ConfigError: a dropout of the model cannot be divided.
+    """
+    held = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    train_mode(model, frozen=frozen)
+    with torch.no_grad(), Drawn(0, torch.device("cpu"), slice(0, EXAMPLES), 2 * EXAMPLES):
+        model.head(model.features(torch.zeros(EXAMPLES, *image_shape)))
+    for name, buffer in model.named_buffers():
+        buffer.copy_(held[name])
+
+
 class _PartOfTheMask(TorchFunctionMode):
     """Draws every mask for the whole batch and uses the part of this worker.
 
@@ -65,7 +90,11 @@ class _PartOfTheMask(TorchFunctionMode):
         if func is Tensor.bernoulli_:  # stochastic depth is written with it
             return args[0].copy_(self._drawn(args[0], tuple(args[0].shape), *args[1:], **told))
         if func is functional.scaled_dot_product_attention and told.get("dropout_p", 0.0) > 0:
-            raise NotImplementedError("dropout of attention weights cannot be drawn by sample; set it to 0")
+            raise ConfigError(  # fused kernels draw their own mask, of which nobody else can have a part
+                "dropout of attention weights must be 0 where a batch is divided, got "
+                f"{told['dropout_p']:g} (cluster.replicas, alignment.micro_batches). Set it to 0 in the model, or "
+                "write 1 for both."
+            )
         return func(*args, **told)
 
     def _dropped(
@@ -82,8 +111,10 @@ class _PartOfTheMask(TorchFunctionMode):
         """This worker's part of a Bernoulli mask of the whole batch."""
         count = self.part.stop - self.part.start
         if not shape or shape[0] % count:
-            raise NotImplementedError(
-                f"dropout is drawn by sample, and a tensor of shape {tuple(like.shape)} has no {count} in front"
+            raise ConfigError(  # whose places in the batch its entries are, nobody can tell
+                f"dropout needs the {count} examples in front where a batch is divided, got a tensor of shape "
+                f"{tuple(like.shape)} (cluster.replicas, alignment.micro_batches). Reshape it in the model, or write 1 "
+                "for both."
             )
         each = shape[0] // count
         whole = torch.empty(self.size * each, *shape[1:], dtype=like.dtype, device=like.device).bernoulli_(keep)

@@ -33,7 +33,7 @@ def objective_of(config: Config) -> Objective:
         detach_mean=alignment.detach_mean,
         examples=config.batch_size,
         mixup=alignment.mixup,
-        divided=parts_of(config) > 1 or (alignment.scope == "all" and alignment.micro_batches > 1),
+        divided=is_divided(config),
     )
     return OBJECTIVES.get(config.objective)(options)
 
@@ -41,6 +41,11 @@ def objective_of(config: Config) -> Objective:
 def parts_of(config: Config) -> int:
     """How many workers divide the batch of a domain; the calling process of `engine: inline` does it all itself."""
     return config.cluster.replicas if config.engine == "ray" else 1
+
+
+def is_divided(config: Config) -> bool:
+    """Whether the model sees less than a domain's batch at a time: its workers or its micro-batches divide it."""
+    return parts_of(config) > 1 or (config.alignment.scope == "all" and config.alignment.micro_batches > 1)
 
 
 def family_of(config: Config) -> DatasetFamily:

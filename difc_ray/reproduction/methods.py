@@ -38,8 +38,11 @@ RECIPE: Final[Mapping[str, Any]] = {
 Source: the defaults of ``cmnist_HGP.py`` and ``cmnist_Hutchinson.py``, which are IRM's ``reproduce_paper_results.sh``.
 """
 
+ANNEAL_STEPS: Final = 190
+"""Steps with a weight of 1."""
+
 _ANNEAL: Final = {
-    "alignment.anneal.steps": 190,
+    "alignment.anneal.steps": ANNEAL_STEPS,
     "alignment.anneal.weight_after": LAMBDA,
     "alignment.anneal.rescale_loss": True,
 }

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from difc_ray.reports.statistics import correlation
 from difc_ray.reproduction.distances import Distance
+from difc_ray.reproduction.methods import ANNEAL_STEPS
 from difc_ray.reproduction.running import Moment, Reproduction, Run
 from difc_ray.reproduction.table import title_of
 
@@ -20,16 +20,48 @@ MARKERS = ("o", "s", "^")
 CEILING = 0.75
 
 
+class Picture:
+    """Panels side by side over one axis of accuracies, and the methods' names beside them.
+
+    Args:
+        found: what is shown.
+        n: panels.
+        inches: width and height.
+    """
+
+    def __init__(self, found: Reproduction, n: int, inches: tuple[float, float]) -> None:
+        self.title, self.figure = title_of(found), Figure(figsize=inches, layout="constrained")
+        self.panels = np.atleast_1d(self.figure.subplots(1, n, sharey=True))
+
+    def finished(self, about: str, accuracy: str) -> Figure:
+        """The picture with all that is said around the panels, once they have been drawn.
+
+        Args:
+            about: what is shown, after the title.
+            accuracy: the name of the vertical axis.
+        """
+        for axes in self.panels:
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(alpha=0.25)
+        first = self.panels[0]
+        first.set_ylabel(accuracy)
+        first.yaxis.set_major_formatter(PercentFormatter(1.0))
+        self.figure.suptitle(f"{self.title}: {about}", fontsize=11)
+        handles, labels = first.get_legend_handles_labels()
+        if handles:
+            self.figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+        return self.figure
+
+
 def accuracy_curves(found: Reproduction) -> Figure:
     """Accuracy on the training domains, the test domain and without colour over training; a line per method."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels: Sequence[tuple[str, Callable[[Moment], float]]] = (
         ("training domains", lambda moment: moment.train),
         ("test domain", lambda moment: moment.test),
         ("without colour", lambda moment: moment.gray),
     )
-    every = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    for axes, (name, of) in zip(every, panels, strict=True):
+    picture = Picture(found, len(panels), (13.0, 4.6))
+    for axes, (name, of) in zip(picture.panels, panels, strict=True):
         for index, method in enumerate(found.request.methods):
             runs = found.of(method.name)
             if not runs:
@@ -41,16 +73,10 @@ def accuracy_curves(found: Reproduction) -> Figure:
             axes.plot(steps, mean, color=colour, linestyle=dash, label=method.name)
             axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
         axes.axhline(CEILING, color="#888888", linewidth=0.8, linestyle=":")
-        anneal = 190
-        if anneal < found.base.steps:
-            axes.axvline(anneal, color="#888888", linewidth=0.8, linestyle=":")
+        if found.base.steps > ANNEAL_STEPS:
+            axes.axvline(ANNEAL_STEPS, color="#888888", linewidth=0.8, linestyle=":")
         axes.set(title=name, xlabel="updates")
-        _tidy(axes)
-    every[0].set_ylabel("accuracy")
-    every[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(f"{title_of(found)}: mean over restarts, band of one standard deviation", fontsize=11)
-    _legend(figure, every[0])
-    return figure
+    return picture.finished("mean over restarts, band of one standard deviation", "accuracy")
 
 
 def distance_scatter(found: Reproduction) -> Figure:
@@ -62,13 +88,12 @@ def distance_scatter(found: Reproduction) -> Figure:
     Differs from the source: the distance is the spectral norm of the difference of the whole Hessians of the head, the
     same for every method.
     """
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
     panels: Sequence[tuple[str, Callable[[Distance], float]]] = (
         ("Hessian distance ‖H_a − H_b‖₂", lambda distance: distance.hessian),
         ("gradient distance ‖g_a − g_b‖₂", lambda distance: distance.gradient),
     )
-    every = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    for axes, (name, of) in zip(every, panels, strict=True):
+    picture = Picture(found, len(panels), (11.0, 5.2))
+    for axes, (name, of) in zip(picture.panels, panels, strict=True):
         ends: list[tuple[float, float]] = []
         way: list[tuple[float, float]] = []
         for index, method in enumerate(found.request.methods):
@@ -86,12 +111,7 @@ def distance_scatter(found: Reproduction) -> Figure:
         axes.set_xscale("log")
         axes.set(xlabel=name)
         axes.set_title(f"ends: {_told(ends)}\nall: {_told(way)}", fontsize=9, loc="left")
-        _tidy(axes)
-    every[0].set_ylabel("accuracy on the test domain")
-    every[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(f"{title_of(found)}: distance between the training domains, and transfer", fontsize=11)
-    _legend(figure, every[0])
-    return figure
+    return picture.finished("distance between the training domains, and transfer", "accuracy on the test domain")
 
 
 def _points(run: Run, of: Callable[[Distance], float]) -> list[tuple[float, float]]:
@@ -111,14 +131,3 @@ def _told(points: Sequence[tuple[float, float]]) -> str:
 
 def _style(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], ("-", "--", ":")[(index // len(COLOURS)) % 3]
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)

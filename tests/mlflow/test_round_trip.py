@@ -16,10 +16,13 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
+from difc_ray.domains import make_augmentation
 from difc_ray.errors import CheckpointError
 from difc_ray.models import Model, build_model
+from difc_ray.run import train
 from difc_ray.tracking import MlflowTracker, UploadSettings, resolve_uri, sync
 from tests.mlflow.servers import MlflowServer, Proxy, Verdict, free_port, wait_until
+from tests.runs import small_config
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 
@@ -224,3 +227,19 @@ def test_credentials_are_written_nowhere(mlflow_server: MlflowServer, run_dir: P
     leaks = subprocess.run(["grep", "-rl", secret, str(run_dir)], capture_output=True, text=True, check=False)
     assert leaks.stdout == ""
     assert list(run_dir.rglob("*.log"))  # the log that could have leaked exists
+
+
+def test_the_augmentation_of_a_run_is_among_its_artifacts(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """As Albumentations itself writes it, so that `augment=PATH` takes it."""
+    config = small_config(
+        engine="inline", sources=["mnist", "fonts"], steps=2, augment="light", name="augmented",
+        output=str(tmp_path / "runs"), tracking={"mode": "on", "uri": mlflow_server.url},
+    )  # fmt: skip
+    result = train(config)
+    assert result.tracking is not None
+    found = client(mlflow_server.url).download_artifacts(result.tracking.run_id, "augmentation.yaml", str(tmp_path))
+    held, meant = make_augmentation(found, (3, 28, 28)), make_augmentation("light", (3, 28, 28))
+    assert held is not None
+    assert meant is not None
+    assert held.text() == meant.text()
+    assert held.text() != make_augmentation("domainbed", (3, 28, 28)).text()  # type: ignore[union-attr]

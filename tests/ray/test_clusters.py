@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,8 @@ import pytest
 import yaml
 
 from difc_ray.run import train
-from tests.cli.shell import SENTENCE, environment
+from tests.cli.shell import SENTENCE
+from tests.programs import carried_out, short_folder
 from tests.runs import small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -65,23 +63,15 @@ def todo(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="two", dir="/tmp") as name:
-        yield Path(name)
+    with short_folder("two") as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Told]:
-    (folder / "todo.json").write_text(json.dumps(todo(folder)))
     (folder / "here" / "data").mkdir(parents=True)
-    variables = environment({"RAY_TMPDIR": str(folder / "ray"), "RAY_ADDRESS": "", "COLUMNS": "200"})
-    (folder / "ray").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.two_nodes", str(folder)], env=variables, cwd=Path(__file__).parents[2],
-        capture_output=True, text=True, timeout=170,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    print(done.stdout)  # what took how long
-    return {name: Told(**one) for name, one in json.loads((folder / "done.json").read_text()).items()}
+    done = carried_out("tests.two_nodes", folder, todo(folder), 170, COLUMNS="200")
+    return {name: Told(**one) for name, one in done.items()}
 
 
 def sentences(answer: Told) -> list[str]:

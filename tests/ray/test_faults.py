@@ -130,6 +130,13 @@ def test_worker_that_dies_while_it_evaluates(engine: RayEngine, tmp_path: Path) 
     assert digest(engine.snapshot()) == digest(undisturbed(config, 4)[0]) != digest(state)
 
 
+def test_a_restart_after_the_last_step_is_in_the_summary(ray_session: None, tmp_path: Path) -> None:
+    config = faulty_config(tmp_path, fault("exit", "a", 1, "evaluation"), **ALONE, steps=2, eval_every=2)
+    result = train(config, tmp_path)
+    assert marks(tmp_path) == ["evaluation-exit-a-1-0"]
+    assert result.summary["restarts"] == {"a": 1}
+
+
 def test_worker_that_hangs(engine: RayEngine, tmp_path: Path) -> None:
     config = faulty_config(tmp_path, fault("stop", "b", 2), cluster={"step_timeout_s": 3})
     began = time.monotonic()

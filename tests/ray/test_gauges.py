@@ -16,7 +16,7 @@ from tests.runs import small_config
 pytestmark = pytest.mark.ray
 
 PATIENCE_S = 45.0
-"""Ray gathers the metrics of its processes every ten seconds."""
+"""Ray gathers the metrics of its processes every ten seconds, that of the session every two."""
 
 
 def gauges(port: int) -> dict[str, float]:

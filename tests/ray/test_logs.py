@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,15 @@ def test_a_repeated_step(ray_session: None, tmp_path: Path, transport: str) -> N
 def test_logs_that_cannot_be_written(ray_session: None, tmp_path: Path, broken: str) -> None:
     """Without a folder the actors write into the session's; on a full disk the lines are lost."""
     config, notices = faulty_config(tmp_path, sources=["a", "b"], name=f"broken-{broken[:2]}"), Notices()
-    first = train(config.model_copy(update={"steps": 2}), tmp_path).run_dir
-    for path in (first / "logs").iterdir():
-        path.unlink()
-        path.symlink_to("/dev/full")
+    first = train(config.model_copy(update={"steps": 2, "engine": "inline"}), tmp_path).run_dir
+    shutil.rmtree(first / "logs")
     if broken == "no folder":
-        for path in (first / "logs").iterdir():
-            path.unlink()
-        (first / "logs").rmdir()
         (first / "logs").write_text("a file in its place")
-    resume(first, "steps=5", notices=notices)
+    else:
+        (first / "logs").mkdir()
+        for actor in ("driver", "coordinator", "worker-a", "worker-b"):
+            (first / "logs" / f"{actor}.jsonl").symlink_to("/dev/full")
+    resume(first, "steps=5", "engine=ray", notices=notices)
     straight = without_faults(config).model_copy(update={"name": "straight", "engine": "inline"})
     assert end_of(first).weights == end_of(train(straight, tmp_path).run_dir).weights
     if broken == "no folder":

@@ -256,7 +256,7 @@ def theirs(image_shape, n_outputs, options):
 
 @MODELS.register("stubborn")
 def stubborn(image_shape, n_outputs, options):
-    raise NotImplementedError("needs real memory")
+    raise NotImplementedError("needs real memory")  # as a model may that is built on the `meta` device
 
 
 @DATASETS.register("pairs")

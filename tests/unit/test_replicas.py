@@ -29,6 +29,7 @@ from difc_ray.local_step import (
     part_of,
 )
 from difc_ray.local_step.dropout import Drawn
+from difc_ray.models import MODELS, Model
 from difc_ray.objectives import Vectors
 from difc_ray.preparation import prepare
 from tests.runs import PENALTIES, run_inline, small_config
@@ -189,8 +190,44 @@ def test_generators_are_put_back() -> None:
 
 
 def test_a_tensor_without_samples_is_refused() -> None:
-    with Drawn(5, torch.device("cpu"), slice(0, 4), BATCH), pytest.raises(NotImplementedError, match="by sample"):
+    with (
+        Drawn(5, torch.device("cpu"), slice(0, 4), BATCH),
+        pytest.raises(ConfigError, match=r"4 examples in front .* shape \(3, 2\)"),
+    ):
         functional.dropout(torch.ones(3, 2), 0.5)
+
+
+class Attention(nn.Module):
+    """Three pixels in a row that attend to each other, with dropout of the weights."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.flatten(2)[:, :, :3]
+        return functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=0.1).flatten(1)
+
+
+class Folded(nn.Module):
+    """Dropout over a sum of the batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :9] + functional.dropout(images.flatten(1).sum(0), 0.1)[:9]
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [(Attention(), "dropout of attention weights must be 0 .*, got 0.1"), (Folded(), "needs the 11 examples in front")],
+    ids=["attention", "folded"],
+)
+@pytest.mark.parametrize("divided", [True, False])
+def test_a_model_that_cannot_be_divided_is_refused_before_the_run(
+    features: nn.Module, words: str, divided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS._items, "odd", lambda shape, n, options: Model(features, nn.Linear(9, n)))
+    config = small_config(model="odd", model_options={}, cluster={"replicas": 1 + divided})
+    if divided:
+        with pytest.raises(ConfigError, match=words):
+            prepare(config, None)
+    else:
+        prepare(config, None)
 
 
 # ---- what cannot be divided ---------------------------------------------------------------------------------------

@@ -337,3 +337,12 @@ def test_pictures_show_every_run(tmp_path: Path) -> None:
     assert "n = 10" in scatter.axes[0].get_title(loc="left")
     for figure in (curves, scatter):
         figure.savefig(tmp_path / "figure.png")
+
+
+def test_the_curves_show_where_the_penalty_sets_in() -> None:
+    found, whole = reproduction(1), planned(request("fishr", settings=[]))
+    annealed = trial_config(whole.base, whole.points[0], Path("/n")).alignment.anneal.steps
+    for steps, expected in ((annealed, []), (annealed + 1, [annealed])):
+        base = found.base.model_copy(update={"steps": steps})
+        lines = accuracy_curves(dataclasses.replace(found, base=base)).axes[0].lines
+        assert [line.get_xdata()[0] for line in lines if len(set(line.get_xdata())) == 1] == expected

@@ -21,21 +21,6 @@ from difc_ray.tracking.replay import Replayer
 from difc_ray.tracking.runs import KEY_TAG, RunStore
 
 
-class _Answer(Exception):
-    """Like MLflow's exceptions."""
-
-    def __init__(self, status: int, text: str = "text") -> None:
-        super().__init__(text)
-        self.status = status
-
-    def get_http_status_code(self) -> int:
-        return self.status
-
-
-class RestException(_Answer):  # MLflow's name, by which a 404 is told from a proxy's
-    pass
-
-
 class _FakeClient:
     """As much of MLflow's client as creating and ending a run needs, with runs of an earlier, lost request."""
 

@@ -1,0 +1,97 @@
+"""`metrics.jsonl`: what figures and the summary get of it, after a resume too, and that a long run stays small."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+from pathlib import Path
+
+from difc_ray.global_step import StepRecord
+from difc_ray.records import MetricsLog
+
+
+def record(step: int, *, skipped: str = "", rows: bool = True) -> StepRecord:
+    """A step of three rows; from step to step their cosines change sign."""
+    cosine = (-1) ** step * (step + 1) / 100
+    return StepRecord(
+        step=step,
+        losses={"a": 1.0 / (step + 1), "b": 2.0 + step},
+        values={"cos_mean": 0.5 + step / 100, "lr": 0.1} | ({"min_cosine_after": cosine + 0.2} if step % 3 else {}),
+        row_cosines=(0.9, cosine, 0.8) if rows else (),
+        margins_after=(0.3, 0.1 + step / 1000),
+        skipped=skipped,
+    )
+
+
+def filled(path: Path, steps: int) -> MetricsLog:
+    """The log of so many steps, the third of which is skipped, with an evaluation after every fourth."""
+    log = MetricsLog(path, 0, 0)
+    for step in range(steps):
+        log.step(record(step, skipped="nan" if step == 2 else ""))
+        if step % 4 == 3:
+            log.evaluation(step + 1, {"val/loss/a": 0.5}, [[step, 1], [0, 2]])
+    return log
+
+
+def test_figures_have_every_step_that_was_taken(tmp_path: Path) -> None:
+    log = filled(tmp_path / "metrics.jsonl", 8)
+    taken = [0, 1, 3, 4, 5, 6, 7]
+    cosines = [min(record(step).row_cosines) for step in taken]
+    steps, losses, before, after = log.curves()
+    assert steps == [step + 1 for step in taken]
+    assert losses == {"a": [1.0 / (step + 1) for step in taken], "b": [2.0 + step for step in taken]}
+    assert before == cosines
+    assert after == [c + 0.2 if step % 3 else c for step, c in zip(taken, cosines, strict=True)]
+    shared, series = log.conflicts()
+    assert shared == steps
+    assert series["smallest cosine between two rows"] == cosines
+    assert series["smallest cosine of the direction with a row"] == [0.1 + step / 1000 for step in taken]
+    assert series["cosine of the direction with the plain sum"] == [0.5 + step / 100 for step in taken]
+    assert log.confusions() == ([4, 8], [[[3, 1], [0, 2]], [[7, 1], [0, 2]]])
+    assert (log.skipped, log.conflict_share) == (1, 4 / 7)  # steps 1, 3, 5 and 7
+    log.close()
+
+
+def test_one_row_has_no_conflicts_to_show(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, 0)
+    log.step(record(0, rows=False))
+    assert log.conflicts() == ([], {})
+    assert log.curves() == ([1], {"a": [1.0], "b": [2.0]}, [], [])
+    log.close()
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Lines behind the checkpoint are dropped, with the one that the kill cut off; what is left counts."""
+    path = tmp_path / "metrics.jsonl"
+    filled(path, 8).close()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + '{"kind": "step", "st')
+    log = MetricsLog(path, 6, 4)
+    assert (log.skipped, log.conflict_share) == (1, 3 / 5)
+    log.step(record(6))
+    assert log.curves()[0] == [1, 2, 4, 5, 6, 7]
+    assert log.confusions()[0] == [4]
+    log.close()
+    kept = [line for line in lines if json.loads(line)["step"] <= (6 if '"step", ' in line[:20] else 4)]
+    assert path.read_text().splitlines(keepends=True)[:-1] == kept
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_memory_does_not_grow_with_the_steps(tmp_path: Path) -> None:
+    """A run of a million steps held gigabytes."""
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, 0)
+    told = record(1)
+    tracemalloc.start()
+    try:
+        sizes = []
+        for number in range(1, 2001):
+            log.step(told)
+            log.evaluation(number, {"val/loss/a": 0.5})
+            if number in (1000, 2000):
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    log.close()
+    assert sizes[1] - sizes[0] < 10 * 1000  # bytes for a thousand steps
