@@ -13,6 +13,7 @@ from typing import Any, Final
 import yaml
 
 from difc_ray.config import Config
+from difc_ray.config.overrides import parse_overrides
 from difc_ray.domains import open_domain, open_family
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.reproduction.distances import Distance, distances
@@ -24,6 +25,7 @@ from difc_ray.tuning.sweep import SweepDisplay, run_sweep
 
 FULL, SMALL = "colored_mnist", "colored_mnist_5k"
 SWEEP: Final = "sweep"
+OPTIONS: Final = "dataset_options."
 EVALUATIONS: Final = 10
 """At least so many in a run, the last of them one step before its end."""
 
@@ -184,7 +186,9 @@ def planned(request: Request) -> Plan:
                 "out, or search it with `difc-ray tune`."
             )
     root = {} if request.digits is None else {"root": str(request.digits)}
-    family = open_family(request.dataset, {}, request.digits, 0)
+    given_values, _ = parse_overrides(request.settings)  # what is wrong with them is told below
+    options = {key.removeprefix(OPTIONS): value for key, value in given_values.items() if key.startswith(OPTIONS)}
+    family = open_family(request.dataset, options, request.digits, 0)
     size = open_domain(request.dataset, family, RECIPE["sources"][0]).size("train")
     content = {**RECIPE, **root, "dataset": request.dataset, "batch_size": size}
     seeds = tuple(range(request.restarts))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.datasets import MNIST
 
 from difc_ray.cli.reproduce import run_reproduction
 from difc_ray.config import Config
@@ -227,6 +228,13 @@ def test_bad_requests_write_nothing(case: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         run_reproduction(**{**given, **changes})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_remedy_for_missing_digits_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody answers there
+    asked = dataclasses.replace(request("erm", settings=["dataset_options.download=true"]), digits=tmp_path)
+    with pytest.raises(DataError, match="the download of MNIST into"):
+        planned(asked)
 
 
 def test_digits_that_are_not_there(tmp_path: Path) -> None:
