@@ -17,8 +17,8 @@ DPI: Final = 130
 WIDTH: Final = 0.004
 """Standard deviation of the curve that stands for a Ritz value, as a share of the range of all eigenvalues."""
 
-FLOOR: Final = 1e-5
-"""Lowest density that is drawn, as a share of the highest."""
+FLOOR: Final = 0.1
+"""Lowest density that is drawn, as a share of the height of a single eigenvalue."""
 
 _LINES, _EARLIER = ("-", "--", ":"), "#9a9a9a"
 
@@ -64,7 +64,8 @@ def densities(spectrum: Spectrum) -> Figure:
         axes.set_title(f"{_short(name)}{role}", fontsize=9, loc="left")
         axes.legend(loc="upper right", frameon=False, fontsize=8)
     panels[0].set_yscale("log")
-    panels[0].set_ylim(FLOOR * peak, 2 * peak)
+    single = 1 / (spectrum.parameters * WIDTH * span * np.sqrt(2 * np.pi))
+    panels[0].set_ylim(FLOOR * single, 2 * peak)
     panels[-1].set_xlabel("eigenvalue of the Hessian (marks: the largest)")
     figure.supylabel("density", fontsize=10)
     return figure
@@ -152,17 +153,17 @@ def main_pair(moment: Moment) -> PairDistance:
 
 
 def _bound_lines(axes: Axes, places: Sequence[float], bounds: Sequence[object]) -> None:
-    """Bounds as lines, what was measured as points on thin ones; zero has no place on the axis."""
+    """Bounds as lines, what was measured as points; zero has no place on the axis."""
     lines = (
         ("bound: δ‖Δg‖ + ½δ²‖ΔH‖₂", "bound", "-", COLOURS[0], ""),
-        ("measured gap", "gap", "-", COLOURS[1], "o"),
+        ("measured gap", "gap", "none", COLOURS[1], "o"),
         ("½δ²‖ΔH‖₂ alone", "curvature_term", "--", COLOURS[0], ""),
-        ("measured, even part", "even_gap", "--", COLOURS[1], "s"),
+        ("measured, even part", "even_gap", "none", COLOURS[1], "x"),
     )
     for label, field, dash, colour, marker in lines:
         values = np.array([float(getattr(bound, field)) for bound in bounds])
         axes.plot(places, np.where(values > 0, values, np.nan), color=colour, linestyle=dash, marker=marker or None,
-                  markersize=5, linewidth=1.6, label=label)  # fmt: skip
+                  markersize=6, linewidth=1.6, label=label)  # fmt: skip
 
 
 def _smooth(moment: Moment, name: str, grid_G: np.ndarray, width: float) -> np.ndarray:

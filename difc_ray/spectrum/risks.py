@@ -14,10 +14,10 @@ with are small beside the losses.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from difc_ray.curvature import HeadCurvature, NetworkCurvature
 from difc_ray.local_step import ModelState, domain_buffer, head_curvature, inference
-from difc_ray.losses import Loss
+from difc_ray.losses import Loss, LossState
 from difc_ray.models import Model
 from difc_ray.vectors import as_tensor, write_theta
 
@@ -57,6 +57,7 @@ class Examples:
             yield self.images[start : start + size], self.labels[start : start + size]
 
 
+@runtime_checkable
 class Risk(Protocol):
     """A loss as a function of S parameters, at a point θ."""
 
@@ -144,7 +145,7 @@ class NetworkRisk:
         """The mean product, chunk by chunk, so that memory does not grow with the number of examples."""
         return self._mean(lambda curvature: curvature.hessian_product(vector_S, differentiable=False))
 
-    def _mean(self, of: Measured) -> Tensor:
+    def _mean(self, of: Callable[[NetworkCurvature], Tensor]) -> Tensor:
         self.network.wear(self.examples.name)
         total_P = torch.zeros(self.size, dtype=self.network.dtype)
         with _differentiable():
@@ -153,13 +154,6 @@ class NetworkRisk:
                 curvature = NetworkCurvature(self.network.loss.value(logits, labels), self.network.parameters)
                 total_P.add_(of(curvature), alpha=len(labels) / len(self.examples.labels))
         return total_P
-
-
-class Measured(Protocol):
-    """What is asked of a chunk."""
-
-    def __call__(self, curvature: NetworkCurvature) -> Tensor:
-        """A vector with P entries, without a graph."""
 
 
 class HeadRisk:
@@ -293,7 +287,7 @@ def _differentiable() -> Iterator[None]:
         yield
 
 
-def tell(loss: Loss, state: Mapping[str, object], step: int) -> Loss:
+def tell(loss: Loss, state: LossState, step: int) -> Loss:
     """The loss with what workers were told at a step."""
-    vectors = loss.vectors(dict(state), step)  # type: ignore[arg-type]
+    vectors = loss.vectors(state, step)
     return loss.told({name: torch.from_numpy(vector.copy()) for name, vector in vectors.items()})
