@@ -17,8 +17,8 @@ so that within the ball, to second order,
 Without the first term the bound is false wherever the gradients differ. The even part ``(r(d) + r(−d)) / 2`` has no
 first-order term: it is ``½ dᵀ(H_T − H_S)d + O(δ⁴)``, and ``½δ²‖H_S − H_T‖₂`` alone bounds it to third order. For
 quadratic losses both bounds hold exactly. The loss of a network of ReLU and max-pooling is smooth between its kinks
-only: across them the gradient jumps, which no Hessian knows. The even part may then lie above its bound, or far below it,
-unless δ is so small that no example crosses a kink.
+only: across them the gradient jumps, which no Hessian knows. The even part may then lie above its bound, or far below
+it, unless δ is so small that no example crosses a kink.
 
 Both are measured along d of length δ: the eigenvector of H_S − H_T whose eigenvalue is largest in magnitude (the worst
 direction of the even part), the difference of the gradients (the worst one of the first order), and random ones, each

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from difc_ray.tracking import MlflowTracker, UploadSettings, add_afterwards, sync
+from difc_ray.tracking import MlflowTracker, UploadSettings, add_afterwards
 from tests.mlflow.servers import MlflowServer
 from tests.mlflow.test_round_trip import client, points
 
@@ -19,7 +19,7 @@ def test_findings_are_added_to_the_run_and_its_end_stays(
     tracker = MlflowTracker(run_dir, mlflow_server.url, "afterwards", settings=quick)
     tracker.start(run_name="measured", params={"seed": 1}, tags={})
     tracker.metrics(3, {"train/loss/mnist": 0.5})
-    run_id = tracker.finish("FINISHED").run_id
+    run_id = tracker.finish("KILLED", "stopped").run_id
     assert run_id is not None
     before = client(mlflow_server.url).get_run(run_id)
     inside, outside = run_dir / "spectrum" / "spectrum.json", tmp_path / "elsewhere" / "density.png"
@@ -34,7 +34,8 @@ def test_findings_are_added_to_the_run_and_its_end_stays(
     assert points(mlflow_server.url, run_id, "spectrum/top/mnist") == [(0, 2.0), (3, 4.0)]
     after = client(mlflow_server.url).get_run(run_id)
     assert len([key for key in after.data.metrics if key.startswith("spectrum/top/a_b-")]) == 1
-    assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+    assert (after.info.status, after.info.end_time) == ("KILLED", before.info.end_time)
+    assert after.data.tags["error"] == "stopped"
     listed = {file.path for file in client(mlflow_server.url).list_artifacts(run_id, "spectrum")}
     assert listed == {"spectrum/spectrum.json", "spectrum/density.png"}
 
@@ -45,22 +46,8 @@ def test_findings_are_added_to_the_run_and_its_end_stays(
     assert client(mlflow_server.url).get_run(run_id).data.metrics["spectrum/top/mnist"] == 5.0
     copy = client(mlflow_server.url).download_artifacts(run_id, "spectrum/spectrum.json", str(tmp_path))
     assert Path(copy).read_text() == "second"
-    assert sync(run_dir).sent == 0
 
 
 def test_a_run_that_was_never_recorded_has_nothing_to_add_to(run_dir: Path) -> None:
     assert add_afterwards(run_dir, {0: {"spectrum/top/mnist": 1.0}}, [], "spectrum") is None
     assert not (run_dir / "tracking").exists()
-
-
-def test_a_run_whose_process_died_is_closed_by_the_next_sending(
-    mlflow_server: MlflowServer, run_dir: Path, quick: UploadSettings
-) -> None:
-    tracker = MlflowTracker(run_dir, mlflow_server.url, "afterwards", settings=quick)
-    tracker.start(run_name="killed", params={}, tags={})
-    run_id = tracker.finish("KILLED", "stopped").run_id
-    assert run_id is not None
-    assert add_afterwards(run_dir, {2: {"spectrum/top/mnist": 1.5}}, [], "spectrum") is not None
-    run = client(mlflow_server.url).get_run(run_id)
-    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "stopped")
-    assert points(mlflow_server.url, run_id, "spectrum/top/mnist") == [(2, 1.5)]
