@@ -26,7 +26,7 @@ def test_a_run_is_measured_drawn_and_recorded(trained_once: tuple[Path, Answer])
     answer = difc_ray("spectrum", "runs/first", "--checkpoints", "2", *LITTLE, cwd=run_dir.parents[1])
     assert answer.code == 0, answer.err
     found = json.loads((run_dir / "spectrum" / "spectrum.json").read_text())
-    assert [moment["step"] for moment in found["moments"]] == [2, 6]
+    assert [moment["step"] for moment in found["moments"]] == [3, 6]
     assert found["options"]["domains"] == ["mnist", "optdigits", "fonts", "mnistm"]
     last = found["moments"][-1]
     assert [f"{pair['one']} – {pair['other']}" for pair in last["pairs"]] == [
@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "split": (("--split", "trian"), ("got `trian`", "Did you mean `train`?")),
     "scope": (("--scope", "body"), ("one of head, all, got `body`",)),
     "precision": (("--precision", "bf16"), ("one of float32, float64, got `bf16`",)),
-    "step": (("--steps", "2,5"), ("got 5", "There are 2, 4, 6")),
+    "step": (("--steps", "4,5"), ("got 5", "There are 3, 4, 6")),
     "step, a word": (("--steps", "last"), ("got `last`",)),
     "checkpoints": (("--checkpoints", "0"), ("`--checkpoints` must be an integer >= 1, got 0",)),
     "probes": (("--probes", "-1"), ("`--probes` must be an integer >= 1, got -1",)),
@@ -144,11 +144,11 @@ def test_damaged_checkpoints_are_left_out_unless_they_were_asked_for(cli: Cli, t
     answer = cli("spectrum", str(trained), "--steps", "4")
     assert answer.code == CHECKPOINT
     assert_sentences(answer, ("`weights.safetensors` is empty",))
-    for step in (2, 6):
+    for step in (3, 6):
         (trained / "checkpoints" / f"step-{step:08d}" / "state.json").unlink()
     answer = cli("spectrum", str(trained))
     assert answer.code == CHECKPOINT
-    assert_sentences(answer, ("at least one checkpoint must be valid, got none", "step-00000002"))
+    assert_sentences(answer, ("at least one checkpoint must be valid, got none", "step-00000003"))
 
 
 def test_a_product_that_is_not_finite_names_the_checkpoint(
