@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from difc_ray.checkpoint import RunLock
 from difc_ray.cli.tables import console, print_facts, print_note, print_sync, print_table
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import CheckpointError, ConfigError, DifcError
+from difc_ray.preparation import check_run_folder
 from difc_ray.registry import did_you_mean
 from difc_ray.snapshots import write_json
 from difc_ray.spectrum import Options, PairDistance, Spectrum, measure_run
@@ -79,6 +81,7 @@ def run_spectrum(run_dir: Path, asked: Asked, output: Path | None) -> None:
     """
     options = asked.options()
     folder = (output or run_dir / FOLDER).expanduser().absolute()
+    check_run_folder(run_dir, "RUN_DIR must be a run folder", "command line")
     check_output(folder)
     started = time.perf_counter()
     config, spectrum = measure_run(run_dir, options, print_note, lambda text: console.print(f"{escape(text)} ..."))
@@ -100,26 +103,25 @@ def run_spectrum(run_dir: Path, asked: Asked, output: Path | None) -> None:
 
 
 def check_output(folder: Path) -> None:
-    """Refuses a folder that cannot be made, before anything is measured.
+    """Refuses a folder that cannot be made or written, before anything is measured; makes nothing.
 
     Raises:
         ConfigError: it cannot.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f".{RESULT}").touch()
-        (folder / f".{RESULT}").unlink()
-    except OSError as error:
+    standing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)):
+        why = "which may not be written" if standing.is_dir() else "which is a file"
         raise ConfigError(
-            f"`--output` must be a folder that can be written, got `{folder}`: {error.strerror} (command line). Name "
-            "another folder."
-        ) from error
+            f"`--output` must be a folder that can be written, got `{standing}`, {why} (command line). Name another "
+            "folder."
+        )
 
 
 def write_files(spectrum: Spectrum, folder: Path) -> list[Path]:
     """The numbers, then the pictures; matplotlib is imported here."""
     from difc_ray.spectrum.figures import pictures
 
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT, asdict(spectrum))
     files = [folder / RESULT]
     for name, figure in pictures(spectrum).items():

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from difc_ray.figures import COLOURS, fitting
 from difc_ray.spectrum.records import ALL_SOURCES, Moment, PairDistance, Spectrum
+from difc_ray.spectrum.transfer import Bound
 
 DPI: Final = 130
 WIDTH: Final = 0.004
@@ -131,7 +132,7 @@ def bounds(spectrum: Spectrum) -> Figure:
     left, right = figure.subplots(1, 2)
     steps = [moment.step for moment in spectrum.moments]
     held = [main_pair(moment).bound for moment in spectrum.moments]
-    _bound_lines(left, steps, held)
+    _bound_lines(left, [float(step) for step in steps], held)
     left.set(xlabel="step", title=f"At δ = {main.bound.delta:.3g}, over training")
     _steps(left, steps)
     _bound_lines(right, [each.delta for each in main.sweep], main.sweep)
@@ -152,7 +153,7 @@ def main_pair(moment: Moment) -> PairDistance:
     return moment.pairs[0]
 
 
-def _bound_lines(axes: Axes, places: Sequence[float], bounds: Sequence[object]) -> None:
+def _bound_lines(axes: Axes, places: Sequence[float], bounds: Sequence[Bound]) -> None:
     """Bounds as lines, what was measured as points; zero has no place on the axis."""
     lines = (
         ("bound: δ‖Δg‖ + ½δ²‖ΔH‖₂", "bound", "-", COLOURS[0], ""),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from difc_ray.spectrum import measure
-from tests.cli.shell import Answer, Cli, assert_sentences, difc_ray
+from tests.cli.shell import Cli, assert_sentences, difc_ray
 
 CONFIG, CHECKPOINT = 2, 6
 LITTLE = ("--examples", "12", "--lanczos", "4", "--top", "2", "--probes", "2")
@@ -20,9 +20,8 @@ def journal_of(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()]
 
 
-def test_a_run_is_measured_drawn_and_recorded(trained_once: tuple[Path, Answer]) -> None:
-    run_dir = trained_once[0] / "first"
-    before = journal_of(run_dir)
+def test_a_run_is_measured_drawn_and_recorded(trained: Path) -> None:
+    run_dir, before = trained, journal_of(trained)
     answer = difc_ray("spectrum", "runs/first", "--checkpoints", "2", *LITTLE, cwd=run_dir.parents[1])
     assert answer.code == 0, answer.err
     found = json.loads((run_dir / "spectrum" / "spectrum.json").read_text())
