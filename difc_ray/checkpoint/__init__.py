@@ -11,7 +11,7 @@ from __future__ import annotations
 from difc_ray.checkpoint.folder import DamagedCheckpointError
 from difc_ray.checkpoint.lock import RunLock
 from difc_ray.checkpoint.snapshot import BUFFER_PREFIX, Snapshot, compare_layout
-from difc_ray.checkpoint.store import Rejected, best, find_newest_run, load, newest_valid, save
+from difc_ray.checkpoint.store import Rejected, best, find_newest_run, listed, load, newest_valid, save
 
 __all__ = [
     "BUFFER_PREFIX",
@@ -22,6 +22,7 @@ __all__ = [
     "best",
     "compare_layout",
     "find_newest_run",
+    "listed",
     "load",
     "newest_valid",
     "save",

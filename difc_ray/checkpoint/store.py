@@ -129,6 +129,11 @@ def newest_valid(root: Path) -> tuple[Path, Snapshot, list[Rejected]]:
     )
 
 
+def listed(root: Path) -> dict[int, Path]:
+    """Step -> directory of every checkpoint in a run's folder of them, ascending; whether it is valid is not asked."""
+    return {_step(path): path for path in _checkpoints(root)}
+
+
 def best(root: Path) -> Path | None:
     """The directory of the best checkpoint so far; None if there is none (any more)."""
     try:

@@ -323,6 +323,42 @@ def reproduce(
 
 
 @app.command()
+def spectrum(
+    run_dir: RunFolder,
+    domains: Annotated[str | None, typer.Option(metavar="A,B", help="Domains; else the run's own.")] = None,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Of every domain: train, val, test or all.")] = "train",
+    steps: Annotated[str | None, typer.Option(metavar="N,M", help="Checkpoints; else all that are kept.")] = None,
+    checkpoints: Annotated[str | None, typer.Option(metavar="N", help="So many of them, evenly spread.")] = None,
+    scope: Annotated[str, typer.Option(metavar="SCOPE", help="Parameters: all, or head.")] = "all",
+    top: Annotated[str, typer.Option(metavar="N", help="Largest eigenvalues to tell.")] = "5",
+    probes: Annotated[str, typer.Option(metavar="M", help="Starts of the density, and probes of the trace.")] = "2",
+    lanczos: Annotated[str, typer.Option(metavar="K", help="Lanczos steps from a start.")] = "20",
+    examples: Annotated[str, typer.Option(metavar="N", help="Most examples of a domain, drawn by the seed.")] = "128",
+    delta: Annotated[str | None, typer.Option(metavar="δ", help="Radius of the bound; else |θ| / 1000.")] = None,
+    precision: Annotated[str, typer.Option(metavar="DTYPE", help="Of products: float32, float64.")] = "float32",
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Of all draws; else the run's.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Else RUN_DIR/spectrum.")] = None,
+) -> None:
+    """Measure the domains' Hessians at a run's checkpoints.
+
+    Top eigenvalues, trace and density of each, ‖H_a − H_b‖₂ between them, and the transfer bound beside the measured
+    gap, of the network in evaluation mode; it looks at the target, by design. Figures go to the run in MLflow too.
+
+    \b
+    difc-ray spectrum runs/NAME
+    difc-ray spectrum runs/NAME --scope head --examples 2000
+    difc-ray spectrum runs/NAME --domains mnist,fonts --checkpoints 3
+    """  # noqa: D301
+    from difc_ray.cli.spectrum import Asked, run_spectrum
+
+    asked = Asked(
+        domains=domains, split=split, steps=steps, checkpoints=checkpoints, scope=scope, top=top, probes=probes,
+        lanczos=lanczos, examples=examples, delta=delta, precision=precision, seed=seed,
+    )  # fmt: skip
+    run_spectrum(run_dir.absolute(), asked, output)
+
+
+@app.command()
 def sync(
     run_dir: RunFolder,
     uri: Annotated[str | None, typer.Option(metavar="URI", help="Another MLflow store than before.")] = None,

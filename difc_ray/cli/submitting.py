@@ -33,7 +33,7 @@ from difc_ray.jobs.shipping import MANY_BYTES, PRIVATE
 from difc_ray.registry import did_you_mean
 from difc_ray.tracking import resolve_uri
 
-RUNNABLE = ("compare", "config", "data", "doctor", "domains", "evaluate", "rules", "sync", "train", "tune")
+RUNNABLE = ("compare", "config", "data", "doctor", "domains", "evaluate", "rules", "spectrum", "sync", "train", "tune")
 """Commands that make sense on a cluster."""
 
 _SUBMISSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from difc_ray.curvature.base import Curvature
 from difc_ray.curvature.head import HeadCurvature
+from difc_ray.curvature.lanczos import Density, Estimate, Krylov, Product, Ritz, lanczos, trace
 from difc_ray.curvature.network import NetworkCurvature
 from difc_ray.curvature.primitives import WrittenOut, fused_layers
 from difc_ray.curvature.probes import rademacher
 
-__all__ = ["Curvature", "HeadCurvature", "NetworkCurvature", "WrittenOut", "fused_layers", "rademacher"]
+__all__ = [
+    "Curvature",
+    "Density",
+    "Estimate",
+    "HeadCurvature",
+    "Krylov",
+    "NetworkCurvature",
+    "Product",
+    "Ritz",
+    "WrittenOut",
+    "fused_layers",
+    "lanczos",
+    "rademacher",
+    "trace",
+]

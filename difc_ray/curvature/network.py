@@ -57,14 +57,19 @@ class NetworkCurvature:
             "`alignment.scope=head`, or let the objective take `hutchinson_diagonal`."
         )
 
-    def hessian_product(self, vectors: Float[Tensor, "*M P"]) -> Float[Tensor, "*M P"]:
-        """Products with one vector (P,), or with a batch of them (M, P) one after the other."""
+    def hessian_product(self, vectors: Float[Tensor, "*M P"], *, differentiable: bool = True) -> Float[Tensor, "*M P"]:
+        """Products with one vector (P,), or with a batch of them (M, P) one after the other.
+
+        Args:
+            vectors: what is multiplied.
+            differentiable: whether the products keep a graph; without it the loss's own graph is freed by a single one.
+        """
         if vectors.dim() > 1:
             return torch.stack([self.hessian_product(vector) for vector in vectors])
         needed = [gradient for gradient in self.gradients if gradient.requires_grad]
         pieces = [piece for piece, g in zip(self._pieces(vectors), self.gradients, strict=True) if g.requires_grad]
         products = torch.autograd.grad(
-            needed, self.parameters, pieces, create_graph=True, allow_unused=True, materialize_grads=True
+            needed, self.parameters, pieces, create_graph=differentiable, allow_unused=True, materialize_grads=True
         )
         return _flat(products)
 

@@ -11,6 +11,7 @@ Importing this package imports neither mlflow nor torch.
 
 from __future__ import annotations
 
+from difc_ray.tracking.afterwards import add_afterwards
 from difc_ray.tracking.base import SavesFigure, Status, Tracker, TrackingSummary
 from difc_ray.tracking.driver import MlflowTracker
 from difc_ray.tracking.folder import TrackingFolder
@@ -32,6 +33,7 @@ __all__ = [
     "TrackingFolder",
     "TrackingSummary",
     "UploadSettings",
+    "add_afterwards",
     "figure_path",
     "masked",
     "probe",
