@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from difc_ray.checkpoint import DamagedCheckpointError, Snapshot, compare_layout, listed, load, newest_valid
-from difc_ray.config import Config, load_config, resolve
+from difc_ray.config import Config, domain_weights, load_config, resolve
 from difc_ray.curvature import Density, Ritz, lanczos, rademacher, trace
 from difc_ray.determinism import derive_seed, generator
 from difc_ray.domains import open_domain
@@ -46,7 +46,6 @@ from difc_ray.spectrum.risks import (
 )
 from difc_ray.spectrum.transfer import Bound, bound_beside_gap, rises, unit
 from difc_ray.vectors import ParameterLayout
-from difc_ray.views import domain_weights
 
 TOLERANCE: Final = 1e-2
 """Residual of ‖H_a − H_b‖₂, as a share of it, at which Lanczos stops: the error of the value is of its square."""
