@@ -32,7 +32,7 @@ from difc_ray.global_step import TrainState
 from difc_ray.identity import code_tags, data_fingerprint, versions
 from difc_ray.local_step import domain_buffer, family_of, model_of
 from difc_ray.local_step.dropout import check_divisible
-from difc_ray.local_step.memory import check_probes
+from difc_ray.local_step.memory import check_memory
 from difc_ray.local_step.parts import is_divided
 from difc_ray.local_step.third_order import check_third_order
 from difc_ray.losses import Loss, LossState
@@ -72,7 +72,7 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
     if augmentation is not None:
         identity["augmentation"] = augmentation.text()
     if has_penalty(config):
-        check_probes(config, model, psutil.virtual_memory().available)
+        check_memory(config, model, psutil.virtual_memory().available)
     if config.alignment.scope == "all" and has_penalty(config):
         check_third_order(config, model, loss, domains[config.sources[0]].image_shape, len(class_names))
     if is_divided(config):

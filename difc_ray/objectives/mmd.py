@@ -57,6 +57,11 @@ class Mmd(Objective):
         pulled = torch.autograd.grad(penalty, features)
         return [{"z": each.flatten().numpy()} for each in pulled], {"discrepancy": float(penalty.detach())}
 
+    def coordinator_bytes(self, domains: int) -> int:
+        """Distances, their limit and a kernel for each width, all kept for the gradient, of every pair of domains."""
+        matrices = domains * (domains + 1) // 2 * (len(WIDTHS) + 2)
+        return 8 * matrices * self.options.examples**2
+
 
 def mean_kernel(one_MD: Float[Tensor, "M D"], other_ND: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
     """The kernel's mean over all pairs."""

@@ -15,7 +15,7 @@ from difc_ray.determinism import derive_seed
 from difc_ray.errors import ConfigError
 from difc_ray.global_step import GlobalStep
 from difc_ray.local_step import LocalStep, load_domain, model_of
-from difc_ray.local_step.memory import check_probes
+from difc_ray.local_step.memory import check_memory
 from difc_ray.local_step.third_order import check_third_order
 from difc_ray.losses import LOSSES
 from difc_ray.models import Model, build_model
@@ -170,21 +170,30 @@ def test_probes_that_do_not_fit_are_refused_before_the_run() -> None:
     config = config_of("hutchinson", alignment={**ALL["released"], "probes": 150_000})
     model = build_model("mlp", (1, 4, 4), 3, {"hidden": [5]}, 0)
     size = sum(parameter.numel() for parameter in model.parameters())
-    check_probes(config, model, 2 * 4 * size * 300_000)
+    check_memory(config, model, 2 * 4 * size * 300_000)
     with pytest.raises(ConfigError, match=f"must fit into memory, got 300,000 of {size} entries, 236 MiB per worker"):
-        check_probes(config, model, 2 * 4 * size * 300_000 - 1)
+        check_memory(config, model, 2 * 4 * size * 300_000 - 1)
 
 
 def test_probes_of_the_head_are_counted_with_their_outputs() -> None:
     model = build_model("mlp", (1, 4, 4), 3, {"hidden": [5]}, 0)
     alignment = {"estimator": "hutchinson", "probes": 1000}
     needed = 4 * 1000 * (2 * 3 * 6 + 7 * 3)
-    check_probes(small_config(alignment=alignment, batch_size=7), model, needed)
+    check_memory(small_config(alignment=alignment, batch_size=7), model, needed)
     with pytest.raises(ConfigError, match="got 1,000 of 18 entries"):
-        check_probes(small_config(alignment=alignment, batch_size=7), model, needed - 1)
-    check_probes(small_config(alignment={"probes": 1000}), model, 0)
+        check_memory(small_config(alignment=alignment, batch_size=7), model, needed - 1)
+    check_memory(small_config(alignment={"probes": 1000}), model, 0)
     with pytest.raises(ConfigError, match="must fit into memory"):
         prepare(small_config(alignment={**alignment, "probes": 10**12}), None)
+
+
+def test_pairs_of_examples_that_do_not_fit_are_refused_before_the_run() -> None:
+    config = small_config(objective="mmd", batch_size=50)
+    model = build_model("mlp", (1, 4, 4), 3, {"hidden": [5]}, 0)
+    needed = 8 * 6 * 9 * 50**2  # three domains, six pairs with themselves
+    check_memory(config, model, needed)
+    with pytest.raises(ConfigError, match="all pairs of examples must fit into memory, got `batch_size=50` and 3"):
+        check_memory(config, model, needed - 1)
 
 
 def test_the_check_leaves_the_model_as_it_was() -> None:
