@@ -15,23 +15,32 @@ from difc_ray.reproduction.methods import ANNEAL_STEPS
 from difc_ray.reproduction.running import Moment, Reproduction, Run
 from difc_ray.reproduction.table import title_of
 
-COLOURS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#ff8ab7", "#9498a0")
-MARKERS = ("o", "s", "^")
+COLOURS = (
+    "#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#9c6b4e", "#97bbf5", "#ff8ab7", "#9498a0",
+    "#1f5c3f", "#7b2d43", "#b8860b", "#222222", "#00798c",
+)  # fmt: skip
+STYLES = {"": ("-", "o"), "gh": ("--", "s"), "ghpp": (":", "^")}
+"""Line and marker by what follows the `+`; the colour is that of what precedes it."""
+
 CEILING = 0.75
+
+BANDS = 8
+"""With more methods than these, bands around the lines would hide each other."""
 
 
 class Picture:
-    """Panels side by side over one axis of accuracies, and the methods' names beside them.
+    """Panels side by side with accuracies on their vertical axes, and the methods' names beside them.
 
     Args:
         found: what is shown.
         n: panels.
         inches: width and height.
+        shared: whether the panels have one vertical axis.
     """
 
-    def __init__(self, found: Reproduction, n: int, inches: tuple[float, float]) -> None:
+    def __init__(self, found: Reproduction, n: int, inches: tuple[float, float], *, shared: bool) -> None:
         self.title, self.figure = title_of(found), Figure(figsize=inches, layout="constrained")
-        self.panels = np.atleast_1d(self.figure.subplots(1, n, sharey=True))
+        self.panels = np.atleast_1d(self.figure.subplots(1, n, sharey=shared))
 
     def finished(self, about: str, accuracy: str) -> Figure:
         """The picture with all that is said around the panels, once they have been drawn.
@@ -43,13 +52,13 @@ class Picture:
         for axes in self.panels:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.25)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         first = self.panels[0]
         first.set_ylabel(accuracy)
-        first.yaxis.set_major_formatter(PercentFormatter(1.0))
         self.figure.suptitle(f"{self.title}: {about}", fontsize=11)
         handles, labels = first.get_legend_handles_labels()
         if handles:
-            self.figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+            self.figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
         return self.figure
 
 
@@ -60,23 +69,28 @@ def accuracy_curves(found: Reproduction) -> Figure:
         ("test domain", lambda moment: moment.test),
         ("without colour", lambda moment: moment.gray),
     )
-    picture = Picture(found, len(panels), (13.0, 4.6))
+    picture = Picture(found, len(panels), (13.0, 4.6), shared=False)
+    styles, banded = _styles(found), len(found.request.methods) <= BANDS
     for axes, (name, of) in zip(picture.panels, panels, strict=True):
-        for index, method in enumerate(found.request.methods):
+        for method in found.request.methods:
             runs = found.of(method.name)
             if not runs:
                 continue
             steps = [moment.step for moment in runs[0].moments]
             values = np.array([[of(moment) for moment in run.moments] for run in runs])
             mean, spread = values.mean(0), values.std(0)
-            colour, dash = _style(index)
+            colour, dash, _ = styles[method.name]
             axes.plot(steps, mean, color=colour, linestyle=dash, label=method.name)
-            axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+            if banded:
+                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+        low, high = axes.get_ylim()
         axes.axhline(CEILING, color="#888888", linewidth=0.8, linestyle=":")
+        axes.set_ylim(low, high)  # the ceiling is shown where it is near
         if found.base.steps > ANNEAL_STEPS:
             axes.axvline(ANNEAL_STEPS, color="#888888", linewidth=0.8, linestyle=":")
         axes.set(title=name, xlabel="updates")
-    return picture.finished("mean over restarts, band of one standard deviation", "accuracy")
+    band = ", band of one standard deviation" if banded else ""
+    return picture.finished(f"mean over restarts{band}", "accuracy")
 
 
 def distance_scatter(found: Reproduction) -> Figure:
@@ -92,17 +106,17 @@ def distance_scatter(found: Reproduction) -> Figure:
         ("Hessian distance ‖H_a − H_b‖₂", lambda distance: distance.hessian),
         ("gradient distance ‖g_a − g_b‖₂", lambda distance: distance.gradient),
     )
-    picture = Picture(found, len(panels), (11.0, 5.2))
+    picture = Picture(found, len(panels), (11.0, 5.2), shared=True)
+    styles = _styles(found)
     for axes, (name, of) in zip(picture.panels, panels, strict=True):
         ends: list[tuple[float, float]] = []
         way: list[tuple[float, float]] = []
-        for index, method in enumerate(found.request.methods):
+        for method in found.request.methods:
             points = [_points(run, of) for run in found.of(method.name)]
             last = [each[-1] for each in points if each]
             before = [pair for each in points for pair in each[:-1]]
             ends, way = ends + last, way + before + last
-            colour, _ = _style(index)
-            marker = MARKERS[(index // len(COLOURS)) % len(MARKERS)]
+            colour, _, marker = styles[method.name]
             if before:
                 axes.plot(*zip(*before, strict=True), marker, color=colour, markersize=3, alpha=0.35, linestyle="none")
             if last:
@@ -129,5 +143,9 @@ def _told(points: Sequence[tuple[float, float]]) -> str:
     return f"Pearson (log) {pearson}, Spearman {spearman}, n = {found.n}"
 
 
-def _style(index: int) -> tuple[str, str]:
-    return COLOURS[index % len(COLOURS)], ("-", "--", ":")[(index // len(COLOURS)) % 3]
+def _styles(found: Reproduction) -> dict[str, tuple[str, str, str]]:
+    """Colour, line and marker of every method: the colour of its penalty, the line and the marker of its rule."""
+    names = [method.name for method in found.request.methods]
+    penalties = list(dict.fromkeys(name.partition("+")[0] for name in names))
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(penalties)}
+    return {name: (colours[name.partition("+")[0]], *STYLES[name.partition("+")[2]]) for name in names}
