@@ -1,4 +1,4 @@
-"""Whether what an objective needs besides activations and rows fits into memory, before a run."""
+"""Whether the probes of a step fit into memory, before a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from difc_ray.vectors import ParameterLayout
 
 
 def check_memory(config: Config, model: Model, available_bytes: int) -> None:
-    """Whether the probes of one worker, and the coordinator's work, fit into the memory that there is.
+    """Whether the probes of one worker, and their products, fit into the memory that there is.
 
     Args:
         config: the run's configuration, of a run with a penalty.
@@ -20,17 +20,6 @@ def check_memory(config: Config, model: Model, available_bytes: int) -> None:
     Raises:
         ConfigError: they alone do not, whatever the activations take.
     """
-    wanted = objective_of(config).coordinator_bytes(len(config.sources))
-    if wanted > available_bytes:
-        raise ConfigError(
-            f"what objective `{config.objective}` makes of all pairs of examples must fit into memory, got "
-            f"`batch_size={config.batch_size}` and {len(config.sources)} sources, {wanted / 2**20:,.0f} MiB against "
-            f"{available_bytes / 2**20:,.0f} MiB free. Lower `batch_size`, or take another objective."
-        )
-    _check_probes(config, model, available_bytes)
-
-
-def _check_probes(config: Config, model: Model, available_bytes: int) -> None:
     alignment = config.alignment
     sets = len(objective_of(config).probe_sets())
     if alignment.scope == "head" and not sets:

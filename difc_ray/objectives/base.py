@@ -158,10 +158,6 @@ class Objective(ABC):
     ) -> tuple[list[Vectors], dict[str, float]]:
         """Per domain the vectors to contract with, and the penalty's terms by name (already times α, β)."""
 
-    def coordinator_bytes(self, domains: int) -> int:
-        """Memory that :meth:`cotangents` of so many domains takes, where that is much more than the answers do."""
-        return 0
-
     def surrogate(self, measurement: Measurement, cotangent: Mapping[str, Tensor]) -> Tensor:
         """The scalar whose gradient is this domain's alignment row: ``sum_name ⟨cotangent, answer⟩``."""
         terms = [(cotangent[name] * measurement.answered[name]).sum() for name in sorted(cotangent)]

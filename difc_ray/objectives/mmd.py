@@ -17,6 +17,9 @@ from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vector
 WIDTHS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """γ of the kernel ``k(x, y) = Σ_γ exp(−γ ‖x − y‖²)``."""
 
+BLOCK: Final = 2**18
+"""Pairs of examples that are in hand at a time."""
+
 
 @OBJECTIVES.register("mmd")
 class Mmd(Objective):
@@ -43,28 +46,41 @@ class Mmd(Objective):
         self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients
     ) -> tuple[list[Vectors], dict[str, float]]:
         """The gradient of the penalty with respect to the features."""
-        examples = self.options.examples
-        features = [
-            torch.from_numpy(answer["z"].astype(np.float64)).reshape(examples, -1).requires_grad_()
-            for answer in answers
-        ]
-        total = torch.zeros((), dtype=torch.float64)
-        own = [mean_kernel(each, each) for each in features]
-        for a, b in itertools.combinations(range(len(features)), 2):
-            gap = own[a] + own[b] - 2.0 * mean_kernel(features[a], features[b])
-            total = total + float(weights_K[a] * weights_K[b]) * gap
-        penalty = coefficients.alpha / pairs_of(weights_K) * total
-        pulled = torch.autograd.grad(penalty, features)
-        return [{"z": each.flatten().numpy()} for each in pulled], {"discrepancy": float(penalty.detach())}
-
-    def coordinator_bytes(self, domains: int) -> int:
-        """Distances, their limit and a kernel for each width, all kept for the gradient, of every pair of domains."""
-        matrices = domains * (domains + 1) // 2 * (len(WIDTHS) + 2)
-        return 8 * matrices * self.options.examples**2
+        features = [answer["z"].astype(np.float64).reshape(self.options.examples, -1) for answer in answers]
+        scale = coefficients.alpha / pairs_of(weights_K)
+        pulled, total = [np.zeros_like(each) for each in features], 0.0
+        for a, b in itertools.combinations_with_replacement(range(len(features)), 2):
+            others = float(sum(weights_K) - weights_K[a])  # a domain's own kernel is in its pair with every other
+            factor = scale * float(weights_K[a]) * (others if a == b else -2.0 * float(weights_K[b]))
+            mean, by_one, by_other = mean_kernel(features[a], features[b])
+            total += factor * mean
+            pulled[a] += factor * by_one
+            pulled[b] += factor * by_other
+        return [{"z": each.flatten()} for each in pulled], {"discrepancy": total}
 
 
-def mean_kernel(one_MD: Float[Tensor, "M D"], other_ND: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """The kernel's mean over all pairs."""
-    squares_MN = one_MD.square().sum(1)[:, None] + other_ND.square().sum(1) - 2.0 * one_MD @ other_ND.T
-    distances_MN = squares_MN.clamp(min=0.0)
-    return torch.stack([torch.exp(-width * distances_MN).mean() for width in WIDTHS]).sum()
+def mean_kernel(
+    one_MD: Float[np.ndarray, "M D"], other_ND: Float[np.ndarray, "N D"]
+) -> tuple[float, Float[np.ndarray, "M D"], Float[np.ndarray, "N D"]]:
+    """The kernel's mean over all pairs, and its derivatives with respect to both sets of points.
+
+    ``∂k(x, y)/∂x = −2 Σ_γ γ exp(−γ ‖x − y‖²) (x − y)``. A few rows at a time: no M × N matrix is held.
+    """
+    one, other = torch.from_numpy(one_MD), torch.from_numpy(other_ND)
+    squares_N, pairs = other.square().sum(1), len(one) * len(other)
+    by_one, by_other, total = torch.empty_like(one), torch.zeros_like(other), 0.0
+    rows = max(1, BLOCK // len(other))
+    for start in range(0, len(one), rows):
+        part = one[start : start + rows]
+        distances = (part.square().sum(1)[:, None] + squares_N - 2.0 * part @ other.T).clamp_(min=0.0)
+        pull = torch.zeros_like(distances)
+        for width in WIDTHS:
+            kernel = torch.exp(-width * distances)
+            total += float(kernel.sum())
+            pull.add_(kernel, alpha=width)
+        by_one[start : start + rows] = pull @ other - pull.sum(1)[:, None] * part
+        if one_MD is not other_ND:
+            by_other += pull.T @ part - pull.sum(0)[:, None] * other
+    if one_MD is other_ND:  # the kernel is symmetric
+        by_other = by_one
+    return total / pairs, (2.0 / pairs * by_one).numpy(), (2.0 / pairs * by_other).numpy()

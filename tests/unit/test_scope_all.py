@@ -187,15 +187,6 @@ def test_probes_of_the_head_are_counted_with_their_outputs() -> None:
         prepare(small_config(alignment={**alignment, "probes": 10**12}), None)
 
 
-def test_pairs_of_examples_that_do_not_fit_are_refused_before_the_run() -> None:
-    config = small_config(objective="mmd", batch_size=50)
-    model = build_model("mlp", (1, 4, 4), 3, {"hidden": [5]}, 0)
-    needed = 8 * 6 * 9 * 50**2  # three domains, six pairs with themselves
-    check_memory(config, model, needed)
-    with pytest.raises(ConfigError, match="all pairs of examples must fit into memory, got `batch_size=50` and 3"):
-        check_memory(config, model, needed - 1)
-
-
 def test_the_check_leaves_the_model_as_it_was() -> None:
     config, loss = config_of("hutchinson"), LOSSES.get("cross_entropy")({})
     model = build_model("mlp", (1, 4, 4), 3, {"hidden": [5]}, 0)
