@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("COLUMNS", None)  # a worker of a parallel run is told a width
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begins what a script starts with `&`, and its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import psutil
 import pytest
