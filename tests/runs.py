@@ -63,9 +63,12 @@ def run_inline(config: Config, steps: int, state: TrainState | None = None) -> t
     """So many steps of the reference."""
     engine = InlineEngine(config, "reference", lambda: False, lambda text: None)
     engine.connect()
-    engine.start(state or prepare(config, None).state)
-    records = engine.advance(steps)
-    return engine.snapshot(), records
+    try:
+        engine.start(state or prepare(config, None).state)
+        records = engine.advance(steps)
+        return engine.snapshot(), records
+    finally:
+        engine.close()  # loader processes that are left to the garbage collector take five seconds each to end
 
 
 def digest(state: TrainState) -> str:
