@@ -304,6 +304,9 @@ def final_status(
     except GeneratorExit:
         finish("KILLED", f"suspended by its sweep{f'; continue it with `{member.resume}`' if member else ''}")
         raise
+    except SystemExit:
+        finish("KILLED", "its process was told to end")  # as Ray tells that of a trial when the sweep is gone
+        raise
     except BaseException:
         finish("FAILED", "unexpected error, see run.log")
         raise
@@ -346,6 +349,10 @@ def hand_over(training: Training, outcome: Outcome, *, whole: bool) -> None:
         tracker.model(directory, step=outcome.summary["selected_step"])
 
 
+TOLD_TO_END = (Interrupted, KeyboardInterrupt, GeneratorExit, SystemExit)
+"""What ends a run from outside: nothing is wrong with the run itself."""
+
+
 @contextmanager
 def run_log(run_dir: Path, config: Config, notice: Notice) -> Iterator[None]:
     """Everything that the package logs, to the run's files as well; an error with its traceback and a note on it."""
@@ -365,7 +372,7 @@ def run_log(run_dir: Path, config: Config, notice: Notice) -> Iterator[None]:
         yield
     except BaseException as error:
         ending = f"ended by {type(error).__name__}"
-        if not isinstance(error, Interrupted | KeyboardInterrupt | GeneratorExit) or error.__cause__ is not None:
+        if not isinstance(error, TOLD_TO_END) or error.__cause__ is not None:
             log.error("%s", error, exc_info=True, extra={"event": "error"})
             error.add_note(str(run_dir / "run.log"))
         raise

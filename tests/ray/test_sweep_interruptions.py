@@ -86,6 +86,16 @@ def contents(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+def trials() -> list[int]:
+    """Processes of the sweeps' trials on the session's Ray."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith("ray::Trial"):
+                found.append(process.pid)
+    return found
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one sentence with which a sweep is not resumed."""
     capsys.readouterr()
@@ -103,6 +113,7 @@ def test_a_sweep_whose_driver_was_killed(drive: Any, tmp_path: Path, capsys: pyt
     assert driver.process.wait(LEFT_S) == -signal.SIGKILL
     folder = SweepFolder(tmp_path / "runs" / "s")
     assert [record.status for record in folder.records()] == ["finished", "running", "waiting"]
+    eventually(lambda: not trials())  # Ray tells them to end, and they write that down
     finished = contents(folder.run_dir(0))
     before = contents(folder.path)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from difc_ray.errors import ClusterError, Interrupted, ended
-from difc_ray.run import final_status
+from difc_ray.run import final_status, run_log
 from difc_ray.signals import Signals
 from difc_ray.tracking import MemoryTracker
+from tests.runs import small_config
 
 
 @pytest.mark.parametrize(("text", "whole"), [("a", "a."), ("a.", "a."), ("is it?", "is it?"), ("no!", "no!")])
@@ -30,3 +31,22 @@ def test_a_signal_while_something_failed(tmp_path: Path) -> None:
         "Stopped by SIGINT before the step in hand was taken. The actors were still starting. Continue with "
         f"`difc-ray train resume={tmp_path}`."
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "traceback"), [(SystemExit(1), "KILLED", False), (KeyError("x"), "FAILED", True)]
+)
+def test_a_process_that_is_told_to_end_is_no_failure(
+    tmp_path: Path, error: BaseException, status: str, traceback: bool
+) -> None:
+    """Ray ends the processes of trials so when their sweep is gone; a bug has its traceback in the run's log."""
+    tracker = MemoryTracker(tmp_path)
+    with (
+        pytest.raises(type(error)),
+        run_log(tmp_path, small_config(), str),
+        final_status(tracker, Signals(), tmp_path, None),
+    ):
+        raise error
+    assert tracker.status == status
+    text = (tmp_path / "run.log").read_text()
+    assert ("Traceback" in text) == traceback
