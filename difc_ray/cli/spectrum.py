@@ -151,21 +151,19 @@ def print_spectrum(spectrum: Spectrum) -> None:
     print_table(domain_table(spectrum))
     if not last.pairs:
         return
-    table = Table(
-        title=f"pairs of domains, step {last.step}, δ = {last.pairs[0].bound.delta:.3g}", title_justify="left"
-    )
+    table = Table(title=f"pairs of domains, step {last.step}, δ = {last.main.bound.delta:.3g}", title_justify="left")
     for heading in ("pair", *PAIR_COLUMNS):
         table.add_column(heading, justify="left" if heading == "pair" else "right")
     for pair in last.pairs:
         table.add_row(escape(pair.name), *pair_cells(pair))
     print_table(table)
     if len(spectrum.moments) > 1:
-        main = last.pairs[0]
+        main = last.main
         over = Table(title=escape(f"{main.name}, over training"), title_justify="left")
         for heading in ("step", *PAIR_COLUMNS):
             over.add_column(heading, justify="right")
         for moment in spectrum.moments:
-            over.add_row(str(moment.step), *pair_cells(moment.pairs[0]))
+            over.add_row(str(moment.step), *pair_cells(moment.main))
         print_table(over)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ WIDTH: Final = 0.004
 FLOOR: Final = 0.1
 """Lowest density that is drawn, as a share of the height of a single eigenvalue."""
 
-_LINES, _EARLIER = ("-", "--", ":"), "#9a9a9a"
+_EARLIER = "#9a9a9a"
 
 
 def pictures(spectrum: Spectrum) -> dict[str, Figure]:
@@ -74,49 +74,39 @@ def densities(spectrum: Spectrum) -> Figure:
 
 def eigenvalues(spectrum: Spectrum) -> Figure:
     """Largest and smallest eigenvalue, and the trace with its standard error, against the step; a line per domain."""
-    figure = Figure(figsize=(10.2, 3.9), dpi=DPI, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps = [moment.step for moment in spectrum.moments]
+    figure, left, right, steps = _over_training(spectrum)
     for index, name in enumerate(spectrum.moments[-1].domains):
-        style = {"color": COLOURS[index % len(COLOURS)], "marker": "o", "markersize": 4}
+        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": "o", "markersize": 4}
         found = [moment.domains[name] for moment in spectrum.moments]
         left.plot(steps, [each.top[0].value for each in found], label=_short(name), **style)
         left.plot(steps, [each.lowest.value for each in found], linestyle="--", linewidth=1.0, **style)
         errors = [each.trace_error or 0.0 for each in found]
         right.errorbar(steps, [each.trace for each in found], errors, capsize=3, **style)
-    left.set(xlabel="step", title="Largest (solid) and smallest (dashed) eigenvalue")
-    right.set(xlabel="step", title="Trace, with its standard error")
+    left.set_title("Largest (solid) and smallest (dashed) eigenvalue", fontsize=10)
+    right.set_title("Trace, with its standard error", fontsize=10)
     for axes in (left, right):
-        _tidy(axes)
         axes.axhline(0.0, color="#333333", linewidth=0.8)
-        _steps(axes, steps)
-        axes.title.set_fontsize(10)
     _legend(figure, left)
     return figure
 
 
 def distances(spectrum: Spectrum) -> Figure:
     """``‖H_a − H_b‖₂`` and ``‖g_a − g_b‖`` against the step; a line per pair, those with the target solid."""
-    figure = Figure(figsize=(10.2, 3.9), dpi=DPI, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps = [moment.step for moment in spectrum.moments]
+    figure, left, right, steps = _over_training(spectrum)
     for index, pair in enumerate(spectrum.moments[-1].pairs):
         held = [moment.pairs[index] for moment in spectrum.moments]
         solid = spectrum.target is None or pair.other == spectrum.target
-        style = {
+        style: dict[str, Any] = {
             "color": "#222222" if pair.one == ALL_SOURCES else COLOURS[index % len(COLOURS)],
             "linestyle": "-" if solid else "--", "marker": "o", "markersize": 4,
             "linewidth": 2.2 if pair.one == ALL_SOURCES else 1.4,
         }  # fmt: skip
         left.plot(steps, [each.hessian for each in held], label=_ends(pair), **style)
         right.plot(steps, [each.gradient for each in held], **style)
-    left.set(xlabel="step", title="‖H_a − H_b‖₂, distance of the Hessians")
-    right.set(xlabel="step", title="‖g_a − g_b‖, distance of the gradients")
+    left.set_title("‖H_a − H_b‖₂, distance of the Hessians", fontsize=10)
+    right.set_title("‖g_a − g_b‖, distance of the gradients", fontsize=10)
     for axes in (left, right):
-        _tidy(axes)
         axes.set_ylim(bottom=0)
-        _steps(axes, steps)
-        axes.title.set_fontsize(10)
     _legend(figure, left)
     return figure
 
@@ -127,11 +117,11 @@ def bounds(spectrum: Spectrum) -> Figure:
     Where the gap crosses the bound, what is beyond second order has outgrown it: the radius is too large for the
     theorem to say anything. Across the kinks of a ReLU there is some of that at every radius.
     """
-    main = main_pair(spectrum.moments[-1])
+    main = spectrum.moments[-1].main
     figure = Figure(figsize=(10.2, 4.3), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [moment.step for moment in spectrum.moments]
-    held = [main_pair(moment).bound for moment in spectrum.moments]
+    held = [moment.main.bound for moment in spectrum.moments]
     _bound_lines(left, [float(step) for step in steps], held)
     left.set(xlabel="step", title=f"At δ = {main.bound.delta:.3g}, over training")
     _steps(left, steps)
@@ -148,9 +138,16 @@ def bounds(spectrum: Spectrum) -> Figure:
     return figure
 
 
-def main_pair(moment: Moment) -> PairDistance:
-    """The pair that the theorem is about: the mean of the sources and the target, or what comes nearest to it."""
-    return moment.pairs[0]
+def _over_training(spectrum: Spectrum) -> tuple[Figure, Axes, Axes, list[int]]:
+    """Two axes over the steps of the checkpoints, and these."""
+    figure = Figure(figsize=(10.2, 3.9), dpi=DPI, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [moment.step for moment in spectrum.moments]
+    for axes in (left, right):
+        _tidy(axes)
+        _steps(axes, steps)
+        axes.set_xlabel("step")
+    return figure, left, right, steps
 
 
 def _bound_lines(axes: Axes, places: Sequence[float], bounds: Sequence[Bound]) -> None:

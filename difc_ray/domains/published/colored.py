@@ -35,9 +35,17 @@ from jaxtyping import Int, UInt8
 
 from difc_ray.determinism import generator
 from difc_ray.domains.base import DATASETS
-from difc_ray.domains.pixels import ArrayDomain
 from difc_ray.domains.published.collection import N_CLASSES
-from difc_ray.domains.published.pools import CONTENT_SEED, DealtFamily, Labelled, Of5k, OfMnist, Places, dealt
+from difc_ray.domains.published.pools import (
+    CONTENT_SEED,
+    Content,
+    DealtFamily,
+    Labelled,
+    Of5k,
+    OfMnist,
+    Places,
+    dealt,
+)
 
 CLASS_NAMES: Final = ("5 to 9", "0 to 4")
 LABEL_NOISE: Final = 0.25
@@ -59,10 +67,8 @@ class FlippedFamily(DealtFamily):
         """The digits of a domain, and its splits where they are not drawn.
 
         Raises:
-            ConfigError: there is no such domain.
             DataError: its files cannot be used.
         """
-        self.check_domain(domain_name)
         pools = self.pools()
         if domain_name not in TRAINING:
             return pools.test, None
@@ -75,18 +81,14 @@ class ColoredFamily(FlippedFamily):
     class_names = CLASS_NAMES
     image_shape = (2, SIDE, SIDE)
 
-    def load(self, domain_name: str) -> ArrayDomain:
-        """One domain.
+    def content(self, domain_name: str) -> Content:
+        """Thinned digits in two channels, two classes.
 
         Raises:
             DataError: its files cannot be used.
         """
         (pictures, digits), splits = self.chosen(domain_name)
-        pixels, labels = coloured(pictures, digits, domain_name, self.draw)
-        return ArrayDomain(
-            pixels, domain_name, CLASS_NAMES, self.image_shape, labels, self.seed, splits=splits,
-            mean=(0.0,), std=(1.0,),
-        )  # fmt: skip
+        return *coloured(pictures, digits, domain_name, self.draw), splits
 
 
 def coloured(

@@ -26,10 +26,9 @@ import numpy as np
 
 from difc_ray.determinism import generator
 from difc_ray.domains.base import DATASETS
-from difc_ray.domains.pixels import ArrayDomain
 from difc_ray.domains.published.colored import FLIPS, FlippedFamily
 from difc_ray.domains.published.digits import CLASS_NAMES, drawn_colours
-from difc_ray.domains.published.pools import CONTENT_SEED, Of5k, OfMnist
+from difc_ray.domains.published.pools import CONTENT_SEED, Content, Of5k, OfMnist
 from difc_ray.domains.published.shifts import Inked
 
 SIDE: Final = 28
@@ -42,8 +41,8 @@ class InkedFamily(FlippedFamily):
     class_names = CLASS_NAMES
     image_shape = (3, SIDE, SIDE)
 
-    def load(self, domain_name: str) -> ArrayDomain:
-        """One domain.
+    def content(self, domain_name: str) -> Content:
+        """Digits in three channels, ten classes.
 
         Raises:
             DataError: its files cannot be used.
@@ -56,10 +55,7 @@ class InkedFamily(FlippedFamily):
         pixels = np.empty((len(digits), SIDE, SIDE, 3), dtype=np.uint8)
         for row, picture in enumerate(pictures):
             pixels[row] = ink.applied(picture[:, :, None], row)
-        return ArrayDomain(
-            pixels, domain_name, CLASS_NAMES, self.image_shape, digits, self.seed, splits=splits,
-            mean=(0.0,), std=(1.0,),
-        )  # fmt: skip
+        return pixels, digits, splits
 
 
 @DATASETS.register("colored_digits")

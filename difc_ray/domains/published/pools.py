@@ -20,6 +20,7 @@ from jaxtyping import Int, UInt8
 from difc_ray.determinism import generator
 from difc_ray.domains.base import DatasetFamily, MalformedDataError
 from difc_ray.domains.digits import shipped_mnist
+from difc_ray.domains.pixels import ArrayDomain
 from difc_ray.domains.published.collection import N_CLASSES, Collection
 from difc_ray.domains.published.finding import found
 from difc_ray.domains.published.options import flag, folder, wrong
@@ -40,6 +41,9 @@ Labelled = tuple[UInt8[np.ndarray, "_ 28 28"], Int[np.ndarray, " _"]]
 
 Places = dict[Split, Int[np.ndarray, " _"]]
 """Sorted positions by split."""
+
+Content = tuple[UInt8[np.ndarray, "M h w C"], Int[np.ndarray, " M"], Places | None]
+"""Pixels, labels, and the splits; None: these are drawn by the run's seed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +77,28 @@ class DealtFamily(DatasetFamily):
         if not isinstance(draw, int) or isinstance(draw, bool) or not 0 <= draw < 2**31:
             raise wrong("draw", "an integer >= 0", draw, self.where)
         self.draw = draw
+
+    def load(self, domain_name: str) -> ArrayDomain:
+        """One domain; its pixels are divided by 255, and that is all.
+
+        Raises:
+            ConfigError: there is no such domain.
+            DataError: its files cannot be used.
+        """
+        self.check_domain(domain_name)
+        pixels, labels, splits = self.content(domain_name)
+        return ArrayDomain(
+            pixels, domain_name, self.class_names, self.image_shape, labels, self.seed, splits=splits,
+            mean=(0.0,), std=(1.0,),
+        )  # fmt: skip
+
+    @abstractmethod
+    def content(self, domain_name: str) -> Content:
+        """What one of the domains holds.
+
+        Raises:
+            DataError: its files cannot be used.
+        """
 
     @abstractmethod
     def pools(self) -> Pools:

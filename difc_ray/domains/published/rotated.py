@@ -20,9 +20,8 @@ import numpy as np
 
 from difc_ray.determinism import generator
 from difc_ray.domains.base import DATASETS
-from difc_ray.domains.pixels import ArrayDomain
 from difc_ray.domains.published.digits import ANGLES_DEG, CLASS_NAMES
-from difc_ray.domains.published.pools import CONTENT_SEED, DealtFamily, Of5k, OfMnist
+from difc_ray.domains.published.pools import CONTENT_SEED, Content, DealtFamily, Of5k, OfMnist
 from difc_ray.domains.published.shifts import Turned
 
 SIDE: Final = 28
@@ -39,13 +38,12 @@ class RotatedFamily(DealtFamily):
         """r0 to r75."""
         return tuple(ANGLES)
 
-    def load(self, domain_name: str) -> ArrayDomain:
-        """One domain.
+    def content(self, domain_name: str) -> Content:
+        """A sixth of the digits, turned.
 
         Raises:
             DataError: its files cannot be used.
         """
-        self.check_domain(domain_name)
         pictures, labels = self.digits()
         shuffled = generator(CONTENT_SEED, "sixths", step=self.draw).permutation(len(labels))
         rows = shuffled[list(ANGLES).index(domain_name) :: len(ANGLES)]
@@ -53,9 +51,7 @@ class RotatedFamily(DealtFamily):
         pixels = np.empty((len(rows), SIDE, SIDE, 1), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
             pixels[place] = turn.applied(pictures[row][:, :, None], place)
-        return ArrayDomain(
-            pixels, domain_name, CLASS_NAMES, self.image_shape, labels[rows], self.seed, mean=(0.0,), std=(1.0,)
-        )  # fmt: skip
+        return pixels, labels[rows], None
 
 
 @DATASETS.register("rotated_mnist")
