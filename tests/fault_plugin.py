@@ -216,15 +216,15 @@ class _Watched:
 
     def measure(self, head: HeadCurvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._seen = _now
-        return super().measure(head, probes)  # type: ignore[misc]
+        return super().measure(head, probes)
 
     def respond(self, measurement: Measurement, exchange: int, broadcast: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._go_wrong("respond")
-        return super().respond(measurement, exchange, broadcast)  # type: ignore[misc]
+        return super().respond(measurement, exchange, broadcast)
 
     def surrogate(self, measurement: Measurement, cotangent: Mapping[str, Tensor]) -> Tensor:
         self._go_wrong("surrogate")
-        return super().surrogate(measurement, cotangent)  # type: ignore[misc]
+        return super().surrogate(measurement, cotangent)
 
     def _go_wrong(self, where: str) -> None:
         for fault in self._seen.faults.due(where, self._seen.domain, self._seen.step):

@@ -50,7 +50,7 @@ def check_third_order(config: Config, model: Model, loss: Loss, image_shape: tup
         found = [_compare(config, model, loss, images, labels, generator)]
         while found[-1] > TOLERANCE and len(found) < TRIES:
             found.append(_compare(config, model, loss, images, labels, generator))
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError) as error:  # torch's own, or that of fused attention
         raise ConfigError(
             f"`alignment.scope=all` differentiates the model three times, and `{config.model}` cannot be: "
             f"{' '.join(str(error).split())[:300]}. Write `alignment.scope=head`."

@@ -218,7 +218,7 @@ class Survey:
                 f"products with the Hessian must be finite, got one that is not (checkpoint of step {snapshot.step}). "
                 "Write `--precision float64`, or name other `--steps`."
             ) from error
-        except (NotImplementedError, RuntimeError) as error:
+        except (NotImplementedError, RuntimeError) as error:  # torch raises either where a layer has no derivative
             if "derivative" not in str(error):
                 raise
             raise ConfigError(

@@ -35,7 +35,7 @@ class Bad:
 def bad(arguments: str, code: int, *words: str | tuple[str, ...], **files: str | bytes) -> Bad:
     """A case; words alone are those of one line. Keyword arguments are files: ``run_yaml`` is ``run.yaml``."""
     lines = (tuple(word for word in words if isinstance(word, str)),) if isinstance(words[0], str) else words
-    return Bad(arguments, code, lines, {name.replace("_", "."): text for name, text in files.items()})  # type: ignore[arg-type]
+    return Bad(arguments, code, lines, {name.replace("_", "."): text for name, text in files.items()})
 
 
 MODEL_WITH_BATCH_NORM = """

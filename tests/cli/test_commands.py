@@ -26,7 +26,7 @@ from tests.cli import user_module
 from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, closed_port, environment, started, table_rows
 from tests.published import part, write_idx
 
-COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS = tuple(typer.main.get_command(app).commands)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -210,7 +210,7 @@ def test_an_exported_dataset_is_read_back(cli: Cli, tmp_path: Path) -> None:
         mine, theirs = open_domain("image_folder", read, name), open_domain("digits", digits, name)
         for number in range(10):
             here, there = np.flatnonzero(mine.labels == number), np.flatnonzero(theirs.labels == number)[:7]
-            assert np.array_equal(mine.fitted(here), theirs.fitted(there))  # type: ignore[attr-defined]
+            assert np.array_equal(mine.fitted(here), theirs.fitted(there))
     again = cli("data", "export", "out")
     assert again.code == 2
     assert "the folder must be new or empty, got `out`" in again.err

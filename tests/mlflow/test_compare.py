@@ -236,7 +236,7 @@ def test_a_server_is_asked_once_per_metric_and_agrees_with_its_own_client(mlflow
     client.log_metric(ids[0], "val/accuracy/a", 0.77, timestamp=99, step=3)  # again, after a resume
     asked: list[str] = []
     single = client.get_metric_history
-    client.get_metric_history = lambda run_id, key: asked.append(run_id) or single(run_id, key)  # type: ignore[method-assign]
+    client.get_metric_history = lambda run_id, key: asked.append(run_id) or single(run_id, key)
     found = histories(client, ids, "val/accuracy/a")
     assert asked == []
     expected = {run_id: {m.step: m.value for m in single(run_id, "val/accuracy/a")} for run_id in ids}

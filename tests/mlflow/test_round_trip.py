@@ -242,4 +242,4 @@ def test_the_augmentation_of_a_run_is_among_its_artifacts(mlflow_server: MlflowS
     assert held is not None
     assert meant is not None
     assert held.text() == meant.text()
-    assert held.text() != make_augmentation("domainbed", (3, 28, 28)).text()  # type: ignore[union-attr]
+    assert held.text() != make_augmentation("domainbed", (3, 28, 28)).text()

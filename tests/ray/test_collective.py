@@ -143,7 +143,7 @@ def test_a_row_that_is_not_finite_is_named_and_the_step_skipped(engine: RayEngin
 def test_workers_that_differ_are_noticed_and_follow_the_first(engine: RayEngine) -> None:
     """As on different hardware, where the optimizer's step may round differently."""
     config, notes = small_config(optimizer={"name": "sgd", "lr": 0.1}), []
-    engine.notice = notes.append  # type: ignore[method-assign]
+    engine.notice = notes.append
     engine.begin(config, "drift", prepare(config, None).state)
     engine.advance(1)
     first = engine.snapshot()

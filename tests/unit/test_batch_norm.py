@@ -137,7 +137,7 @@ def test_a_source_is_evaluated_with_its_own_statistics_and_the_target_with_the_m
         for name, buffer in model.named_buffers():
             buffer.copy_(state.buffers[prefix + name])
         total, n = 0.0, 0
-        for batch in load_domain(config, domain).evaluation_batches(split, 64):  # type: ignore[arg-type]
+        for batch in load_domain(config, domain).evaluation_batches(split, 64):
             with torch.no_grad():
                 total += len(batch) * float(loss.value(model.eval()(batch.images), batch.labels))
             n += len(batch)

@@ -79,7 +79,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_ones(tmp_path: Path, what: str
 
 def test_a_full_disk_is_named_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, snapshot_of(1), keep=1, best=False)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(CheckpointError, match=r"No space left on device for step 2 .* \(1000 bytes\) are free"):
         save(tmp_path, snapshot_of(2), keep=1, best=False)
     assert names(tmp_path) == ["latest", "step-00000001"]

@@ -90,7 +90,7 @@ def test_only_train_has_a_tail_and_the_domain_as_a_whole_has_none(root: Path) ->
     assert sorted(module.ranks().tolist()) == list(range(10))
     assert counts[np.argsort(module.ranks())].tolist() == expected
     for split in ("val", "test", "all"):
-        assert np.array_equal(thin.split_indices(split), full.split_indices(split))  # type: ignore[arg-type]
+        assert np.array_equal(thin.split_indices(split), full.split_indices(split))
     assert set(thin.split_indices("train").tolist()) < set(full.split_indices("train").tolist())
     assert thin.class_counts("all").tolist() == [35] * 10
     assert thin.fingerprint() == full.fingerprint()
@@ -151,7 +151,7 @@ def matching(photo: np.ndarray, top: np.ndarray) -> list[tuple[int, int]]:
 
 def test_rotated_is_what_torchvision_makes_of_the_angles(root: Path) -> None:
     domain = opened(root, "rotated")
-    angles = module.shift_of("rotated", 1400).degrees_N[domain.rows]  # type: ignore[attr-defined]
+    angles = module.shift_of("rotated", 1400).degrees_N[domain.rows]
     assert angles.min() < -70
     assert angles.max() > 70
     assert abs(angles.mean()) < 10

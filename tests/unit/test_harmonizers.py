@@ -328,7 +328,7 @@ def test_every_rule_describes_itself_and_is_frozen() -> None:
         assert harmonizer.source
         assert isinstance(harmonizer.two_rows, bool)
         with pytest.raises(FrozenInstanceError):
-            harmonizer.lam = 0.1  # type: ignore[attr-defined]
+            harmonizer.lam = 0.1
     assert make_harmonizer("gh", {}).default_weights(2).tolist() == [1.0, 1.0]
     assert make_harmonizer("mean", {}).default_weights(4).tolist() == [0.25] * 4
     assert "Warning" in (HARMONIZERS.get("ghpp_paper").__doc__ or "")

@@ -43,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def domain_of(root: Path, bad: str = "raise") -> Domain:
-    return open_domain("image_folder", open_family("image_folder", {}, root, 0, SIDE, bad), "a")  # type: ignore[arg-type]
+    return open_domain("image_folder", open_family("image_folder", {}, root, 0, SIDE, bad), "a")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ class Parity(Digits):
     """Even against odd digits: two classes, so a head with one logit."""
 
     @property
-    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    def class_names(self) -> tuple[str, ...]:
         return ("even", "odd")
 
     def load(self, domain_name: str) -> ArrayDomain:

@@ -63,10 +63,10 @@ class Case:
         return torch.stack([v * self.product(e, v) for v in probes]).mean(0)
 
     def mean(self, values: list[Tensor]) -> Tensor:
-        return sum(w * v for w, v in zip(WEIGHTS.tolist(), values, strict=True))  # type: ignore[return-value]
+        return sum(w * v for w, v in zip(WEIGHTS.tolist(), values, strict=True))
 
     def spread(self, values: list[Tensor], mean: Tensor) -> Tensor:
-        return sum(w * (v - mean).square().sum() for w, v in zip(WEIGHTS.tolist(), values, strict=True))  # type: ignore
+        return sum(w * (v - mean).square().sum() for w, v in zip(WEIGHTS.tolist(), values, strict=True))
 
     def penalty_gradient(self, penalty: Tensor, *, keep: bool = False) -> Tensor:
         given = {"retain_graph": keep, "allow_unused": True, "materialize_grads": True}
@@ -141,7 +141,7 @@ def rows_by_protocol(
     for own, cotangent in zip(workers, cotangents, strict=True):
         pulled = {n: torch.from_numpy(v) for n, v in cotangent.items()}
         surrogate = sum(s * objective.surrogate(worker, pulled) for s, worker in zip(shares, own, strict=True))
-        total += case.penalty_gradient(surrogate, keep=True)  # type: ignore[arg-type]
+        total += case.penalty_gradient(surrogate, keep=True)
     return total, sum(terms.values())
 
 

@@ -120,7 +120,7 @@ def test_a_digit_of_mnist_is_in_one_split_wherever_it_comes(root: Path) -> None:
         for options in ({}, {"limit": 100}):
             domain = opened(root, name, seed=3, **options)
             for split in ("train", "val", "test"):
-                for row in domain.rows[domain.split_indices(split)]:  # type: ignore[arg-type]
+                for row in domain.rows[domain.split_indices(split)]:
                     where.setdefault(int(row), set()).add(split)
     assert sorted(where) == list(range(720))
     assert {len(splits) for splits in where.values()} == {1}
@@ -147,7 +147,7 @@ def test_mnistm_is_a_photo_patch_minus_a_digit(root: Path) -> None:
     domain = opened(root, "mnistm")
     found, digits = everything(domain).astype(int), published(domain).astype(int)
     photos = load_sample_images().images
-    places = module.shift_of("mnistm", domain._collection).places_N3  # type: ignore[attr-defined]
+    places = module.shift_of("mnistm", domain._collection).places_N3
     for i in range(0, 720, 50):
         photo, top, left = places[i]
         place = photos[photo][top : top + 28, left : left + 28].astype(int)

@@ -177,7 +177,7 @@ class TestPace:
         timer.join()
         writer.close()
         assert 0.3 < time.monotonic() - began < 5
-        assert uploader.replayer.exported >= 1  # type: ignore[attr-defined]
+        assert uploader.replayer.exported >= 1
         assert json.loads(uploader.folder.status.read_text()) == {"state": "ok"}
 
     def test_sending_once_gives_up(self, tmp_path: Path) -> None:
