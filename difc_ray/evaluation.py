@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from difc_ray.domains.base import Batch, Domain, EvaluationSplit
 from difc_ray.errors import ConfigError
-from difc_ray.local_step import LocalStep, ModelState, inference
+from difc_ray.local_step import LocalStep, ModelState
 from difc_ray.losses.base import Loss
+from difc_ray.models import inference
 from difc_ray.registry import Registry, did_you_mean
 
 ECE_BINS: Final = 15

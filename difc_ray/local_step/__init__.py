@@ -7,7 +7,7 @@ from difc_ray.local_step.head import detached_head, diagonal_row, head_curvature
 from difc_ray.local_step.merging import merge_rows, merge_statistics, part_of
 from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics, Token, domain_buffer, held_rows
 from difc_ray.local_step.parts import family_of, load_domain, loader_of, model_of, objective_of, parts_of
-from difc_ray.local_step.step import LocalStep, inference
+from difc_ray.local_step.step import LocalStep
 
 __all__ = [
     "LocalStep",
@@ -23,7 +23,6 @@ __all__ = [
     "family_of",
     "head_curvature",
     "held_rows",
-    "inference",
     "load_domain",
     "loader_of",
     "merge_rows",

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from difc_ray.config import Config, batch_norm_policy, domain_weights, metric_kind, rows_per_domain
 from difc_ray.curvature import HeadCurvature, NetworkCurvature, WrittenOut, rademacher
@@ -29,7 +29,7 @@ from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics,
 from difc_ray.local_step.mixing import Mixing
 from difc_ray.local_step.parts import load_domain, loader_of, objective_of, parts_of
 from difc_ray.losses import Confusion, Loss, confusion_of
-from difc_ray.models import Model, train_mode
+from difc_ray.models import Model, inference, train_mode
 from difc_ray.objectives import Measurement, Vectors
 from difc_ray.spans import Recorder
 from difc_ray.vectors import ParameterLayout, add_row, as_tensor, write_row, write_theta
@@ -374,19 +374,6 @@ class LocalStep:
             seed = derive_seed(self.config.seed, f"probes-{name}", "" if shared else self.domain.name, step)
             found[name] = rademacher(self.config.alignment.probes, size, seed, self.parameters[0].dtype).to(self.device)
         return found
-
-
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no graph inside; module by module the earlier mode afterwards (some may be frozen)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _add(total: dict[str, Tensor], found: Mapping[str, Tensor], share: float) -> None:

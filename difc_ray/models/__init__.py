@@ -16,7 +16,7 @@ from difc_ray.models.base import (
     weights_path,
     without_weights,
 )
-from difc_ray.models.normalisation import has_batch_norm, train_mode
+from difc_ray.models.modes import has_batch_norm, inference, train_mode
 
 __all__ = [
     "MODELS",
@@ -26,6 +26,7 @@ __all__ = [
     "build_model",
     "check_weights",
     "has_batch_norm",
+    "inference",
     "small",
     "timm",
     "torchvision",

@@ -18,9 +18,9 @@ from difc_ray.checkpoint import load
 from difc_ray.config import Config
 from difc_ray.curvature import HeadCurvature
 from difc_ray.domains import Domain
-from difc_ray.local_step import head_curvature, inference, load_domain, model_of
+from difc_ray.local_step import head_curvature, load_domain, model_of
 from difc_ray.losses import Loss
-from difc_ray.models import Model
+from difc_ray.models import Model, inference
 from difc_ray.snapshots import write_json
 from difc_ray.vectors import ParameterLayout, write_theta
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from difc_ray.curvature import HeadCurvature, NetworkCurvature
-from difc_ray.local_step import ModelState, domain_buffer, head_curvature, inference
+from difc_ray.local_step import ModelState, domain_buffer, head_curvature
 from difc_ray.losses import Loss, LossState
-from difc_ray.models import Model
+from difc_ray.models import Model, inference
 from difc_ray.vectors import as_tensor, write_theta
 
 CHUNK, GRAPH_BYTES = 64, 256 * 2**20

@@ -1,4 +1,4 @@
-"""Batch normalisation during training: which modules it is about, and how they are frozen.
+"""Training and evaluation mode, and batch normalisation in each.
 
 A BatchNorm module in training mode normalises with the statistics of its batch and moves its running statistics; in
 evaluation mode it normalises with the running statistics and moves nothing. What becomes of the buffers that several
@@ -10,6 +10,10 @@ evaluation mode; scale and shift are trained there as here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import nn
 
 
@@ -28,3 +32,16 @@ def train_mode(model: nn.Module, *, frozen: bool) -> None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no graph inside; module by module the earlier mode afterwards (some may be frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
