@@ -204,10 +204,11 @@ def _view(asked: Asked) -> Iterator[Problem]:
     name, between, k = config.harmonize.rule, config.harmonize.between, len(config.sources)
     dead = objective_name(config) in PENALTIES and not has_penalty(config)  # reported as such
     if not has_penalty(config) and not dead:
-        remedy = (
-            "Take a rule for domains (`harmonize.rule=mean`), or give the penalty a weight (`alignment.alpha=0.1`)."
-        )
-        why = ("objective",) if config.objective != "auto" else ("alignment.alpha", "alignment.beta")
+        why: tuple[str, ...] = ("alignment.alpha", "alignment.beta")
+        other = "give the penalty a weight (`alignment.alpha=0.1`)"
+        if config.objective != "auto":
+            why, other = ("objective",), "an objective that has one (`objective=auto`)"
+        remedy = f"Take a rule for domains (`harmonize.rule=mean`), or {other}."
         if between in ("tasks", "both"):
             what = f"`harmonize.between: {between}` needs an alignment penalty, and there is none"
             yield asked.problem(what, f"Write `harmonize.between=domains`. {remedy}", "harmonize.between", *why)

@@ -148,6 +148,9 @@ CASES = {
         "train alignment.alpha=0 alignment.beta=0 harmonize.between=tasks harmonize.rule=mean", CONFIG,
         "needs an alignment penalty, and there is none", "harmonize.between=domains",
     ),
+    "rule for tasks without a penalty": bad(
+        "train objective=mixup", CONFIG, "combines the tasks alignment and classification", "`objective=auto`"
+    ),
     "exact with scope all": bad(
         "train alignment.scope=all", CONFIG, ("closed form for the head", "estimator=hutchinson")
     ),
