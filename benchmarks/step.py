@@ -97,9 +97,8 @@ def small(steps: int) -> None:
         ms, engine = measure_ray(configuration(rows=rows, engine="ray", **kinds), 10, steps)
         engine.close()
         show("ray", rows, ms)
-    print(
-        f"exact head penalty: {compute[2] / compute[1]:.2f} × the plain cross-entropy step (workers' compute, inline)"
-    )
+    ratio = compute[2] / compute[1]
+    print(f"exact head penalty, two rows: {ratio:.2f} × the plain cross-entropy step (workers' compute, inline)")
 
 
 def show(engine: str, rows: int, ms: dict[str, float]) -> None:
