@@ -37,14 +37,7 @@ from difc_ray.reference import InlineEngine
 from difc_ray.requested import repetition_warnings
 from difc_ray.signals import Signals
 from difc_ray.snapshots import export_model, make_snapshot
-from difc_ray.tracking import (
-    MemoryTracker,
-    MlflowTracker,
-    Status,
-    Tracker,
-    TrackingSummary,
-    probe,
-)
+from difc_ray.tracking import MlflowTracker, Status, Tracker, TrackingSummary, Untracked, probe
 from difc_ray.training import Display, Evaluation, Outcome, Start, Training
 
 log = logging.getLogger("difc_ray")
@@ -322,7 +315,7 @@ def make_tracker(
     A run of a sweep only writes its journal: the sweep's uploader sends it.
     """
     if uri is None:
-        return MemoryTracker(run_dir)
+        return Untracked(run_dir)
     if member is not None:
         return MlflowTracker(
             run_dir, uri, config.tracking.experiment, resume=resumed, notice=notice, upload=False, parent=member.parent

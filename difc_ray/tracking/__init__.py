@@ -20,6 +20,7 @@ from difc_ray.tracking.names import figure_path
 from difc_ray.tracking.reading import RecordedRun, read_run, spoiled
 from difc_ray.tracking.settings import UploadSettings
 from difc_ray.tracking.syncing import SyncReport, sync
+from difc_ray.tracking.untracked import Untracked
 from difc_ray.tracking.uris import masked, probe, resolve_uri
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Tracker",
     "TrackingFolder",
     "TrackingSummary",
+    "Untracked",
     "UploadSettings",
     "add_afterwards",
     "figure_path",

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
-from difc_ray.tracking.names import figure_path, flat
+from difc_ray.tracking.names import flat
+from difc_ray.tracking.untracked import Untracked
 
 
-class MemoryTracker:
+class MemoryTracker(Untracked):
     """Keeps everything in attributes; no process is started.
 
     Args:
@@ -24,7 +25,7 @@ class MemoryTracker:
     """
 
     def __init__(self, run_dir: Path | None = None) -> None:
-        self.run_dir = run_dir
+        super().__init__(run_dir)
         self.run_name: str | None = None
         self.recorded_params: dict[str, object] = {}
         self.recorded_tags: dict[str, str] = {}
@@ -56,10 +57,7 @@ class MemoryTracker:
     def figure(self, name: str, figure: SavesFigure) -> None:
         """Keep the figure itself, and save it if there is a run folder."""
         self.recorded_figures[name] = figure
-        if self.run_dir is not None:
-            path = figure_path(self.run_dir, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+        super().figure(name, figure)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep the path."""
@@ -74,6 +72,4 @@ class MemoryTracker:
     def finish(self, status: Status, error: str | None = None, *, drain_s: float | None = None) -> TrackingSummary:
         """Keep the status; nothing is ever pending."""
         self.status, self.error = status, error
-        return TrackingSummary(
-            uri="memory", experiment="memory", run_id=None, pending=0, refused=0, ui_command="", message=None
-        )
+        return super().finish(status, error, drain_s=drain_s)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from difc_ray.errors import CheckpointError, ConfigError
+from difc_ray.run import make_tracker
 from difc_ray.tracking import (
     MemoryTracker,
     MlflowTracker,
@@ -27,6 +28,7 @@ from difc_ray.tracking.failures import RefusedError, UnavailableError, judge
 from difc_ray.tracking.journal import JournalWriter
 from difc_ray.tracking.lock import FolderLock, exclusive
 from difc_ray.tracking.sending import Uploader
+from tests.runs import small_config
 
 
 @pytest.fixture
@@ -308,6 +310,22 @@ def test_memory_tracker_is_a_twin(tmp_path: Path) -> None:
     assert (tracker.recorded_artifacts, tracker.recorded_models) == ([(tmp_path / "f", "folder")], [(tmp_path, 7)])
     assert tracker.registered_models == [("best", 7)]
     assert (tracker.status, tracker.error, summary.pending) == ("KILLED", "why", 0)
+
+
+def test_a_run_without_mlflow_keeps_figures_in_its_folder_and_nothing_in_memory(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    tracker = make_tracker(small_config(), tmp_path, None, resumed=False, notice=print, member=None)
+    before = dict(vars(tracker))
+    tracker.start(run_name="r", params={}, tags={})
+    for step in range(3):
+        tracker.metrics(step, {f"x{step}": 2.0})
+    tracker.figure("curves", Figure())
+    tracker.artifact(tmp_path / "f")
+    summary = tracker.finish("FINISHED")
+    assert vars(tracker) == before == {"run_dir": tmp_path}
+    assert (tmp_path / "figures" / "curves.png").exists()
+    assert (summary.run_id, summary.pending) == (None, 0)
 
 
 def test_importing_tracking_is_cheap() -> None:
