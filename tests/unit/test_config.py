@@ -172,7 +172,7 @@ CASES: dict[str, tuple[list[str], str | None, list[list[str]]]] = {
     "no sources": (["sources=[]"], None, [["at least one source domain, got []"]]),
     "features of a divided batch": (["alignment.penalty=mmd", "cluster.replicas=2", "batch_norm=freeze"], None, [["`cluster.replicas` above 1 cannot serve the objective `mmd`"]]),
     "mixing examples of one source": (["objective=mixup", "harmonize.rule=mean", "sources=mnist"], None, [["objective `mixup` mixes the examples of a source with those of another", "`objective=erm`"]]),
-    "mixing data that stay where they are": (["objective=mixup", "harmonize.rule=mean", "cluster.bundles.mnist.resources.site_a=1"], None, [["objective `mixup` gives every worker examples of other domains", "`cluster.bundles`"]]),
+    "mixing data that stay where they are": (["objective=mixup", "harmonize.rule=mean", "cluster.bundles.mnist.resources.site_a=1"], None, [["objective `mixup` gives every worker examples of other domains", "got `cluster.bundles={", "and `objective=mixup`"]]),
     "mixing with a rule for tasks": (["objective=mixup"], None, [["rule `ghpp` combines the tasks", "harmonize.rule=mean"]]),
     "mixup of nothing": (["alignment.mixup=0"], None, [["`alignment.mixup` must be a finite number > 0, got 0"]]),
     "a discriminator for the whole network": (["alignment.penalty=dann_domain", "alignment.scope=all"], None, [["objective `dann_domain` is about the classifier"]]),
@@ -239,6 +239,11 @@ def test_the_way_to_do_without_a_penalty_can_be_followed(overrides: list[str], f
     (settings,) = re.findall(r"or write `([^`]*)`", problem)
     keys = {setting.partition("=")[0] for setting in settings.split()}
     load_config(None, [*(each for each in overrides if each.partition("=")[0] not in keys), *settings.split()])
+
+
+def test_two_sources_are_enough_to_mix(folder: Path) -> None:
+    config = load_config(None, ["objective=mixup", "harmonize.rule=mean", "sources=mnist,fonts"], paths=True)
+    assert check(config) == []
 
 
 def test_exit_codes(folder: Path) -> None:

@@ -40,15 +40,16 @@ class Accounts(Supervision):
     Args:
         allowed: `cluster.max_worker_restarts`.
         fates: what becomes of one replacement after the other: an error, or nothing.
+        node: where they are placed.
     """
 
-    def __init__(self, allowed: int, fates: Sequence[BaseException | None]) -> None:
+    def __init__(self, allowed: int, fates: Sequence[BaseException | None], node: str = "new") -> None:
         self.config = small_config(cluster={"max_worker_restarts": allowed})
         self.members = members_of(self.config)
         self.restarts = dict.fromkeys(self.config.sources, 0)
         self.messages, self._step, self._errors = [], 3, {}
         self.infos, self.workers = [info(100 + i, "old") for i in range(3)], [None] * 3
-        self.fates = list(fates)
+        self.fates, self.node = list(fates), node
 
     def _end(self, index: int) -> None:
         pass
@@ -63,7 +64,7 @@ class Accounts(Supervision):
         return None
 
     def _hear(self, index: int, reference: Any, limit_s: float) -> WorkerInfo:
-        return info(self.infos[index].pid + 1, "new")
+        return info(self.infos[index].pid + 1, self.node)
 
     def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
         raise NotImplementedError
@@ -91,11 +92,12 @@ def test_a_loss_with_notice_is_charged_to_nobody() -> None:
 
 
 def test_a_loss_without_notice_is_charged() -> None:
-    accounts = Accounts(2, [None, None])
+    accounts = Accounts(2, [None, None], node="old")
     for count in (1, 2):
         accounts.lose(announced=False)
         assert accounts.restarts["mnist"] == count
         assert f"; restart {count}/2 took" in accounts.messages[-1]
+        assert "on another node" not in accounts.messages[-1]
     with pytest.raises(WorkerError, match=r"`mnist` failed at step 3 and has used its 2 restart\(s\): worker process"):
         accounts.lose(announced=False)
     assert accounts.restarts == {"mnist": 2, "optdigits": 0, "fonts": 0}
