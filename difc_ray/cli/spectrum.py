@@ -16,7 +16,7 @@ from rich.table import Table
 from difc_ray.checkpoint import RunLock
 from difc_ray.cli.tables import console, print_facts, print_note, print_sync, print_table
 from difc_ray.cli.usage import whole_number
-from difc_ray.errors import CheckpointError, ConfigError, DifcError
+from difc_ray.errors import ConfigError, DifcError
 from difc_ray.preparation import check_run_folder
 from difc_ray.registry import did_you_mean
 from difc_ray.snapshots import write_json
@@ -108,9 +108,13 @@ def check_output(folder: Path) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    standing = next(place for place in (folder, *folder.parents) if place.exists())
-    if not (standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)):
+    try:
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        writable = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)
         why = "which may not be written" if standing.is_dir() else "which is a file"
+    except OSError as error:  # below a folder that nobody may enter, or a name that is too long
+        standing, writable, why = folder, False, str(error.strerror)
+    if not writable:
         raise ConfigError(
             f"`--output` must be a folder that can be written, got `{standing}`, {why} (command line). Name another "
             "folder."
@@ -136,8 +140,8 @@ def record(run_dir: Path, spectrum: Spectrum, files: list[Path]) -> None:
         with RunLock(run_dir):
             report = add_afterwards(run_dir, spectrum.points(), files, FOLDER)
     except (DifcError, OSError) as error:
-        rest = "" if isinstance(error, CheckpointError) else " Free some space."
-        print_note(f"the figures are not in MLflow: {' '.join(str(error).split())}{rest}")
+        rest = " Free some space, or make the run's folder writable." if isinstance(error, OSError) else ""
+        print_note(f"the figures are not in MLflow: {' '.join(str(error).split()).rstrip('.')}.{rest}")
         return
     if report is None:
         print_note("the run has no journal for MLflow: the figures are in the folder only")
@@ -181,17 +185,18 @@ def pair_cells(pair: PairDistance) -> list[str]:
 def domain_table(spectrum: Spectrum) -> Table:
     """Eigenvalues and trace of every domain at the last checkpoint."""
     last = spectrum.moments[-1]
-    shown = min(SHOWN_TOP, len(next(iter(last.domains.values())).top))
+    shown = min(SHOWN_TOP, max(len(domain.top) for domain in last.domains.values()))
     table = Table(title=f"Hessian of the loss, step {last.step}", title_justify="left")
     tops = [f"λ{number}" for number in range(1, shown + 1)]
     for heading in ("domain", "examples", "loss", "‖g‖", *tops, "λ min", "trace"):
         table.add_column(heading, justify="left" if heading == "domain" else "right")
     for name, domain in last.domains.items():
         error = "" if domain.trace_error is None else f" ± {domain.trace_error:.2g}"
+        top = [f"{each.value:.4g}" for each in domain.top[:shown]]
         table.add_row(
             escape(name), str(domain.examples), f"{domain.loss:.3g}", f"{domain.gradient_norm:.3g}",
-            *(f"{each.value:.4g}" for each in domain.top[:shown]), f"{domain.lowest.value:.3g}",
-            f"{domain.trace:.4g}{error}", style="bold" if name == spectrum.target else None,
+            *top, *[""] * (shown - len(top)), f"{domain.lowest.value:.3g}", f"{domain.trace:.4g}{error}",
+            style="bold" if name == spectrum.target else None,
         )  # fmt: skip
     return table
 

@@ -175,7 +175,7 @@ def _scope(asked: Asked) -> Iterator[Problem]:
 
 
 def _penalty(asked: Asked) -> Iterator[Problem]:
-    """Objectives whose penalty does nothing, or has nothing to compare."""
+    """Objectives whose penalty does nothing, or that have nothing to compare or to mix."""
     config, name = asked.config, objective_name(asked.config)
     keys = tuple(f"alignment.{each}" for each in OBJECTIVES.get(name).reads)
     default = leaves()["alignment.penalty"].default
@@ -187,15 +187,26 @@ def _penalty(asked: Asked) -> Iterator[Problem]:
         anneal = ("alignment.anneal.weight_before", "alignment.anneal.weight_after")
         weighed = any(value_of(config, key) > 0 for key in keys)
         raised = "one of them" if weighed or len(keys) > 1 else f"`{keys[0]}`"
-        yield asked.problem(what, f"Raise {raised}, or write `objective=erm`.", *(anneal if weighed else keys))
+        remedy = f"Raise {raised}, or write `{_plain(config)}`."
+        yield asked.problem(what, remedy, *(anneal if weighed else keys))
     elif OBJECTIVES.get(name).mixes and len(config.sources) == 1:
         what = f"objective `{name}` mixes the examples of a source with those of another, and there is one source"
-        yield asked.problem(what, "Name a second source, or write `objective=erm`.", "sources", "objective")
+        yield asked.problem(what, f"Name a second source, or write `{_plain(config)}`.", "sources", "objective")
     elif has_penalty(config) and len(config.sources) == 1:
         what = "an alignment penalty needs at least two source domains: the spread between domains, which it weighs, "
         what += "is zero for one, so alignment is undefined"
-        remedy = "Name a second source, or write `alignment.alpha=0 alignment.beta=0 harmonize.rule=mean`."
+        remedy = f"Name a second source, or write `{_plain(config)}`."
         yield asked.problem(what, remedy, "sources", *(keys if name in PENALTIES else ("objective",)))
+
+
+def _plain(config: Config) -> str:
+    """The settings by which a run has no penalty, nor a rule or a view that needs one."""
+    settings = ["objective=erm"]
+    if HARMONIZERS.get(config.harmonize.rule).two_rows:
+        settings.append("harmonize.rule=mean")
+    if config.harmonize.between in ("tasks", "both"):
+        settings.append("harmonize.between=domains")
+    return " ".join(settings)
 
 
 def _view(asked: Asked) -> Iterator[Problem]:

@@ -32,7 +32,7 @@ def cluster_problems(asked: Asked) -> Iterator[Problem]:
 
 
 def _exchange(asked: Asked) -> Iterator[Problem]:
-    """Transports and divided batches that a run cannot have."""
+    """Transports, divided batches and bundles that a run cannot have."""
     config, cluster = asked.config, asked.config.cluster
     rule = f"rule `{config.harmonize.rule}`, which looks at the curvature of the rows"
     if cluster.transport == "collective" and asks_for_curvature(asked):

@@ -157,14 +157,6 @@ class Density:
         order = np.argsort(nodes, kind="stable")
         return cls(nodes_Q=nodes[order], weights_Q=weights[order])
 
-    def moment(self, degree: int) -> float:
-        """``∫ x^degree``, the estimate of ``tr(H^degree) / P``."""
-        return float(self.weights_Q @ self.nodes_Q**degree)
-
-    def below(self, value: float) -> float:
-        """Share of the eigenvalues that are at most ``value``."""
-        return float(self.weights_Q[self.nodes_Q <= value].sum())
-
     def smooth(self, grid_G: Float[np.ndarray, " G"], width: float) -> Float[np.ndarray, " G"]:
         """The density with each mass as a normal curve of a standard deviation ``width``, on a grid; integral 1."""
         distance_GQ = (grid_G[:, None] - self.nodes_Q) / width

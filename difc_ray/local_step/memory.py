@@ -24,7 +24,9 @@ def check_memory(config: Config, model: Model, available_bytes: int) -> None:
     sets = len(objective_of(config).probe_sets())
     if alignment.scope == "head" and not sets:
         return
-    count = alignment.probes * sets if sets else 1
+    count, remedy = alignment.probes * sets if sets else 1, "Write `alignment.scope=head`, or free some memory."
+    if sets and alignment.probes > 1:
+        remedy = "Lower `alignment.probes` (one is the usual number)."
     if alignment.scope == "all":
         size, outputs = ParameterLayout.of(model).size, 0  # one product after the other
     else:
@@ -35,5 +37,5 @@ def check_memory(config: Config, model: Model, available_bytes: int) -> None:
         raise ConfigError(
             f"probes of `alignment.scope={alignment.scope}` and their products must fit into memory, got {count:,} of "
             f"{size:,} entries, {wanted / 2**20:,.0f} MiB per worker against {available_bytes / 2**20:,.0f} MiB free. "
-            "Lower `alignment.probes` (one is the usual number)."
+            f"{remedy}"
         )

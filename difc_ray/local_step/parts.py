@@ -43,9 +43,15 @@ def parts_of(config: Config) -> int:
     return config.cluster.replicas if config.engine == "ray" else 1
 
 
+def pieces_of(config: Config) -> int:
+    """In how many micro-batches a worker's batch is passed forward; one where nothing goes beyond the head."""
+    whole_network = config.alignment.scope == "all" and OBJECTIVES.get(objective_name(config)).has_penalty
+    return config.alignment.micro_batches if whole_network else 1
+
+
 def is_divided(config: Config) -> bool:
     """Whether the model sees less than a domain's batch at a time: its workers or its micro-batches divide it."""
-    return parts_of(config) > 1 or (config.alignment.scope == "all" and config.alignment.micro_batches > 1)
+    return parts_of(config) > 1 or pieces_of(config) > 1
 
 
 def family_of(config: Config) -> DatasetFamily:

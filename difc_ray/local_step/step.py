@@ -27,7 +27,7 @@ from difc_ray.local_step.head import detached_head, diagonal_row, head_curvature
 from difc_ray.local_step.merging import part_of
 from difc_ray.local_step.messages import ModelState, Products, Rows, Statistics, Token, domain_buffer
 from difc_ray.local_step.mixing import Mixing
-from difc_ray.local_step.parts import load_domain, loader_of, objective_of, parts_of
+from difc_ray.local_step.parts import load_domain, loader_of, objective_of, parts_of, pieces_of
 from difc_ray.losses import Confusion, Loss, confusion_of
 from difc_ray.models import Model, inference, train_mode
 from difc_ray.objectives import Measurement, Vectors
@@ -128,8 +128,8 @@ class LocalStep:
         self._step: _Step | None = None
         self.scope = config.alignment.scope if self.objective.has_penalty else "head"
         size = self.part.stop - self.part.start
-        pieces = config.alignment.micro_batches if self.scope == "all" else 1
-        self.pieces = [part_of(size, piece, pieces) for piece in range(min(pieces, size))]
+        pieces = min(pieces_of(config), size)
+        self.pieces = [part_of(size, piece, pieces) for piece in range(pieces)]
         self._target: Domain | None = None
         self._loading_s = 0.0
         self.metric = metric_kind(config)

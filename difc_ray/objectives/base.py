@@ -42,7 +42,7 @@ class ObjectiveOptions:
         detach_mean: whether the mean term is a constant for differentiation, where that matters.
         examples: in the batch of a domain, at least 1.
         mixup: a > 0 of the Beta(a, a) distribution, of `mixup`.
-        divided: whether several workers share each domain's batch, and know only their own part of its means.
+        divided: whether workers or micro-batches share each domain's batch, and know only their own part of its means.
     """
 
     estimator: str = "exact"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from difc_ray.errors import ConfigError
+from difc_ray.objectives import OBJECTIVES
 from difc_ray.registry import did_you_mean
 
 LAMBDA: Final = 91257.18613115903
@@ -38,11 +39,8 @@ RECIPE: Final[Mapping[str, Any]] = {
 Source: the defaults of ``cmnist_HGP.py`` and ``cmnist_Hutchinson.py``, which are IRM's ``reproduce_paper_results.sh``.
 """
 
-ANNEAL_STEPS: Final = 190
-"""Steps with a weight of 1."""
-
 _ANNEAL: Final = {
-    "alignment.anneal.steps": ANNEAL_STEPS,
+    "alignment.anneal.steps": 190,
     "alignment.anneal.weight_after": LAMBDA,
     "alignment.anneal.rescale_loss": True,
 }
@@ -168,7 +166,9 @@ Source: ``domainbed/hparams_registry.py``: `mmd_gamma` 1 (CORAL, MMD), `lambda` 
 RULES: Final = {"gh": "gh", "ghpp": "ghpp"}
 """What may follow a `+` -> rule between the penalty and the classification."""
 
-_UNPENALISED: Final = ("erm", "mixup", "group_dro")
+_UNPENALISED: Final = tuple(
+    method.name for method in (*PLAIN, *DOMAINBED) if not OBJECTIVES.get(method.values["objective"]).has_penalty
+)
 
 METHODS: Final = {method.name: method for method in (*PLAIN, *DOMAINBED)} | {
     f"{method.name}+{rule}": Method(

@@ -11,7 +11,6 @@ from matplotlib.ticker import PercentFormatter
 
 from difc_ray.reports.statistics import correlation
 from difc_ray.reproduction.distances import Distance
-from difc_ray.reproduction.methods import ANNEAL_STEPS
 from difc_ray.reproduction.running import Moment, Reproduction, Run
 from difc_ray.reproduction.table import title_of
 
@@ -86,8 +85,8 @@ def accuracy_curves(found: Reproduction) -> Figure:
         low, high = axes.get_ylim()
         axes.axhline(CEILING, color="#888888", linewidth=0.8, linestyle=":")
         axes.set_ylim(low, high)  # the ceiling is shown where it is near
-        if found.base.steps > ANNEAL_STEPS:
-            axes.axvline(ANNEAL_STEPS, color="#888888", linewidth=0.8, linestyle=":")
+        for step in _annealed(found):
+            axes.axvline(step, color="#888888", linewidth=0.8, linestyle=":")
         axes.set(title=name, xlabel="updates")
     band = ", band of one standard deviation" if banded else ""
     return picture.finished(f"mean over restarts{band}", "accuracy")
@@ -126,6 +125,13 @@ def distance_scatter(found: Reproduction) -> Figure:
         axes.set(xlabel=name)
         axes.set_title(f"ends: {_told(ends)}\nall: {_told(way)}", fontsize=9, loc="left")
     return picture.finished("distance between the training domains, and transfer", "accuracy on the test domain")
+
+
+def _annealed(found: Reproduction) -> list[int]:
+    """The updates after which the weight of a penalty changes, within the runs."""
+    every = found.base.alignment.anneal.steps
+    steps = {int(method.values.get("alignment.anneal.steps", every)) for method in found.request.methods}
+    return sorted(step for step in steps if 0 < step < found.base.steps)
 
 
 def _points(run: Run, of: Callable[[Distance], float]) -> list[tuple[float, float]]:

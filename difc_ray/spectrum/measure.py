@@ -254,19 +254,27 @@ class Survey:
         )
 
     def pairs(self, risks: Mapping[str, Risk], *, sweep: bool) -> list[PairDistance]:
-        """All pairs of domains; the mean of the sources with the target first."""
-        target = self.config.target
-        found = []
-        sources = [name for name in risks if name in self.config.sources]
-        if target is not None and target in risks and len(sources) > 1:
-            share = dict(zip(self.config.sources, domain_weights(self.config).tolist(), strict=True))
-            total = sum(share[name] for name in sources)
-            mean = Combined([risks[name] for name in sources], [share[name] / total for name in sources])
-            found.append(self.pair(ALL_SOURCES, mean, target, risks[target], sweep=sweep))
-        for one, other in itertools.combinations(risks, 2):
-            alone = sweep and len(risks) == 2
-            found.append(self.pair(one, risks[one], other, risks[other], sweep=alone))
-        return found
+        """All pairs of domains; first the mean of the sources with the target, or the only source with it."""
+        target, main = self.config.target, []
+        sources = {name: risk for name, risk in risks.items() if name in self.config.sources}
+        if sources and target is not None and target in risks:
+            main = [(self._mean(sources), (target, risks[target]))]
+        ends = {
+            (one, other): (source, held)
+            for (one, source), (other, held) in (*main, *itertools.combinations(risks.items(), 2))
+        }
+        return [
+            self.pair(one, source, other, held, sweep=sweep and number == 0)
+            for number, ((one, other), (source, held)) in enumerate(ends.items())
+        ]
+
+    def _mean(self, sources: Mapping[str, Risk]) -> tuple[str, Risk]:
+        """The weighted mean of sources with its name; a single one is itself."""
+        if len(sources) == 1:
+            return next(iter(sources.items()))
+        share = dict(zip(self.config.sources, domain_weights(self.config).tolist(), strict=True))
+        total = sum(share[name] for name in sources)
+        return ALL_SOURCES, Combined(list(sources.values()), [share[name] / total for name in sources])
 
     def pair(self, one: str, source: Risk, other: str, target: Risk, *, sweep: bool) -> PairDistance:
         """Distances of two domains, the transfer bound, and the gap that was measured beside it."""

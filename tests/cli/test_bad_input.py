@@ -73,7 +73,8 @@ CASES = {
     ),
     # keys and values
     "1 one source with a penalty": bad(
-        "train sources=mnist", CONFIG, "at least two source domains", "alignment is undefined", "alignment.alpha=0"
+        "train sources=mnist", CONFIG, "at least two source domains", "alignment is undefined",
+        "`objective=erm harmonize.rule=mean`",
     ),
     "2 source twice": bad("train sources=mnist,mnist", CONFIG, "domain `mnist` is listed twice"),
     "3 target among the sources": bad("train target=fonts", CONFIG, "target domain `fonts` is also a source"),

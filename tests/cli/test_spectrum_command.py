@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from difc_ray.checkpoint import RunLock
 from difc_ray.spectrum import measure
 from tests.cli.shell import Cli, assert_sentences, difc_ray
 
@@ -16,8 +19,28 @@ LITTLE = ("--examples", "12", "--lanczos", "4", "--top", "2", "--probes", "2")
 PICTURES = ("density", "eigenvalues", "distances", "bound")
 
 
-def journal_of(run_dir: Path) -> list[dict[str, object]]:
+def journal_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()]
+
+
+def metrics_of(moment: dict[str, Any]) -> dict[str, float]:
+    """What MLflow is to have of a checkpoint, from the file of the results."""
+    found = {}
+    for name, domain in moment["domains"].items():
+        of_domain = {
+            "top": max(each["value"] for each in domain["top"]), "lowest": domain["lowest"]["value"],
+            "trace": domain["trace"], "loss": domain["loss"], "gradient_norm": domain["gradient_norm"],
+        }  # fmt: skip
+        found |= {f"spectrum/{kind}/{name}": value for kind, value in of_domain.items()}
+    for pair in moment["pairs"]:
+        bound, delta = pair["bound"], pair["bound"]["delta"]
+        curvature = 0.5 * delta**2 * pair["hessian"]
+        of_pair = {
+            "hessian_distance": pair["hessian"], "gradient_distance": pair["gradient"], "gap": bound["gap"],
+            "bound": delta * pair["gradient"] + curvature, "bound_curvature": curvature, "gap_even": bound["even_gap"],
+        }  # fmt: skip
+        found |= {f"spectrum/{kind}/{pair['one']}/{pair['other']}": value for kind, value in of_pair.items()}
+    return found
 
 
 def test_a_run_is_measured_drawn_and_recorded(trained: Path) -> None:
@@ -47,6 +70,8 @@ def test_a_run_is_measured_drawn_and_recorded(trained: Path) -> None:
     added = journal_of(run_dir)[len(before) :]
     assert [record["kind"] for record in added] == ["metrics"] * 2 + ["artifact"] * 5 + ["finish"]
     assert added[-1]["ts"] == before[-1]["ts"]
+    for record, moment in zip(added, found["moments"], strict=False):
+        assert (record["step"], record["values"]) == (moment["step"], pytest.approx(metrics_of(moment)))
 
 
 def test_the_same_options_give_the_same_bits_and_another_seed_others(cli: Cli, trained: Path) -> None:
@@ -62,27 +87,59 @@ def test_the_same_options_give_the_same_bits_and_another_seed_others(cli: Cli, t
     assert first["nodes"] != other["nodes"]
 
 
+def reconfigured(run_dir: Path, **changes: Any) -> None:
+    """Changes keys of the configuration that lies in a run's folder."""
+    path = run_dir / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+
+
 def test_the_head_of_two_domains_elsewhere_without_mlflow(cli: Cli, trained: Path) -> None:
     shutil.rmtree(trained / "tracking")
+    reconfigured(trained, seed=7)
     answer = cli(
-        "spectrum", str(trained), *LITTLE, "--scope", "head", "--domains", "fonts,mnist", "--steps", "6", "--split",
-        "val", "--precision", "float64", "--delta", "0.5", "--seed", "3", "--output", "there/below",
+        "spectrum", str(trained), "--scope", "head", "--domains", "fonts,mnist", "--steps", "6", "--split", "val",
+        "--precision", "float64", "--delta", "0.5", "--output", "there/below", "--top", "3", "--probes", "3",
+        "--lanczos", "5", "--examples", "11",
     )  # fmt: skip
     assert answer.code == 0, answer.err
     found = json.loads(Path("there/below/spectrum.json").read_text())
     assert (found["parameters"], found["target"]) == (2570, None)
+    assert found["options"] == {
+        "scope": "head", "domains": ["fonts", "mnist"], "steps": [6], "checkpoints": None, "split": "val",
+        "precision": "float64", "delta": 0.5, "top": 3, "probes": 3, "lanczos": 5, "examples": 11, "seed": 7,
+        "chunk": found["options"]["chunk"],
+    }  # fmt: skip
     (moment,) = found["moments"]
+    assert [len(domain["nodes"]) for domain in moment["domains"].values()] == [15, 15]  # of three starts
     (pair,) = moment["pairs"]
     assert (pair["one"], pair["other"], pair["bound"]["delta"]) == ("fonts", "mnist", 0.5)
     assert len(pair["sweep"]) == 7
+    assert "over training" not in answer.out
     assert "the run has no journal" in answer.out
 
 
-def test_one_domain_has_no_pairs(cli: Cli, trained: Path) -> None:
+def test_the_target_is_last_and_the_newest_checkpoint_decides_the_radius(cli: Cli, trained: Path) -> None:
     shutil.rmtree(trained / "tracking")
+    answer = cli("spectrum", str(trained), *LITTLE, "--scope", "head", "--domains", "mnistm,mnist", "--steps", "6,3")
+    assert answer.code == 0, answer.err
+    found = json.loads((trained / "spectrum" / "spectrum.json").read_text())
+    assert (found["target"], found["options"]["domains"]) == ("mnistm", ["mnist", "mnistm"])
+    first, last = found["moments"]
+    assert (first["step"], last["step"]) == (3, 6)
+    for moment in (first, last):
+        assert moment["pairs"][0]["bound"]["delta"] == pytest.approx(last["theta_norm"] / 1000, rel=1e-12)
+    assert first["theta_norm"] != last["theta_norm"]
+    assert [len(moment["pairs"][0]["sweep"]) for moment in (first, last)] == [0, 7]
+
+
+def test_one_domain_has_no_pairs(cli: Cli, trained: Path) -> None:
+    reconfigured(trained, tracking={"mode": "off"})
+    before = journal_of(trained)
     answer = cli("spectrum", str(trained), *LITTLE, "--scope", "head", "--domains", "mnistm", "--steps", "6")
     assert answer.code == 0, answer.err
     assert sorted(path.name for path in (trained / "spectrum").glob("*.png")) == ["density.png", "eigenvalues.png"]
+    assert "off; the figures are in" in answer.out
+    assert journal_of(trained) == before
 
 
 WRONG: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -115,10 +172,33 @@ def test_what_cannot_be_is_one_sentence(case: str, cli: Cli, trained: Path) -> N
     assert not (trained / "spectrum" / "spectrum.json").exists()
 
 
-def test_an_output_that_is_a_file(cli: Cli, trained: Path) -> None:
-    answer = cli("spectrum", str(trained), "--output", str(trained / "config.yaml"))
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [("config.yaml", "config.yaml`, which is a file"), ("config.yaml/below", "config.yaml`, which is a file"),
+     ("x" * 300, "File name too long")],
+    ids=["file", "below a file", "long"],
+)  # fmt: skip
+def test_an_output_that_cannot_be(output: str, words: str, cli: Cli, trained: Path) -> None:
+    answer = cli("spectrum", str(trained), "--output", str(trained / output))
     assert answer.code == CONFIG
-    assert_sentences(answer, ("`--output` must be a folder that can be written", "config.yaml"))
+    assert_sentences(answer, ("`--output` must be a folder that can be written", words))
+
+
+def test_what_does_not_get_to_mlflow_costs_a_note(cli: Cli, trained: Path) -> None:
+    """Somebody trains in the folder; it cannot be written. The numbers and pictures are there all the same."""
+    options = (*LITTLE, "--scope", "head", "--domains", "mnistm", "--steps", "6")
+    with RunLock(trained):
+        answer = cli("spectrum", str(trained), *options)
+    assert answer.code == 0, answer.err
+    assert "the figures are not in MLflow: one process at a time may train in a run folder" in answer.out
+    assert "Free some space" not in answer.out
+    shutil.rmtree(trained / "artifacts", ignore_errors=True)
+    (trained / "artifacts").touch()
+    answer = cli("spectrum", str(trained), *options, "--output", "elsewhere")
+    assert answer.code == 0, answer.err
+    assert "the figures are not in MLflow: [Errno" in answer.out
+    assert "Free some space, or make the run's folder writable." in answer.out
+    assert Path("elsewhere/spectrum.json").is_file()
 
 
 def test_no_run_and_no_checkpoint(cli: Cli, trained: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # ruff: noqa: E501  (the table of cases keeps one case per line)
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,13 +172,13 @@ CASES: dict[str, tuple[list[str], str | None, list[list[str]]]] = {
     "no sources": (["sources=[]"], None, [["at least one source domain, got []"]]),
     "features of a divided batch": (["alignment.penalty=mmd", "cluster.replicas=2", "batch_norm=freeze"], None, [["`cluster.replicas` above 1 cannot serve the objective `mmd`"]]),
     "mixing examples of one source": (["objective=mixup", "harmonize.rule=mean", "sources=mnist"], None, [["objective `mixup` mixes the examples of a source with those of another", "`objective=erm`"]]),
-    "mixing data that stay where they are": (["objective=mixup", "harmonize.rule=mean", "cluster.bundles.mnist.resources.site_a=1"], None, [["objective `mixup` gives every worker examples of other domains", "`cluster.bundles`"]]),
+    "mixing data that stay where they are": (["objective=mixup", "harmonize.rule=mean", "cluster.bundles.mnist.resources.site_a=1"], None, [["objective `mixup` gives every worker examples of other domains", "got `cluster.bundles={", "and `objective=mixup`"]]),
     "mixing with a rule for tasks": (["objective=mixup"], None, [["rule `ghpp` combines the tasks", "harmonize.rule=mean"]]),
     "mixup of nothing": (["alignment.mixup=0"], None, [["`alignment.mixup` must be a finite number > 0, got 0"]]),
     "a discriminator for the whole network": (["alignment.penalty=dann_domain", "alignment.scope=all"], None, [["objective `dann_domain` is about the classifier"]]),
     "a discriminator without a weight": (["alignment.penalty=dann_domain", "alignment.alpha=0"], None, [["the weight of penalty `dann_domain` is 0", "Raise `alignment.alpha`"]]),
     "peer without a weight": (["alignment.penalty=irm", "alignment.alpha=0"], None, [["the weight of penalty `irm` is 0", "Raise `alignment.alpha`"]]),
-    "one source": (["sources=mnist"], None, [["needs at least two source domains", "spread between domains", "undefined", "alignment.alpha=0"]]),
+    "one source": (["sources=mnist"], None, [["needs at least two source domains", "spread between domains", "undefined", "`objective=erm harmonize.rule=mean`"]]),
     "one source, explicit objective": (["sources=mnist", "objective=hgp"], None, [["at least two source domains"]]),
     "tasks without a penalty": ([*NO_PENALTY], None, [["rule `ghpp` combines the tasks", "harmonize.rule=mean", "alignment.alpha=0.1"]]),
     "tasks named without a penalty": ([*NO_PENALTY, "harmonize.rule=mean", "harmonize.between=tasks"], None, [["`harmonize.between: tasks` needs an alignment penalty", "alignment.alpha=0.1"]]),
@@ -220,6 +221,29 @@ def test_bad_input_is_refused_with_all_its_problems(case: str, folder: Path) -> 
     assert len(problems) == len(expected), problems
     for fragments in expected:
         assert any(all(fragment in problem for fragment in fragments) for problem in problems), (fragments, problems)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sources=mnist"],
+        ["sources=mnist", "objective=hgp", "harmonize.rule=gh"],
+        ["sources=mnist", "objective=coral", "harmonize.rule=pcgrad", "harmonize.between=both"],
+        ["sources=mnist", "objective=mixup", "harmonize.rule=mean"],
+        ["objective=hutchinson", "harmonize.between=tasks", *NO_PENALTY],
+        ["alignment.penalty=irm", "alignment.anneal.weight_after=0", "harmonize.rule=mean"],
+    ],
+)
+def test_the_way_to_do_without_a_penalty_can_be_followed(overrides: list[str], folder: Path) -> None:
+    (problem,) = problems_of(*overrides)
+    (settings,) = re.findall(r"or write `([^`]*)`", problem)
+    keys = {setting.partition("=")[0] for setting in settings.split()}
+    load_config(None, [*(each for each in overrides if each.partition("=")[0] not in keys), *settings.split()])
+
+
+def test_two_sources_are_enough_to_mix(folder: Path) -> None:
+    config = load_config(None, ["objective=mixup", "harmonize.rule=mean", "sources=mnist,fonts"], paths=True)
+    assert check(config) == []
 
 
 def test_exit_codes(folder: Path) -> None:

@@ -175,6 +175,13 @@ def test_files_that_are_missing_truncated_or_of_another_set(
     write_idx(raw, (255 - pictures, labels), test)
     with pytest.raises(MalformedDataError, match=r"mean brightness 0\.8.*train-images-idx3-ubyte"):
         opened(dataset, name, tmp_path)
+    for other, mean in (((0.9 * pictures).astype(np.uint8), "0.11"), (np.maximum(pictures, 4), "0.14")):
+        write_idx(raw, (other, labels), test)
+        with pytest.raises(MalformedDataError, match=f"mean brightness {mean}"):
+            opened(dataset, name, tmp_path)
+    write_idx(raw, (pictures, labels), (test[0][:-1], test[1][:-1]))
+    with pytest.raises(MalformedDataError, match="got 60000 and 9999 pictures"):
+        opened(dataset, name, tmp_path)
     path = raw / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(DataError, match="train-images-idx3-ubyte"):
@@ -184,8 +191,9 @@ def test_files_that_are_missing_truncated_or_of_another_set(
 @pytest.mark.parametrize("dataset", FAMILIES)
 def test_wrong_options_and_missing_digits(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "e20" if dataset == "colored_digits" else "r0"
-    with pytest.raises(ConfigError, match="draw` must be an integer >= 0"):
-        opened(dataset, name, draw=-1)
+    for draw in (-1, True, 2**31):
+        with pytest.raises(ConfigError, match="draw` must be an integer >= 0 and below 2147483648"):
+            opened(dataset, name, draw=draw)
     with pytest.raises(ConfigError, match="Unknown domain `r90`"):
         opened(dataset, "r90")
     pools.small_digits.cache_clear()

@@ -228,6 +228,9 @@ def test_a_model_that_cannot_be_divided_is_refused_before_the_run(
             prepare(config, None)
     else:
         prepare(config, None)
+        plain = {"objective": "erm", "harmonize": {"rule": "mean"}}  # has no pieces
+        pieces = {"scope": "all", "estimator": "hutchinson", "micro_batches": 2}
+        prepare(small_config(**plain, model="odd", model_options={}, alignment=pieces), None)
 
 
 # ---- what cannot be divided ---------------------------------------------------------------------------------------

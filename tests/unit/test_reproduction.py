@@ -350,7 +350,10 @@ def test_pictures_show_every_run(tmp_path: Path) -> None:
 def test_the_curves_show_where_the_penalty_sets_in() -> None:
     found, whole = reproduction(1), planned(request("fishr", settings=[]))
     annealed = trial_config(whole.base, whole.points[0], Path("/n")).alignment.anneal.steps
-    for steps, expected in ((annealed, []), (annealed + 1, [annealed])):
+    plain = request("erm,coral", settings=[])  # whose weights stay as they are
+    for steps, asked, expected in (
+        (annealed, found.request, []), (annealed + 1, found.request, [annealed]), (annealed + 1, plain, []),
+    ):  # fmt: skip
         base = found.base.model_copy(update={"steps": steps})
-        lines = accuracy_curves(dataclasses.replace(found, base=base)).axes[0].lines
+        lines = accuracy_curves(dataclasses.replace(found, base=base, request=asked)).axes[0].lines
         assert [line.get_xdata()[0] for line in lines if len(set(line.get_xdata())) == 1] == expected

@@ -182,9 +182,33 @@ def test_probes_of_the_head_are_counted_with_their_outputs() -> None:
     check_memory(small_config(alignment=alignment, batch_size=7), model, needed)
     with pytest.raises(ConfigError, match="got 1,000 of 18 entries"):
         check_memory(small_config(alignment=alignment, batch_size=7), model, needed - 1)
+    divided = small_config(alignment=alignment, batch_size=7, cluster={"replicas": 2})
+    needed = 4 * 1000 * (2 * 3 * 6 + 4 * 3)  # of seven examples one worker has four
+    check_memory(divided, model, needed)
+    with pytest.raises(ConfigError, match=r"got 1,000 of 18 entries.*Lower `alignment\.probes`"):
+        check_memory(divided, model, needed - 1)
     check_memory(small_config(alignment={"probes": 1000}), model, 0)
     with pytest.raises(ConfigError, match="must fit into memory"):
         prepare(small_config(alignment={**alignment, "probes": 10**12}), None)
+
+
+def test_an_objective_without_probes_has_one_product() -> None:
+    model = build_model("mlp", (1, 4, 4), 3, {"hidden": [5]}, 0)
+    needed = 2 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    config = config_of("hgp", alignment={**ALL["hgp"], "probes": 9})
+    check_memory(config, model, needed)
+    with pytest.raises(ConfigError, match="got 1 of 103 entries"):
+        check_memory(config, model, needed - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "probes", "remedy"),
+    [("hutchinson", 9, "Lower `alignment"), ("hutchinson", 1, "Write `alignment"), ("hgp", 9, "Write `alignment")],
+)
+def test_fewer_probes_are_no_remedy_where_there_is_one(name: str, probes: int, remedy: str) -> None:
+    model = build_model("mlp", (1, 4, 4), 3, {"hidden": [5]}, 0)
+    with pytest.raises(ConfigError, match=f"must fit into memory.* MiB free. {remedy}"):
+        check_memory(config_of(name, alignment={**ALL[name], "probes": probes}), model, 0)
 
 
 def test_the_check_leaves_the_model_as_it_was() -> None:

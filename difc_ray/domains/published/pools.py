@@ -75,7 +75,7 @@ class DealtFamily(DatasetFamily):
         super().__init__(options, root, seed)
         draw = options.get("draw", 0)
         if not isinstance(draw, int) or isinstance(draw, bool) or not 0 <= draw < 2**31:
-            raise wrong("draw", "an integer >= 0", draw, self.where)
+            raise wrong("draw", "an integer >= 0 and below 2147483648", draw, self.where)
         self.draw = draw
 
     def load(self, domain_name: str) -> ArrayDomain:
