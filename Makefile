@@ -26,11 +26,12 @@ format: .venv/installed
 bench: .venv/installed  ## the figures of the README
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/rules.py
-	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/sweep.py --asha
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/faults.py
-	$(BIN)/python benchmarks/transport.py
+	$(BIN)/python benchmarks/transport.py --rounds 3
 	$(BIN)/python benchmarks/alignment.py
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf .venv runs

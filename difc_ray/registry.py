@@ -16,11 +16,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("pcgard", ["mean", "pcgrad"])
     'Did you mean `pcgrad`? Known: mean, pcgrad.'
+    >>> did_you_mean("art", ["art work", "cartoon"])
+    'Did you mean `art work`? Known: art work, cartoon.'
     >>> did_you_mean("xyz", ["mean", "gh"])
     'Known: gh, mean.'
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = [each for each in names if len(name) > 2 and each.startswith(name)]
+    near += difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"Did you mean `{near[0]}`? " if near else ""
     return f"{hint}Known: {', '.join(names)}."
 

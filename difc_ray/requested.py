@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ NOT_READ = ("trial",)
 """Sections that a single run does not read, and that a run to repeat may lack."""
 
 
-def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool = True) -> Config:
+def requested_config(
+    file: Path | None, overrides: Sequence[str], *, paths: bool = True, about: Collection[str] | None = None
+) -> Config:
     """The configuration that a command line asks for; one that resumes begins with that of the run it continues.
 
     Args:
         file: configuration file, or None.
         overrides: `key=value` arguments.
         paths: whether the output folder is checked as before a run.
+        about: the only keys whose values must fit together; None: all of them.
 
     Raises:
         ConfigProblems: with all problems; nothing has been written.
@@ -44,7 +47,7 @@ def requested_config(file: Path | None, overrides: Sequence[str], *, paths: bool
     if run_dir is not None:  # which may have been moved since its configuration was written
         base = recorded_settings(newest_valid(run_dir / "checkpoints")[1])
         base |= {"output": str(run_dir.parent), "profile": None}  # a profile is asked for every time
-    config = load_config(file, overrides, base=base, paths=paths)
+    config = load_config(file, overrides, base=base, paths=paths, about=about)
     tracking_uri(resolve(config))
     return config
 

@@ -158,14 +158,20 @@ def show_config(
 
 @app.command(context_settings=LOOSE)
 def domains(settings: Settings = None, config: ConfigFile = None) -> None:
-    """List datasets and their domains.
+    """List datasets and their domains, or those of one dataset.
 
-    Shows the size of every split and the examples per class.
-    """
-    from difc_ray.cli.tables import print_domains
+    Shows the size of every split and the examples per class. Sources and target need not be named yet.
+
+    \b
+    difc-ray domains
+    difc-ray domains dataset=image_folder root=pictures
+    """  # noqa: D301
+    from difc_ray.cli.tables import DATASET_KEYS, print_domains
     from difc_ray.requested import requested_config
 
-    print_domains(requested_config(config, checked(settings), paths=False))
+    given = checked(settings)
+    alone = config is not None or any(setting.startswith("dataset=") for setting in given)
+    print_domains(requested_config(config, given, paths=False, about=DATASET_KEYS), alone=alone)
 
 
 @app.command(context_settings=LOOSE)
@@ -370,15 +376,15 @@ def sync(
     difc-ray sync runs/SWEEP                        a sweep and all of its trials
     difc-ray sync runs/NAME --uri http://127.0.0.1:5000
     """  # noqa: D301
-    from difc_ray.cli.tables import print_sync
+    from difc_ray.cli.tables import console, print_sync
     from difc_ray.tracking import sync as run
 
     if not (run_dir / "tracking").is_dir():
         from difc_ray.preparation import check_run_folder
 
         check_run_folder(run_dir.absolute(), "RUN_DIR must be a run folder", "command line")
-    report = run(run_dir, uri)
-    print_sync(report)
+    console.print("sending ...")
+    print_sync(report := run(run_dir, uri))
     raise typer.Exit(4 if report.pending else 0)
 
 

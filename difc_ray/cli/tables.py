@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -238,13 +238,21 @@ def print_keys(config: Config) -> None:
     print_table(table)
 
 
-def print_domains(config: Config) -> None:
+DATASET_KEYS: Final = ("dataset", "dataset_options", "root", "image_size", "on_bad_image", "plugins", "seed")
+"""What decides which domains there are."""
+
+
+def print_domains(config: Config, *, alone: bool) -> None:
     """Datasets, their domains with sizes by split, and examples per class.
+
+    Args:
+        config: the configuration, of which :data:`DATASET_KEYS` are read.
+        alone: whether the configured dataset is the only one of interest.
 
     Raises:
         DataError: the files of the configured dataset cannot be used; other datasets may lack theirs.
     """
-    for name in DATASETS:
+    for name in [config.dataset] if alone else DATASETS:
         chosen = name == config.dataset
         try:
             family = family_of(config) if chosen else open_family(name, {}, None, config.seed)

@@ -6,7 +6,7 @@ import copy
 import difflib
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def load_config(
     paths: bool = False,
     new: bool = True,
     data: bool = True,
+    about: Collection[str] | None = None,
 ) -> Config:
     """The configuration that a file and arguments describe, checked.
 
@@ -45,6 +46,7 @@ def load_config(
         paths: whether the folders are checked too, as before a new run (see :func:`check_paths`).
         new: whether the folder that `name` means must then be new.
         data: whether the dataset's files must be here; False for a run that takes place elsewhere.
+        about: the only keys whose values must fit together; None: all of them.
 
     Raises:
         ConfigProblems: with all problems; nothing has been written.
@@ -69,6 +71,7 @@ def load_config(
         found = plugin_problems(config.plugins, draft.where("plugins")) if "plugins" not in draft.bad else []
         found += semantic_problems(config, draft.where, plugins_failed=bool(found) or "plugins" in draft.bad)
         found += path_problems(config, draft.where, new=new) if paths else []
+        found = [problem for problem in found if about is None or set(problem.keys) <= set(about)]
         draft.problems += [problem for problem in found if not draft.bad.intersection(problem.keys)]
     if not data:
         draft.problems = [problem for problem in draft.problems if not problem.data]

@@ -128,7 +128,10 @@ def strange_classes(config: Config, domains: Mapping[str, Domain]) -> Iterator[P
 
 
 def _root_problems(config: Config, where: Where) -> list[Problem]:
+    """The folder must be there, unless it is yet to be filled by a download."""
     if config.root is None or absolute(config.root).is_dir():
+        return []
+    if config.dataset_options.get("download") is True and not absolute(config.root).exists():
         return []
     got = f"`{config.root}`, " + ("a file" if absolute(config.root).exists() else "which does not exist")
     remedy = "Correct the path of the dataset's files."

@@ -223,7 +223,7 @@ def test_a_reader_that_goes_away_ends_nothing(at_once: dict[str, Answer], tmp_pa
 
 
 def test_an_unexpected_error_before_a_run_shows_its_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config: object) -> None:
+    def broken(config: object, *, alone: bool) -> None:
         raise KeyError("oh")
 
     monkeypatch.setattr("difc_ray.cli.tables.print_domains", broken)

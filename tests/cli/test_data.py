@@ -144,6 +144,23 @@ def test_domains_shows_missing_classes(root: Path, cli: Cli) -> None:
     assert "circle: 20, square: 20, stripes: 0" in answer.out
 
 
+def test_domains_of_a_dataset_before_any_is_named(root: Path, cli: Cli) -> None:
+    """What there is must be told before it can be named: only what decides that must be right."""
+    answer = cli("domains", "dataset=image_folder", f"root={root}")
+    assert answer.code == 0, answer.err
+    assert "circle: 20, square: 20, stripes: 0" in answer.out
+    assert [line for line in answer.out.splitlines() if line.startswith(("digits ", "fashion "))] == []
+    for settings, words in (
+        (("root=nowhere",), "which does not exist"),
+        ((f"root={root / 'photo'}",), f"Write `root={root}`"),
+        ((f"root={root}", "image_sise=3"), "`image_size`"),
+        ((f"root={root}", "steps=0"), "`steps` must be"),
+    ):
+        answer = cli("domains", "dataset=image_folder", *settings)
+        assert answer.code in (2, 3)
+        assert words in answer.err
+
+
 def test_a_bad_file_ends_a_run_with_its_path(root: Path, cli: Cli) -> None:
     answer = cli(*run(root, "engine=inline", "model=mlp", "steps=30"))
     assert answer.code == 3

@@ -298,7 +298,11 @@ def _check_names(top: str, walk: _Walk, found: Iterable[str], names: Sequence[st
     """Refuses a root without pictures, a single class, classes nobody declared, and names that cannot be printed."""
     layout = "The layout is `root/<domain>/<class>/` with files ending in " + ", ".join(EXTENSIONS) + "."
     if not walk.entries:
-        raise MalformedDataError("`root` must hold pictures", f"none in `{shown(top)}`", WHERE, layout)
+        got = f"none in `{shown(top)}`"
+        if any(path.suffix.lower() in EXTENSIONS for path in Path(top).glob("*/*")):
+            got += ", whose own folders have some, as those of a single domain do"
+            layout = f"Write `root={shown(os.path.dirname(top))}`. {layout}"
+        raise MalformedDataError("`root` must hold pictures", got, WHERE, layout)
     if len(names) < 2:
         got = f"one, `{shown(names[0])}`, in `{shown(top)}`"
         raise MalformedDataError("there must be at least two classes", got, WHERE, layout)
