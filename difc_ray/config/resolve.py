@@ -7,18 +7,18 @@ import re
 import secrets
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from difc_ray.config.tree import Config
+from difc_ray.config.tree import Config, Penalty
 from difc_ray.domains import DATASETS
 from difc_ray.domains.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.models import weights_path
 from difc_ray.objectives import OBJECTIVES
 
-PENALTIES = ("hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd", "dann_domain")
+PENALTIES = get_args(Penalty)
 """The objectives of `alignment.penalty`."""
 
 

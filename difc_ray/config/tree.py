@@ -31,6 +31,9 @@ from difc_ray.config.types import (
     tuple_from_list,
 )
 
+Penalty = Literal["hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd", "dann_domain"]
+"""The objectives that `alignment.penalty` names."""
+
 
 class OptimizerConfig(Section):
     """How the direction becomes an update."""
@@ -86,9 +89,7 @@ class AnnealConfig(Section):
 class AlignmentConfig(Section):
     """The penalty on the spread of gradients and Hessians between the source domains."""
 
-    penalty: Literal[
-        "hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd", "dann_domain"
-    ] = "hutchinson"  # fmt: skip
+    penalty: Penalty = "hutchinson"
     """What is aligned: Hessian diagonals or Hessian-gradient products, and gradients; or gradients alone.
 
     Of the peers: the best scale of the logits (`irm`), losses (`vrex`), variances of the examples' gradients (`fishr`),

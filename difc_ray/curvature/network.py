@@ -65,7 +65,7 @@ class NetworkCurvature:
             differentiable: whether the products keep a graph; without it the loss's own graph is freed by a single one.
         """
         if vectors.dim() > 1:
-            return torch.stack([self.hessian_product(vector) for vector in vectors])
+            return torch.stack([self.hessian_product(vector, differentiable=differentiable) for vector in vectors])
         needed = [gradient for gradient in self.gradients if gradient.requires_grad]
         pieces = [piece for piece, g in zip(self._pieces(vectors), self.gradients, strict=True) if g.requires_grad]
         products = torch.autograd.grad(

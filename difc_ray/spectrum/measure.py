@@ -83,14 +83,14 @@ def measure_run(run_dir: Path, options: Options, notice: Notice, say: Callable[[
     if config.precision != "float32":
         notice(f"the run computed in {config.precision}; here its losses and Hessians are those in {options.precision}")
     examples = [drawn_examples(config, name, options) for name in names]
-    snapshots = valid_snapshots([folders[step] for step in steps], notice, all_wanted=options.steps is not None)
-    last = snapshots[-1]
-    survey = Survey(config, options, examples, last)
+    valid = valid_checkpoints([folders[step] for step in steps], notice, all_wanted=options.steps is not None)
+    survey = Survey(config, options, examples, load(valid[-1]))
     survey.check_memory(psutil.virtual_memory().available)
     moments = []
-    for number, snapshot in enumerate(snapshots, start=1):
-        say(f"step {snapshot.step} ({number}/{len(snapshots)})")
-        moments.append(survey.moment(snapshot, sweep=snapshot is last))
+    for number, folder in enumerate(valid, start=1):
+        snapshot = load(folder)  # one at a time: with the optimizer's state it is several times the model
+        say(f"step {snapshot.step} ({number}/{len(valid)})")
+        moments.append(survey.moment(snapshot, sweep=number == len(valid)))
     result = Spectrum(
         run=str(config.name),
         target=config.target if config.target in names else None,
@@ -134,8 +134,8 @@ def drawn_examples(config: Config, name: str, options: Options) -> Examples:
     return Examples(name=name, images=batch.images, labels=batch.labels)
 
 
-def valid_snapshots(folders: Sequence[Path], notice: Notice, *, all_wanted: bool) -> list[Snapshot]:
-    """The checkpoints, without damaged ones unless each was asked for by name.
+def valid_checkpoints(folders: Sequence[Path], notice: Notice, *, all_wanted: bool) -> list[Path]:
+    """The folders of checkpoints, without damaged ones unless each was asked for by name.
 
     Raises:
         CheckpointError: one was, or none is valid.
@@ -143,7 +143,8 @@ def valid_snapshots(folders: Sequence[Path], notice: Notice, *, all_wanted: bool
     found, reasons = [], []
     for folder in folders:
         try:
-            found.append(load(folder))
+            load(folder)
+            found.append(folder)
         except DamagedCheckpointError as error:
             if all_wanted:
                 raise
