@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS: Final = 3
 """How often in a run the loader processes of a domain are started again after one has died."""
+
+_ENDING_S: Final = 1.0
+"""How long a process that has let go of its connections may take to be gone."""
 
 _SHARED: Final = "/dev/shm"
 _SHARE_OF_SHARED: Final = 0.5
@@ -107,7 +111,13 @@ class _Ahead:
             DifcError: its maker's.
             RuntimeError: a process has died.
         """
-        item = next(self._items)
+        try:
+            item = next(self._items)
+        except (OSError, EOFError) as error:  # torch fetches pictures from the process, which may die meanwhile
+            sentinels = [worker.sentinel for worker in self._items._workers]  # type: ignore[attr-defined]
+            if not connection.wait(sentinels, timeout=_ENDING_S):
+                raise
+            raise RuntimeError(f"a process has died: {error}") from error
         if isinstance(item, DifcError):
             raise item
         images, labels, indices, replacements = item

@@ -96,6 +96,33 @@ def test_a_loader_process_that_dies_is_replaced(make: Any, caplog: pytest.LogCap
     assert "loader processes are started again" in caplog.text
 
 
+class CutOff:
+    """Items of which torch cannot fetch the next one."""
+
+    def __init__(self, items: Any) -> None:
+        self._workers, self._shutdown_workers = items._workers, items._shutdown_workers
+
+    def __next__(self) -> None:
+        raise ConnectionResetError("reset by peer")
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_connection_that_is_cut_is_a_death_if_there_was_one(make: Any, dead: bool) -> None:
+    """What is being fetched when a process dies is lost in torch's own way; without a death it is no such thing."""
+    alone, ahead = make(), make(processes=2)
+    ahead.batch(0)
+    before = ahead.pids()
+    if dead:
+        os.kill(before[1], signal.SIGKILL)
+    ahead._ahead._items = CutOff(ahead._ahead._items)
+    if not dead:
+        with pytest.raises(ConnectionResetError):
+            ahead.batch(1)
+        return
+    assert same(ahead.batch(1), alone.batch(1))
+    assert not set(before) & set(ahead.pids())
+
+
 def test_loader_processes_that_die_again_and_again(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DEATHS", 1)
     loader = make(processes=1)
