@@ -51,16 +51,19 @@ def print_report(done: Reported) -> None:
 
 
 def methods_table(comparison: Comparison) -> Table:
-    """A line per method, by rank."""
+    """A line per method, by rank where there are several."""
+    several = len(comparison.methods) > 1
     table = Table(title=escape(comparison.title), title_justify="left")
     against = f"difference to {comparison.baseline}, points" if comparison.baseline else None
-    for heading in ("rank", "method", "validation", comparison.target, "worst source", "n", against, "setting"):
+    heads = ("rank" if several else None, "method", "validation", comparison.target, "worst source", "n", against,
+             "setting")  # fmt: skip
+    for heading in heads:
         if heading is not None:
             table.add_column(escape(heading), justify="right" if heading in ("rank", "n") else "left")
     for method in comparison.methods:
         baseline = bool(comparison.baseline) and method.difference is None
         cells = [
-            wording.rank(method),
+            *([wording.rank(method)] if several else []),
             method.name,
             wording.estimate(method.validation),
             *([wording.estimate(method.target)] if comparison.target is not None else []),

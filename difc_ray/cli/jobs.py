@@ -107,9 +107,9 @@ def submit_wish(wish: Wish, address: str | None, *, wait: bool) -> None:
     from difc_ray.cli.tables import print_facts, print_note
 
     request, shipment, notes = prepared(wish)
+    jobs = reached(address)
     for note in notes:
         print_note(note)
-    jobs = reached(address)
     name, option = request.submission_id, jobs.address.option
     try:
         jobs.submit(request, print_note)

@@ -118,7 +118,16 @@ def _verdict(comparison: Comparison) -> str:
 def _methods(comparison: Comparison) -> str:
     against = f"difference to {comparison.baseline}, points" if comparison.baseline else ""
     ranked = comparison.target if comparison.ranked_by == "target" else "validation"
-    heads = ["rank", "method", "validation", str(comparison.target or ""), "worst source", "n", against]
+    several = len(comparison.methods) > 1
+    heads = [
+        "rank" if several else "",
+        "method",
+        "validation",
+        str(comparison.target or ""),
+        "worst source",
+        "n",
+        against,
+    ]
     heads += ["setting", "tied with" if any(method.rank.tied for method in comparison.methods) else ""]
     keep = [bool(head) for head in heads]
     short = _rules([method.name for method in comparison.methods])
@@ -140,11 +149,13 @@ def _methods(comparison: Comparison) -> str:
             _cell(_several([short.get(name, name) for name in method.rank.tied]), "wide"),
         ]
         rows.append(("", [cell for cell, kept in zip(cells, keep, strict=True) if kept]))
-    explained = (
-        f"Mean ± standard error over n seeds. Ranked by {ranked}: a place is lost to each method whose paired "
-        "difference lies above zero with its whole 95 % bootstrap interval; the others are tied (=). "
-        f"Pairs have the same seed; with fewer than {FEW_PAIRS} of them there is no interval, and nothing is decided."
-    )
+    explained = "Mean ± standard error over n seeds."
+    if several:
+        explained += (
+            f" Ranked by {ranked}: a place is lost to each method whose paired difference lies above zero with its "
+            "whole 95 % bootstrap interval; the others are tied (=). Pairs have the same seed; with fewer than "
+            f"{FEW_PAIRS} of them there is no interval, and nothing is decided."
+        )
     table = _table([head for head in heads if head], rows)
     return f'<section><h2>Methods</h2><p class="soft">{text(explained)}</p>{table}</section>'
 

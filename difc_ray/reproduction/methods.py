@@ -149,7 +149,7 @@ DOMAINBED: Final = (
         values=_of_domainbed("dann_domain"),
     ),
     Method(
-        name="mixup", about="mixed domains, Beta(0.2, 0.2); its training accuracy is that of mixed pictures",
+        name="mixup", about="mixed domains, Beta(0.2, 0.2)",
         values={"objective": "mixup", "harmonize.rule": "mean", "alignment.mixup": 0.2},
     ),
     Method(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from difc_ray.reports.statistics import correlation
-from difc_ray.reproduction.distances import Distance
+from difc_ray.reproduction.checkpoints import Measured
 from difc_ray.reproduction.running import Moment, Reproduction, Run
 from difc_ray.reproduction.table import title_of
 
@@ -101,7 +101,7 @@ def distance_scatter(found: Reproduction) -> Figure:
     Differs from the source: the distance is the spectral norm of the difference of the whole Hessians of the head, the
     same for every method.
     """
-    panels: Sequence[tuple[str, Callable[[Distance], float]]] = (
+    panels: Sequence[tuple[str, Callable[[Measured], float]]] = (
         ("Hessian distance ‖H_a − H_b‖₂", lambda distance: distance.hessian),
         ("gradient distance ‖g_a − g_b‖₂", lambda distance: distance.gradient),
     )
@@ -134,9 +134,9 @@ def _annealed(found: Reproduction) -> list[int]:
     return sorted(step for step in steps if 0 < step < found.base.steps)
 
 
-def _points(run: Run, of: Callable[[Distance], float]) -> list[tuple[float, float]]:
+def _points(run: Run, of: Callable[[Measured], float]) -> list[tuple[float, float]]:
     """(distance, test accuracy) where both were measured; distances of exactly zero have no place on the axis."""
-    found = [(of(run.distances[m.step]), m.test) for m in run.moments if m.step in run.distances]
+    found = [(of(run.measured[m.step]), m.test) for m in run.moments if m.step in run.measured]
     return [(distance, test) for distance, test in found if distance > 0 and math.isfinite(test)]
 
 

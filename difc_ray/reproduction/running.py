@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
@@ -16,7 +16,7 @@ from difc_ray.config import Config
 from difc_ray.config.overrides import parse_overrides
 from difc_ray.domains import open_domain, open_family
 from difc_ray.errors import CheckpointError, ConfigError
-from difc_ray.reproduction.distances import Distance, distances
+from difc_ray.reproduction.checkpoints import Measured, measured
 from difc_ray.reproduction.methods import RECIPE, Method
 from difc_ray.tuning.folder import SweepFolder, TrialRecord
 from difc_ray.tuning.points import Point, base_config, trial_config
@@ -64,7 +64,7 @@ class Moment:
 
     Args:
         step: updates taken.
-        train: mean over the training domains, on all training examples.
+        train: mean over the training domains, on all training examples as they are.
         test: on the test domain.
         gray: without colour.
         validation: mean over the training domains, on examples that were held out.
@@ -90,14 +90,14 @@ class Run:
         method: its name.
         restart: its number.
         moments: its evaluations, in order; the last is the published protocol's.
-        distances: between the training domains, by step, where a checkpoint was kept.
+        measured: what was measured at its checkpoints, by step.
         seconds: wall time.
     """
 
     method: str
     restart: int
     moments: tuple[Moment, ...]
-    distances: Mapping[int, Distance]
+    measured: Mapping[int, Measured]
     seconds: float
 
     @property
@@ -261,10 +261,11 @@ class Measuring:
         self.phase, self.notice = display.phase, display.notice
 
     def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
-        """Passes it on, and measures."""
-        self.display.trial(record, values)
+        """Measures, and passes on what the table will say, which is the state before the last update."""
         if record.status == "finished":
-            run_of(self.plan, SweepFolder(self.plan.folder / SWEEP), record)
+            last = run_of(self.plan, SweepFolder(self.plan.folder / SWEEP), record).last
+            values = {**values, f"all/accuracy/{self.plan.base.target}": last.test}
+        self.display.trial(record, values)
 
 
 def reproduce(plan: Plan, display: SweepDisplay) -> Reproduction:
@@ -298,33 +299,45 @@ def run_of(plan: Plan, folder: SweepFolder, record: TrialRecord) -> Run:
     point = record.point
     run_dir = folder.run_dir(point.number)
     config = trial_config(plan.base, point, folder.trials)
+    at = measured(config, run_dir)
     return Run(
-        method=plan.method(point), restart=point.seed, moments=tuple(moments(run_dir / "metrics.jsonl", config)),
-        distances=distances(config, run_dir), seconds=record.seconds,
+        method=plan.method(point), restart=point.seed, moments=moments(run_dir / "metrics.jsonl", config, at),
+        measured=at, seconds=record.seconds,
     )  # fmt: skip
 
 
-def moments(path: Path, config: Config) -> Iterator[Moment]:
-    """The evaluations of a run that were followed by another step.
+def moments(path: Path, config: Config, at: Mapping[int, Measured]) -> tuple[Moment, ...]:
+    """The evaluations of a run before its last update: the state that the published scripts report is the last of them.
 
-    The accuracy on the training domains is that of the forward pass of that next step, on all of their examples: what
-    the published scripts report at their last step.
+    Args:
+        path: `metrics.jsonl` of the run.
+        config: its configuration.
+        at: what was measured at its checkpoints; there is one at every evaluation.
+
+    Raises:
+        CheckpointError: there is none at one.
     """
-    entries: list[dict[str, Any]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    trained = {e["step"] - 1: e["accuracies"] for e in entries if e["kind"] == "step" and not e["skipped"]}
     target, colourless = str(config.target), config.observe[-1]
-    for entry in entries:
-        if entry["kind"] != "evaluation" or entry["step"] not in trained:
+    found = []
+    for entry in map(json.loads, path.read_text("utf-8").splitlines()):
+        if entry["kind"] != "evaluation" or entry["step"] >= config.steps:
             continue
-        accuracies = trained[entry["step"]]
+        if entry["step"] not in at:
+            raise CheckpointError(
+                f"a reproduction needs what was measured at every evaluation, got nothing of step {entry['step']} "
+                f"(`{path.parent}`). Remove this reproduction's folder, or choose another `--output`."
+            )
         held = [entry[f"val/accuracy/{name}"] for name in config.sources]
-        yield Moment(
-            step=entry["step"],
-            train=math.fsum(accuracies.values()) / len(accuracies),
-            test=entry[f"all/accuracy/{target}"],
-            gray=entry[f"all/accuracy/{colourless}"],
-            validation=math.fsum(held) / len(held),
+        found.append(
+            Moment(
+                step=entry["step"],
+                train=at[entry["step"]].train,
+                test=entry[f"all/accuracy/{target}"],
+                gray=entry[f"all/accuracy/{colourless}"],
+                validation=math.fsum(held) / len(held),
+            )
         )
+    return tuple(found)
 
 
 def command_of(request: Request) -> str:

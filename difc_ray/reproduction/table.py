@@ -192,8 +192,8 @@ def numbers(found: Reproduction) -> str:
                      "gradient_distance", "hessian_distance", "seconds"])  # fmt: skip
     for run in found.runs:
         for moment in run.moments:
-            apart = run.distances.get(moment.step)
-            told = ["", ""] if apart is None else [repr(apart.gradient), repr(apart.hessian)]
+            at = run.measured.get(moment.step)
+            told = ["", ""] if at is None else [repr(at.gradient), repr(at.hessian)]
             accuracies = [moment.train, moment.test, moment.gray, moment.validation]
             writer.writerow([found.request.dataset, run.method, run.restart, moment.step, *accuracies, *told,
                              f"{run.seconds:.1f}"])  # fmt: skip

@@ -33,6 +33,7 @@ from difc_ray.snapshots import train_state
 from difc_ray.spectrum.options import RELATIVE_DELTA, Options, check_memory, check_options, chosen_steps, needed_bytes
 from difc_ray.spectrum.records import ALL_SOURCES, DomainSpectrum, Eigenvalue, Moment, PairDistance, Spectrum
 from difc_ray.spectrum.risks import (
+    GRAPHS,
     Combined,
     Examples,
     HeadRisk,
@@ -41,7 +42,7 @@ from difc_ray.spectrum.risks import (
     Risk,
     chunk_of,
     difference,
-    graph_bytes,
+    kept_numbers,
     tell,
 )
 from difc_ray.spectrum.transfer import Bound, bound_beside_gap, rises, unit
@@ -182,20 +183,23 @@ class Survey:
         delta = options.delta or RELATIVE_DELTA * self._norm(self.layout.flatten(last.named_weights))
         self.options = replace(options, delta=delta)
         first = examples[0].images[:1]
-        per_example = 0 if options.scope == "head" else graph_bytes(self.model, self.loss, first, options.dtype)
+        kept = kept_numbers(self.model, self.loss, first)
+        per_example = kept * (8 if options.scope == "head" else GRAPHS * torch.finfo(options.dtype).bits // 8)
         self.chunk = chunk_of(per_example)
-        self.graph = self.chunk * per_example
+        self.chunk_bytes = self.chunk * (8 * first.numel() + per_example)
 
     def check_memory(self, available_bytes: int) -> None:
         """Refuses what does not fit.
 
         Raises:
-            ConfigError: the vectors, the examples and the graph of a chunk together do not.
+            ConfigError: the vectors, the features of the examples and a chunk of them together do not.
         """
-        images = sum(each.images.nbytes for each in self.examples.values())
+        examples = sum(len(each.labels) for each in self.examples.values())
+        width = self.model.head.in_features if self.options.scope == "head" else 0
         needed = needed_bytes(
-            self.options, size=self.size, parameters=self.layout.size, image_bytes=images, graph=self.graph
-        )
+            self.options, size=self.size, parameters=self.layout.size, features=examples * width,
+            chunk_bytes=self.chunk_bytes,
+        )  # fmt: skip
         check_memory(self.options, needed, self.size, available_bytes)
 
     def moment(self, snapshot: Snapshot, *, sweep: bool) -> Moment:

@@ -117,20 +117,20 @@ def chosen_steps(options: Options, there: Sequence[int]) -> list[int]:
     return [there[place] for place in places]
 
 
-def needed_bytes(options: Options, *, size: int, parameters: int, image_bytes: int, graph: int) -> int:
-    """Memory that a measurement takes at most, besides what is loaded already.
+def needed_bytes(options: Options, *, size: int, parameters: int, features: int, chunk_bytes: int) -> int:
+    """Memory that a measurement takes at most, besides what is loaded already: the examples are.
 
     Args:
         options: what is asked.
         size: S, parameters of the scope.
         parameters: P, all parameters.
-        image_bytes: of the examples of all domains.
-        graph: bytes of the graph of a chunk of examples.
+        features: numbers that scope `head` keeps of the examples of all domains.
+        chunk_bytes: of a chunk of examples, in float64 and with what the passes keep of them.
     """
     itemsize = torch.finfo(options.dtype).bits // 8
     vectors = (options.lanczos + SPARE_VECTORS) * size * itemsize
     models = parameters * (8 + 8 + itemsize)
-    return vectors + models + image_bytes + graph
+    return vectors + models + features * (8 + itemsize) + chunk_bytes
 
 
 def check_memory(options: Options, needed: int, size: int, available_bytes: int) -> None:
@@ -144,7 +144,7 @@ def check_memory(options: Options, needed: int, size: int, available_bytes: int)
         basis = (options.lanczos + SPARE_VECTORS) * size * itemsize
         more = " or write `--scope head`" if options.scope == "all" else ""
         raise ConfigError(
-            f"Lanczos vectors, examples and graph must fit into memory, got {options.lanczos} + {SPARE_VECTORS} "
+            f"Lanczos vectors, features and graph must fit into memory, got {options.lanczos} + {SPARE_VECTORS} "
             f"vectors of {size:,} entries ({basis / 2**20:,.0f} MiB) and {needed / 2**20:,.0f} MiB in all against "
             f"{available_bytes / 2**20:,.0f} MiB free (command line). Lower `--lanczos` or `--examples`{more}."
         )

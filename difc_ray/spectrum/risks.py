@@ -31,7 +31,7 @@ from difc_ray.models import Model, inference
 from difc_ray.vectors import as_tensor, write_theta
 
 CHUNK, GRAPH_BYTES = 64, 256 * 2**20
-"""Most examples whose graph is held at once, and the most bytes that it may take."""
+"""Most examples that are passed through the network at once, and the most bytes that their graph may take."""
 
 GRAPHS = 4
 """The graph of a product, in graphs of a forward pass: forward, backward, and the backward pass of both."""
@@ -245,14 +245,13 @@ def held_head(loss: Loss, model: Model, features: Tensor, labels: Tensor) -> Hea
         return head_curvature(loss, model, features, model.head(features), labels)
 
 
-def graph_bytes(model: Model, loss: Loss, image: Tensor, dtype: torch.dtype) -> int:
-    """What one example's product takes besides the parameters, from what its forward pass keeps.
+def kept_numbers(model: Model, loss: Loss, image: Tensor) -> int:
+    """Numbers besides the parameters that the forward pass of one example keeps for the backward pass.
 
     Args:
-        model: the network; in float32.
+        model: the network.
         loss: the loss.
         image: one example, (1, C, H, W).
-        dtype: precision of the products.
     """
     own = {parameter.data_ptr() for parameter in model.parameters()}
     kept = 0
@@ -265,11 +264,11 @@ def graph_bytes(model: Model, loss: Loss, image: Tensor, dtype: torch.dtype) -> 
     model.eval()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss.value(model(image), torch.zeros(1, dtype=torch.int64))
-    return GRAPHS * kept * torch.finfo(dtype).bits // 8
+    return kept
 
 
 def chunk_of(bytes_per_example: int) -> int:
-    """Examples whose graph is held at once: a power of two, so that the sums' bits depend on the model alone.
+    """Examples that are passed at once: a power of two, so that the sums' bits depend on the model alone.
 
     >>> chunk_of(1000), chunk_of(50 * 2**20), chunk_of(2**40)
     (64, 4, 1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from matplotlib import colormaps
 
+from difc_ray.cli.compare import methods_table
 from difc_ray.errors import ConfigError
 from difc_ray.reports import wording
 from difc_ray.reports.comparison import Comparison, analyse
@@ -90,6 +91,16 @@ def test_the_difference_is_paired_by_seed_whatever_the_seeds_do() -> None:
     told = " ".join(wording.verdict(comparison))
     assert "is ahead of `mean + erm`" in told
     assert not any("fewer than" in note for note in comparison.notes)
+
+
+def test_a_single_method_has_no_rank() -> None:
+    for records, ranked in (([*MEAN, *GOOD], True), (MEAN, False)):
+        comparison = analyse(records)
+        assert (">rank</th>" in page(comparison, [], {})) is ranked
+        assert ("a place is lost" in page(comparison, [], {})) is ranked
+        table = methods_table(comparison)
+        assert (table.columns[0].header == "rank") is ranked
+        assert {len(list(column.cells)) for column in table.columns} == {1 + ranked}
 
 
 @pytest.mark.parametrize(("n", "told"), [(1, "+3.0, 1 pair: too few"), (2, "+3.0, 2 pairs: too few"), (4, "4 pairs")])

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.datasets import MNIST
 
+from difc_ray import train
 from difc_ray.cli.reproduce import run_reproduction
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError, ConfigError, DataError
 from difc_ray.local_step import load_domain, model_of
 from difc_ray.preparation import prepare
 from difc_ray.reproduction import running
-from difc_ray.reproduction.distances import Distance, between, distances, whole_head
+from difc_ray.reproduction.checkpoints import Measured, between, measured, on_all_examples
 from difc_ray.reproduction.methods import DEFAULT, LAMBDA, METHODS, methods_of
 from difc_ray.reproduction.pictures import accuracy_curves, distance_scatter
 from difc_ray.reproduction.running import Moment, Plan, Reproduction, Request, Run, moments, planned
@@ -253,39 +254,56 @@ def test_a_folder_holds_one_reproduction(tmp_path: Path) -> None:
         planned(request("erm", restarts=2, output=tmp_path))
 
 
-def test_a_moment_is_followed_by_its_training_accuracy(tmp_path: Path) -> None:
+def test_moments_are_the_evaluations_before_the_last_update(tmp_path: Path) -> None:
+    config = config_of("erm").model_copy(update={"steps": 4})
     lines: list[dict[str, Any]] = []
     for step in range(1, 5):
-        told = {"kind": "step", "step": step, "accuracies": {"e20": step / 10, "e10": step / 20}, "skipped": ""}
-        lines.append(told)
+        lines.append({"kind": "step", "step": step, "accuracies": {"e20": 0.1, "e10": 0.1}})
         if step in (2, 4):
             lines.append({"kind": "evaluation", "step": step, "val/accuracy/e20": 0.5, "val/accuracy/e10": 0.7,
                           "all/accuracy/e90": 0.1 * step, "all/accuracy/gray": 0.2})  # fmt: skip
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    (only,) = moments(path, config_of("erm"))
-    expected = Moment(step=2, train=0.225, test=0.2, gray=0.2, validation=0.6)
+    at = {step: Measured(train=0.9, gradient=1.0, hessian=1.0) for step in (2, 4)}
+    (only,) = moments(path, config, at)
+    expected = Moment(step=2, train=0.9, test=0.2, gray=0.2, validation=0.6)
     assert dataclasses.asdict(only) == pytest.approx(dataclasses.asdict(expected))
+    with pytest.raises(CheckpointError, match=r"got nothing of step 2.*another `--output`"):
+        moments(path, config, {4: at[4]})
+
+
+@pytest.mark.parametrize("name", ["erm", "mixup"])
+def test_the_training_accuracy_is_that_of_the_examples_as_they_are(name: str, tmp_path: Path) -> None:
+    config = config_of(name).model_copy(update={"steps": 3, "eval_every": 1, "output": tmp_path, "name": "run"})
+    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1, "keep": 9})})
+    run_dir = train(config).run_dir
+    found = measured(config, run_dir)
+    entries = map(json.loads, (run_dir / "metrics.jsonl").read_text("utf-8").splitlines())
+    passes = {e["step"] - 1: math.fsum(e["accuracies"].values()) / 2 for e in entries if e["kind"] == "step"}
+    for step in (1, 2):
+        assert (found[step].train == passes[step]) == (name == "erm")  # a step of mixup sees blended pictures
+    assert measured(config, run_dir) == found
+    assert [path.name for path in (run_dir / "checkpoints").glob("step-*")] == ["step-00000003"]
 
 
 def test_distances_are_those_of_autograd(tmp_path: Path) -> None:
     config = config_of("erm")
     model, loss = model_of(config)
-    one, other = (whole_head(model, loss, load_domain(config, name)) for name in ("e20", "e10"))
+    one, other = (on_all_examples(model, loss, load_domain(config, name))[0] for name in ("e20", "e10"))
     script = Script(config)
 
     def hessian(e: int) -> Tensor:
         gradient = script.gradient(script.nll(e))
         return torch.stack([script.gradient(each) for each in gradient])
 
-    found = between(one, other)
+    gradient_distance, hessian_distance = between(one, other)
     difference = (hessian(0) - hessian(1)).detach()
-    assert found.hessian == pytest.approx(float(torch.linalg.matrix_norm(difference, 2)), rel=1e-3)
+    assert hessian_distance == pytest.approx(float(torch.linalg.matrix_norm(difference, 2)), rel=1e-3)
     apart = (script.gradient(script.nll(0)) - script.gradient(script.nll(1))).detach()
-    assert found.gradient == pytest.approx(float(apart.norm()), rel=1e-4)
-    kept = {"7": {"gradient": 1.0, "hessian": 2.0}}
-    (tmp_path / "distances.json").write_text(json.dumps(kept))
-    assert distances(config, tmp_path) == {7: Distance(gradient=1.0, hessian=2.0)}
+    assert gradient_distance == pytest.approx(float(apart.norm()), rel=1e-4)
+    kept = {"7": {"train": 0.5, "gradient": 1.0, "hessian": 2.0}}
+    (tmp_path / "measured.json").write_text(json.dumps(kept))
+    assert measured(config, tmp_path) == {7: Measured(train=0.5, gradient=1.0, hessian=2.0)}
 
 
 def run(method: str, restart: int, tests: Sequence[float], validations: Sequence[float]) -> Run:
@@ -293,8 +311,8 @@ def run(method: str, restart: int, tests: Sequence[float], validations: Sequence
         Moment(step=10 * (i + 1), train=0.8, test=test, gray=0.7, validation=validation)
         for i, (test, validation) in enumerate(zip(tests, validations, strict=True))
     )
-    apart = {m.step: Distance(gradient=0.1 / m.step, hessian=(1 - m.test) / m.step) for m in found}
-    return Run(method=method, restart=restart, moments=found, distances=apart, seconds=2.0)
+    at = {m.step: Measured(train=0.8, gradient=0.1 / m.step, hessian=(1 - m.test) / m.step) for m in found}
+    return Run(method=method, restart=restart, moments=found, measured=at, seconds=2.0)
 
 
 def reproduction(restarts: int = 5) -> Reproduction:

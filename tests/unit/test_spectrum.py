@@ -25,7 +25,7 @@ from difc_ray.spectrum.risks import (
     NetworkRisk,
     Risk,
     difference,
-    graph_bytes,
+    kept_numbers,
     tell,
 )
 from difc_ray.spectrum.transfer import bound_beside_gap, rises, unit
@@ -305,17 +305,18 @@ def test_a_mean_of_risks_is_the_mean() -> None:
     assert unit(torch.zeros(3)) is None
 
 
-def test_the_memory_of_a_graph_is_told_before() -> None:
+def test_what_a_forward_pass_keeps_is_told_before() -> None:
     model = build_model("lenet", (3, 28, 28), 10, {}, 0)
-    one = graph_bytes(model, CrossEntropy(), torch.randn(1, 3, 28, 28), torch.float32)
-    assert 4 * 4 * 20_000 < one < 4 * 4 * 100_000  # a forward pass keeps some tens of thousands of numbers
-    assert graph_bytes(model, CrossEntropy(), torch.randn(1, 3, 28, 28), torch.float64) == 2 * one
+    image = torch.randn(1, 3, 28, 28)
+    kept = kept_numbers(model, CrossEntropy(), image)
+    assert 20_000 < kept < 100_000
+    assert 72 + 4 <= kept_numbers(mlp(), CrossEntropy(), torch.randn(1, *SHAPE)) < 1000
 
 
 def test_what_does_not_fit_is_refused_with_what_it_would_take() -> None:
     options = Options(lanczos=90)
-    needed = needed_bytes(options, size=10**6, parameters=10**6, image_bytes=10**6, graph=10**6)
-    assert needed == 100 * 4 * 10**6 + 20 * 10**6 + 2 * 10**6
+    needed = needed_bytes(options, size=10**6, parameters=10**6, features=10**6, chunk_bytes=10**6)
+    assert needed == 100 * 4 * 10**6 + 20 * 10**6 + 12 * 10**6 + 10**6
     check_memory(options, needed, 10**6, needed)
     with pytest.raises(ConfigError, match=r"got 90 \+ 10 vectors of 1,000,000 entries \(381 MiB\).*--scope head"):
         check_memory(options, needed, 10**6, needed - 1)
