@@ -278,9 +278,12 @@ def test_a_run_that_is_not_let_in(head: Head, tmp_path: Path, variables: dict[st
 
 
 def test_what_is_no_cluster(cli: Cli) -> None:
-    nobody = cli("jobs", "list", "--address", f"http://127.0.0.1:{closed_port()}")
-    assert nobody.code == 4
-    assert_sentences(nobody, ("must answer at http://127.0.0.1", "got none (--address)"))
+    for words in (("jobs", "list"), ("submit", "--no-wait")):
+        command = ("--", "train", "output=inside-the-copy") if words[0] == "submit" else ()
+        nobody = cli(*words, "--address", f"http://127.0.0.1:{closed_port()}", *command)
+        assert nobody.code == 4
+        assert_sentences(nobody, ("must answer at http://127.0.0.1", "got none (--address)"))
+        assert "inside-the-copy" not in nobody.out  # nothing is told of a job that cannot be
     with something_else() as port:
         other = cli("jobs", "list", "--address", f"127.0.0.1:{port}")
     assert other.code == 4
