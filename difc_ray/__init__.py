@@ -10,6 +10,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask a server for a newer version
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Threads that spin while they wait for each other take the cores from whatever else runs, and from themselves.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 if TYPE_CHECKING:
     from difc_ray.harmonizers import Harmonization, harmonize

@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin at barriers starve the other test processes
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin at barriers starve the other test processes
 os.environ["RAY_AUTH_MODE"] = "token"  # every Ray of the suite wants a token, and only this process tree has it
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.pop("RAY_ADDRESS", None)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +76,18 @@ def test_evaluation_computes_in_the_precision_of_training() -> None:
         found[precision] = evaluate_domain(step.model, step.loss, step.domain, "val").loss
     assert found["float32"] != found["bf16"]
     assert found["float32"] == pytest.approx(found["bf16"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["default", "the user's", "the user's policy"],
+)
+def test_threads_do_not_spin_for_long(given: dict[str, str], expected: str) -> None:
+    """It is said before torch is loaded, which reads it then."""
+    environ = {n: value for n, value in os.environ.items() if n not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    program = "import sys, os, difc_ray; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environ | given, check=True
+    )
+    assert done.stdout == f"{expected} False\n"
