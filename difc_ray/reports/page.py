@@ -119,16 +119,8 @@ def _methods(comparison: Comparison) -> str:
     against = f"difference to {comparison.baseline}, points" if comparison.baseline else ""
     ranked = comparison.target if comparison.ranked_by == "target" else "validation"
     several = len(comparison.methods) > 1
-    heads = [
-        "rank" if several else "",
-        "method",
-        "validation",
-        str(comparison.target or ""),
-        "worst source",
-        "n",
-        against,
-    ]
-    heads += ["setting", "tied with" if any(method.rank.tied for method in comparison.methods) else ""]
+    heads = ["rank" if several else "", "method", "validation", str(comparison.target or ""), "worst source", "n"]
+    heads += [against, "setting", "tied with" if any(method.rank.tied for method in comparison.methods) else ""]
     keep = [bool(head) for head in heads]
     short = _rules([method.name for method in comparison.methods])
     rows = []

@@ -170,7 +170,8 @@ class Survey:
 
     Attributes:
         size: S.
-        chunk: examples whose graph is held at once.
+        chunk: examples that are passed through the network at once.
+        chunk_bytes: what these and their passes take.
     """
 
     def __init__(self, config: Config, options: Options, examples: Sequence[Examples], last: Snapshot) -> None:

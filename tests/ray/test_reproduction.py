@@ -44,6 +44,8 @@ def test_a_table_its_files_and_going_on(tmp_path: Path, capsys: pytest.CaptureFi
         entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         last = next(e for e in entries if e["kind"] == "evaluation" and e["step"] == 11)
         assert float(ours[-1]["test"]) == last["all/accuracy/e90"]
+        line = f"{ours[0]['method']}  restart {record.point.seed}  test {last['all/accuracy/e90']:.1%}  "
+        assert line in told  # one update before the end, as in the table
         assert sum(bool(line["hessian_distance"]) for line in ours) == 11
         assert len(list((run_dir / "checkpoints").glob("step-*"))) == 1
     before = (tmp_path / "colored_mnist_5k-runs.csv").read_bytes()

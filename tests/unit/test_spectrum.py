@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from difc_ray import train
+from difc_ray.checkpoint import newest_valid
 from difc_ray.curvature import Density, lanczos, rademacher, trace
 from difc_ray.errors import ConfigError
 from difc_ray.local_step import ModelState, domain_buffer
 from difc_ray.losses import CrossEntropy, Ldam, Loss
 from difc_ray.models import Model, build_model
+from difc_ray.spectrum.measure import Survey, drawn_examples
 from difc_ray.spectrum.options import Options, check_memory, check_options, chosen_steps, needed_bytes
 from difc_ray.spectrum.risks import (
     Combined,
@@ -29,6 +34,7 @@ from difc_ray.spectrum.risks import (
     tell,
 )
 from difc_ray.spectrum.transfer import bound_beside_gap, rises, unit
+from tests.runs import small_config
 
 SHAPE, CLASSES = (2, 6, 6), 3
 
@@ -320,6 +326,27 @@ def test_what_does_not_fit_is_refused_with_what_it_would_take() -> None:
     check_memory(options, needed, 10**6, needed)
     with pytest.raises(ConfigError, match=r"got 90 \+ 10 vectors of 1,000,000 entries \(381 MiB\).*--scope head"):
         check_memory(options, needed, 10**6, needed - 1)
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_what_a_measurement_takes_is_asked_for_to_the_byte(scope: Any, precision: Any, tmp_path: Path) -> None:
+    config = small_config(steps=1, engine="inline", output=str(tmp_path))
+    run_dir = train(config).run_dir
+    options = Options(scope=scope, precision=precision, lanczos=30, seed=0)
+    examples = [drawn_examples(config, name, options) for name in ("mnist", "fonts")]
+    survey = Survey(config, options, examples, newest_valid(run_dir / "checkpoints")[1])
+    assert survey.chunk == 64
+    item, image = (4 if precision == "float32" else 8), examples[0].images[:1]
+    parameters = image.numel() * 32 + 32 + 33 * 10
+    size = {"head": 33 * 10, "all": parameters}[scope]
+    kept = kept_numbers(survey.model, survey.loss, image)
+    features = {"head": 2 * 128 * 32, "all": 0}[scope]
+    passed = {"head": 8 * kept, "all": 4 * item * kept}[scope]
+    needed = 40 * size * item + parameters * (16 + item) + features * (8 + item) + 64 * (8 * image.numel() + passed)
+    survey.check_memory(needed)
+    with pytest.raises(ConfigError, match="must fit into memory"):
+        survey.check_memory(needed - 1)
 
 
 def test_options_are_checked() -> None:
