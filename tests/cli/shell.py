@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -73,13 +72,6 @@ def assert_sentences(answer: Answer, *lines: tuple[str, ...]) -> None:
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables, with the package where it is, one thread, and what is given."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(variables or {})}
-
-
-def closed_port() -> int:
-    """A port of this machine at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class _Silent(http.server.SimpleHTTPRequestHandler):

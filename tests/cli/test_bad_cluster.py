@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from difc_ray.distributed import placement
-from tests.cli.shell import Cli, assert_sentences, closed_port, something_else
+from tests.cli.shell import Cli, assert_sentences, something_else
+from tests.ports import free_port
 
 CLUSTER = 4
 
@@ -29,7 +30,7 @@ def no_ray_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_ray_yet")
 class TestCluster:
     def test_nobody_at_the_address(self, cli: Cli, tmp_path: Path) -> None:
-        answer = cli("train", f"cluster.address=127.0.0.1:{closed_port()}")
+        answer = cli("train", f"cluster.address=127.0.0.1:{free_port()}")
         assert answer.code == CLUSTER
         assert_sentences(
             answer, ("a Ray head must answer at", "Connection refused (cluster.address)", "ray start --head")

@@ -17,7 +17,8 @@ import ray
 from difc_ray.cli.usage import checked
 from difc_ray.config import Config
 from tests.cli import user_module
-from tests.cli.shell import MODULE, SENTENCE, Cli, assert_sentences, closed_port, files_below, started
+from tests.cli.shell import MODULE, SENTENCE, Cli, assert_sentences, files_below, started
+from tests.ports import free_port
 
 CONFIG, DATA, CHECKPOINT = 2, 3, 6
 
@@ -268,7 +269,7 @@ def test_28_and_30_mlflow_out_of_reach_secrets_and_odd_names(
     """A note, and training goes on; nothing on disk holds the password; names that MLflow refuses are changed."""
     monkeypatch.setenv("DIFC_RAY_TRACKING_DRAIN_S", "0")
     (tmp_path / "squares.py").write_text(user_module.TEXT)
-    uri = f"http://ann:s3cret@127.0.0.1:{closed_port()}"
+    uri = f"http://ann:s3cret@127.0.0.1:{free_port()}"
     answer = cli("train", "engine=inline", "name=m", f"tracking.uri={uri}", *user_module.SETTINGS)
     assert (answer.code, answer.err) == (0, "")
     assert "cannot be reached" in answer.out

@@ -23,7 +23,8 @@ from difc_ray.cli.app import app
 from difc_ray.config import documentation
 from difc_ray.tracking import SyncReport
 from tests.cli import user_module
-from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, closed_port, environment, started, table_rows
+from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, environment, started, table_rows
+from tests.ports import free_port
 from tests.published import part, write_idx
 
 COMMANDS = tuple(typer.main.get_command(app).commands)
@@ -148,7 +149,7 @@ def test_doctor_finds_nothing(at_once: dict[str, Answer]) -> None:
 @pytest.mark.usefixtures("ray_session")
 def test_doctor_names_every_remedy(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    answer = cli("doctor", "output=taken", f"tracking.uri=http://ann:s3cret@127.0.0.1:{closed_port()}",
+    answer = cli("doctor", "output=taken", f"tracking.uri=http://ann:s3cret@127.0.0.1:{free_port()}",
                  "cluster.cpus_per_worker=3")  # fmt: skip
     found = {line[9:23].strip(): line for line in answer.out.splitlines()}
     assert answer.code == 4

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.shell import closed_port
+from tests.ports import free_port
 
 REQUIRED = "DIFC_RAY_BROWSER_TESTS"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -37,7 +37,7 @@ class Browser:
     def __init__(self, command: str, folder: Path) -> None:
         self.command = command
         self.folder = folder
-        self.proxy = closed_port()
+        self.proxy = free_port()
         self._pages = 0
 
     def screenshot(self, page: Path, width: int, height: int) -> np.ndarray:

@@ -15,8 +15,9 @@ import pytest
 from difc_ray.tracking import MlflowTracker, TrackingFolder, UploadSettings, resolve_uri, sync
 from difc_ray.tracking.folder import read_json, write_json
 from difc_ray.tracking.lock import FolderLock
-from tests.mlflow.servers import MlflowServer, Proxy, free_port, wait_until
+from tests.mlflow.servers import MlflowServer, Proxy, wait_until
 from tests.mlflow.test_round_trip import client, points
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 

@@ -21,7 +21,8 @@ from difc_ray.errors import CheckpointError
 from difc_ray.models import Model, build_model
 from difc_ray.run import train
 from difc_ray.tracking import MlflowTracker, UploadSettings, resolve_uri, sync
-from tests.mlflow.servers import MlflowServer, Proxy, Verdict, free_port, wait_until
+from tests.mlflow.servers import MlflowServer, Proxy, Verdict, wait_until
+from tests.ports import free_port
 from tests.runs import small_config
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.checkpoints import environment
+from tests.ports import free_port
 
 FAMILY = "DIFC_RAY_TEST_HEAD"
 """An environment variable that every process of the cluster inherits."""
@@ -31,7 +31,7 @@ class Head:
 
     def __init__(self, **variables: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="difc", dir="/tmp"))  # names of sockets must be short
-        gcs, dashboard, agent, client = free_ports(4)
+        gcs, dashboard, agent, client = (free_port() for _ in range(4))
         self.url, self.address = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
         command = [
             Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port", gcs,
@@ -86,12 +86,3 @@ class Head:
             process.kill()
         psutil.wait_procs(left, timeout=5)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def free_ports(n: int) -> list[int]:
-    """Ports of this machine at which nobody listens, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

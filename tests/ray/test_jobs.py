@@ -23,8 +23,9 @@ from difc_ray.cli.tables import UNWRAPPED, console
 from difc_ray.config import Config
 from difc_ray.jobs import JobRequest, Jobs, api_address, follow, following
 from tests.checkpoints import names
-from tests.cli.shell import Answer, Cli, assert_sentences, closed_port, difc_ray, something_else, started
+from tests.cli.shell import Answer, Cli, assert_sentences, difc_ray, something_else, started
 from tests.faults import end_of, eventually, fault, faulty_config, resume, train, without_faults, written
+from tests.ports import free_port
 from tests.ray.heads import Head
 
 pytestmark = pytest.mark.ray
@@ -280,7 +281,7 @@ def test_a_run_that_is_not_let_in(head: Head, tmp_path: Path, variables: dict[st
 def test_what_is_no_cluster(cli: Cli) -> None:
     for words in (("jobs", "list"), ("submit", "--no-wait")):
         command = ("--", "train", "output=inside-the-copy") if words[0] == "submit" else ()
-        nobody = cli(*words, "--address", f"http://127.0.0.1:{closed_port()}", *command)
+        nobody = cli(*words, "--address", f"http://127.0.0.1:{free_port()}", *command)
         assert nobody.code == 4
         assert_sentences(nobody, ("must answer at http://127.0.0.1", "got none (--address)"))
         assert "inside-the-copy" not in nobody.out  # nothing is told of a job that cannot be
