@@ -70,7 +70,7 @@ class Recorder:
         self.settle = settle
         self.on = False
         self.step = self.attempt = 0
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._offset_ns = _time_of_day_less_monotonic_ns()
         self._taken: list[Span] = []
 
     def follow(self, step: int, attempt: int = 0, *, on: bool) -> None:
@@ -106,6 +106,13 @@ class Recorder:
         self._taken.append(
             Span(origin=self.origin, name=name, start_ns=start_ns, end_ns=end_ns, step=step, attempt=attempt)
         )
+
+
+def _time_of_day_less_monotonic_ns() -> int:
+    """From the reading of both clocks that was the least interrupted."""
+    readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(5)]
+    before, day, after = min(readings, key=lambda reading: reading[2] - reading[0])
+    return day - (before + after) // 2
 
 
 _NOTHING = nullcontext()

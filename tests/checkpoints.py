@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from difc_ray.checkpoint import Snapshot
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 FILES = ["weights.safetensors", "state.safetensors", "state.json", "config.yaml", "manifest.json"]
@@ -72,7 +73,7 @@ def run_python(code: str, *arguments: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env=environment(),
     )
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.processes import command_of
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DIFC_RAY_TRACKING_DRAIN_S", "100")  # a busy machine sends for longer; that is no outage
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin at barriers starve the other test processes
 os.environ["RAY_AUTH_MODE"] = "token"  # every Ray of the suite wants a token, and only this process tree has it
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -64,8 +67,8 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not changed, f"the test changed environment variables: {sorted(changed)}"
     if not shared:
         left = [child for child in psutil.Process().children() if child.pid not in children]
-        _, alive = psutil.wait_procs(left, timeout=5)
-        names = [" ".join(child.cmdline()[:4]) for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+        _, alive = psutil.wait_procs(left, timeout=30)
+        names = [name for child in alive if (name := " ".join(command_of(child)[:4]))]
         assert not [name for name in names if "resource_tracker" not in name], f"the test left processes: {names}"
 
 
@@ -73,7 +76,8 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def ray_session() -> Iterator[None]:
     """One local Ray cluster for the whole session, in a temporary folder of its own, with token authentication.
 
-    It tells its metrics every two seconds in place of ten, for which a test would wait.
+    It tells its metrics every two seconds in place of ten, for which a test would wait, and waits longer than a second
+    for the news of why an actor does not answer, which may be late on a busy machine.
     """
     import ray
 
@@ -81,7 +85,7 @@ def ray_session() -> Iterator[None]:
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
         object_store_memory=400 * 2**20, _temp_dir=folder,
-        _system_config={"metrics_report_interval_ms": 2000},
+        _system_config={"metrics_report_interval_ms": 2000, "timeout_ms_task_wait_for_death_info": 60_000},
     )  # fmt: skip
     yield
     ray.shutdown()

@@ -2,14 +2,15 @@
 
 ``dataset: faulty`` takes the options ``folder`` (where it leaves a mark for every fault that fired) and ``faults``, a
 list of mappings: ``kind``, ``domain``, ``step`` (-1: every step), ``where`` (`batch`, `respond`, `surrogate`,
-`evaluation`, `gradient`, or one of :mod:`tests.fault_points`; default `batch`), ``times`` (default 1; 0: always),
-``after`` (a mark without which nothing happens) and what the kind needs besides. Without faults it is an ordinary
-dataset: its content depends on neither option.
+`evaluation`, `gradient`, in a Ray worker also `load`, at step -1, or one of :mod:`tests.fault_points`; default
+`batch`), ``times`` (default 1; 0: always), ``after`` (a mark without which nothing happens) and what the kind needs
+besides. Without faults it is an ordinary dataset: its content depends on neither option.
 
 kinds in every engine: `raise` (RuntimeError), `data` (DataError), `nan` (a pixel of the batch), `infinite` (an entry
-of the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process),
-`wait` (``seconds``), `hold` (until the mark ``until`` exists), `differ` (negated images, once the mark ``after``
-exists). In a Ray worker only: `kill`, `stop`, `exit`, `kill_coordinator`, `stop_coordinator`.
+of the gradient of ``head.weight``; needs ``model: faulty_mlp``), `signal` (``number``, to this process), `wait`
+(``seconds``; no more once the mark ``until`` exists, if one is given), `hold` (until the mark ``until`` exists),
+`differ` (negated images, once the mark ``after`` exists). In a Ray worker only: `kill`, `stop`, `exit`,
+`kill_coordinator`, `stop_coordinator`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from difc_ray.objectives import OBJECTIVES, Measurement
 from difc_ray.objectives.hgp import Hgp
 from difc_ray.objectives.hutchinson import Hutchinson
 from tests.fault_points import install
+from tests.processes import command_of
+from tests.waiting import FOREVER_S
 
 EXAMPLES, SHAPE, CLASSES = 160, (1, 8, 8), ("w", "x", "y", "z")
 CHANGED = "content-changed"
@@ -105,10 +108,10 @@ def go_wrong(fault: Mapping[str, Any]) -> None:
         os._exit(3)
     elif kind in ("kill_coordinator", "stop_coordinator"):
         siblings = psutil.Process(os.getppid()).children()
-        coordinators = [s for s in siblings if "".join(s.cmdline()).startswith("ray::Coordinator")]
+        coordinators = [s for s in siblings if "".join(command_of(s)).startswith("ray::Coordinator")]
         ours = max(coordinators, key=psutil.Process.create_time)  # others may serve other tests
         ours.send_signal(signal.SIGKILL if kind == "kill_coordinator" else signal.SIGSTOP)
-        time.sleep(30)  # we end with it
+        time.sleep(FOREVER_S)  # we end with it
     elif kind == "raise":
         raise RuntimeError("a bug of the user's")
     elif kind == "data":
@@ -116,7 +119,9 @@ def go_wrong(fault: Mapping[str, Any]) -> None:
     elif kind == "signal":
         os.kill(os.getpid(), fault["number"])
     elif kind == "wait":
-        time.sleep(fault["seconds"])
+        until = _now.faults.folder / fault.get("until", "")
+        if "until" not in fault or not until.exists():
+            time.sleep(fault["seconds"])
     elif kind == "hold":
         until = _now.faults.folder / fault["until"]
         while not until.exists():
@@ -152,6 +157,7 @@ class FaultyDomain(Domain):
             global _now
             _now = Moment(faults, name)  # for what comes before the first batch
         super().__init__(name, CLASSES, SHAPE, labels, seed)
+        here("load")
 
     def images_at(self, indices: np.ndarray) -> np.ndarray:
         return self._images[indices]

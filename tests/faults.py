@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from difc_ray.requested import requested_config
 from difc_ray.run import Result, Silent
 from tests.checkpoints import raw
 from tests.runs import small_config, write_yaml
+from tests.waiting import eventually
 
 FAULTY: dict[str, Any] = {
     "plugins": ["tests.fault_plugin"],
@@ -77,23 +78,6 @@ def marked_pid(folder: Path, ending: str) -> int:
     return int(found.read_text())
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> float:
-    """Waits until it holds; how long that took. Fails when it does not come to hold in time."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"did not come to hold within {seconds:g} s"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs (or is stopped); one that nobody has waited for yet does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def our_actors() -> set[int]:
     """Processes of coordinators and domain workers on the session's Ray."""
     found = set()
@@ -110,6 +94,14 @@ def our_actors() -> set[int]:
 def our_groups() -> set[str]:
     """Placement groups on the session's Ray that have not been given back."""
     return {name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+@contextmanager
+def nothing_more() -> Iterator[None]:
+    """Of what runs on the session's Ray inside of this, nothing is left; what was there before may have gone."""
+    actors, groups = our_actors(), our_groups()
+    yield
+    eventually(lambda: our_actors() <= actors and our_groups() <= groups, "its actors and placement groups are gone")
 
 
 @dataclass(frozen=True)

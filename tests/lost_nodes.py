@@ -21,8 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.clusters import health_checks
+from tests.waiting import PATIENCE_S, eventually
 
 SMALL_STORE = 80 * 2**20
+
+
+PATIENT = {"RAY_health_check_period_ms": "200", "RAY_health_check_failure_threshold": "15"}
+"""A node that is gone, and whose port refuses, is noticed after three seconds, and one that is only slow is not."""
 
 
 class Nodes:
@@ -65,7 +70,7 @@ class Nodes:
 
 def main(folder: Path) -> None:
     """Starts the cluster, runs everything in order, ends the cluster."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **health_checks()}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **health_checks(), **PATIENT}
 
     import ray
 
@@ -98,9 +103,12 @@ def run(each: dict[str, Any], nodes: Nodes, folder: Path) -> dict[str, Any]:
     training.start()
     while training.is_alive() and not (marks / each["mark"]).exists():
         time.sleep(0.02)
-    for what, seconds in each["then"]:
-        nodes.do(what, seconds, marks)
-    training.join(120)
+    for what, value in each["then"]:
+        if what == "told":
+            eventually(lambda words=value: any(words in line for line in [*notices.lines]), value)
+        else:
+            nodes.do(what, value, marks)
+    training.join(PATIENCE_S)
     assert not training.is_alive(), notices.lines
     seconds = time.monotonic() - began
     ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="ERROR")

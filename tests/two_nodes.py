@@ -87,7 +87,7 @@ def held(each: dict[str, Any]) -> dict[str, Any]:
 
     connected()
     group = placement_group([{"site_b": 1}], lifetime="detached", name="another")
-    assert group.wait(10)
+    assert group.wait(120)
     ray.shutdown()
     before, placement.TELL_S = placement.TELL_S, 1.0
     try:

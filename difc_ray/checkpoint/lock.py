@@ -28,8 +28,9 @@ class RunLock:
 
     The file ``.lock`` names the holder: process id, host, start time. What excludes others is the operating
     system's lock on that file, which ends with the process however it dies; so a file left by a killed one is
-    taken over at once. On a file system without locks the named process is looked up instead; if it is on
-    another host nobody can tell, and the lock is refused.
+    taken over at once. Processes that the holder forks, such as those of a loader, have no part in it. On a file
+    system without locks the named process is looked up instead; if it is on another host nobody can tell, and the
+    lock is refused.
 
     Args:
         run_dir: the run folder; must exist.
@@ -50,6 +51,7 @@ class RunLock:
                 handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 if self._claim(handle):
                     self._handle = handle
+                    _held.add(self)
             except OSError as error:
                 raise CheckpointError(
                     f"a run folder must be writable, got {error.strerror} (`{self.path}`). Choose another `output`."
@@ -79,8 +81,14 @@ class RunLock:
             if _same_file(self._handle, self.path):
                 with contextlib.suppress(OSError):
                     self.path.unlink()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes the file. In a forked process that does not unlock it: the holder has it open as well."""
+        if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+        _held.discard(self)
 
     def _in_use(self, holder: dict[str, Any] | None, *, certain: bool) -> CheckpointError:
         who = f"pid {holder['pid']} on host {holder['host']} since {holder['since']}" if holder else "another process"
@@ -98,6 +106,18 @@ class RunLock:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+_held: set[RunLock] = set()
+"""The locks of this process."""
+
+
+def _leave_to_the_parent() -> None:
+    for lock in [*_held]:
+        lock._let_go()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _flock(handle: int) -> bool | None:

@@ -18,7 +18,7 @@ from difc_ray.determinism import thread_environment, threads_for
 from difc_ray.distributed.actors import POLL_S
 from difc_ray.distributed.choosing import Transport, choose_transport
 from difc_ray.distributed.coordinator import Advance, Coordinator, Evaluated, StateArrays
-from difc_ray.distributed.nodes import draining
+from difc_ray.distributed.nodes import LOOK_S, draining
 from difc_ray.distributed.placement import cluster_nodes, connect, nodes_of, release, reserve
 from difc_ray.distributed.planning import members_of, node_names, plan_for
 from difc_ray.distributed.preflight import check_nodes, memory_notices
@@ -33,9 +33,6 @@ log = logging.getLogger("difc_ray")
 
 LATE_S = 20.0
 """After this long without an answer the display names who is late."""
-
-LOOK_S = 1.0
-"""How often a run asks whether nodes are to be taken away, while it takes steps."""
 
 STOP_S = 20.0
 """How long a stopped run waits for the step in hand before it takes the last checkpoint as its end."""

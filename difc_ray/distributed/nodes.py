@@ -14,6 +14,9 @@ from difc_ray.distributed.planning import Plan
 ANSWER_S = 2.0
 """How long the Ray of a node may take to accept a connection."""
 
+LOOK_S = 1.0
+"""How often it is looked whether nodes are to be taken away, in seconds."""
+
 
 def draining() -> dict[str, str]:
     """Nodes that are to be taken away, by id, each with the time of day at which it is; empty: none was given.

@@ -23,7 +23,7 @@ from difc_ray.distributed.exchange import (
     WaitInterrupted,
     spans_of,
 )
-from difc_ray.distributed.nodes import draining, has_place, wanted_and_free
+from difc_ray.distributed.nodes import LOOK_S, draining, has_place, wanted_and_free
 from difc_ray.distributed.processes import LOST, Failure, describe, root_cause_first
 from difc_ray.distributed.worker import WorkerInfo
 from difc_ray.errors import ClusterError, DifcError, WorkerError
@@ -41,6 +41,7 @@ class Supervision(Actors, ABC):
         """Starts a run, with no question open; see :meth:`Actors.start`."""
         self._tokens: list[Token] = []
         self._errors: dict[tuple[int, int], str] = {}
+        self._looked, self._announced = 0.0, set[str]()
         return super().start(config, run)
 
     def _begin_step(self, step: int) -> None:
@@ -96,6 +97,8 @@ class Supervision(Actors, ABC):
                 failures.append(self._user_error(index, error))
         elapsed = time.monotonic() - started
         self.waiting = {self.names[pending[reference]]: elapsed for reference in late}
+        if late:
+            self._look_for_notices(at_least_s=LOOK_S)
         if late and self.stop_waiting():
             raise WaitInterrupted(
                 f"step {self._step}: no answer of {', '.join(self.waiting)} before the run was stopped"
@@ -119,8 +122,20 @@ class Supervision(Actors, ABC):
 
     def _gone(self, index: int, error: BaseException) -> Failure:
         """A worker that was lost, and whether that was announced."""
-        announced = bool(getattr(error, "preempted", False)) or self.infos[index].node in draining()
+        self._look_for_notices(at_least_s=0.0)
+        announced = bool(getattr(error, "preempted", False)) or self.infos[index].node in self._announced
         return Failure(index=index, reason=self._death(index, error), preempted=announced)
+
+    def _look_for_notices(self, *, at_least_s: float) -> None:
+        """Remembers which nodes are to be taken away: one that is gone is no longer listed, however it was announced.
+
+        Args:
+            at_least_s: seconds since the last look, without which there is none.
+        """
+        now = time.monotonic()
+        if now - self._looked >= at_least_s:
+            self._looked = now
+            self._announced |= set(draining())
 
     def _death(self, index: int, error: BaseException) -> str:
         """How a worker ended, with its process."""

@@ -17,6 +17,7 @@ from difc_ray.tracking.settings import URI_VARIABLE, UploadSettings
 EXIT_IN_USE = 3
 EXIT_UNAVAILABLE = 4
 _END_S = 2.0
+_KILLED_S = 30.0
 
 MEANT = signal.SIGHUP
 """The signal that ends the uploader. SIGINT and SIGTERM it ignores: schedulers, Ray's jobs among them, send those to
@@ -82,7 +83,7 @@ class UploaderProcess:
             self._process.send_signal(MEANT)
             if not self.wait(_END_S):
                 self._process.kill()
-                self.wait(_END_S)
+                self.wait(_KILLED_S)  # even a killed one first ends what it has asked of a disk
 
 
 def uploader_command(run_dir: Path, *options: str) -> list[str]:

@@ -29,7 +29,6 @@ from difc_ray.tracking.uris import masked, ui_command, without_credentials
 _log = logging.getLogger(__name__)
 _LOOK_S = 2.0
 _QUIET_S = 60.0
-_FAMILY_END_S = 10.0
 
 
 class MlflowTracker:
@@ -202,8 +201,9 @@ class MlflowTracker:
                 self._child.start()
             if self._child.wait(min(0.1, max(0.0, deadline - time.monotonic()))) and not self._child.may_start:
                 return
-        patience_s = 1.0 if self._family is None else _FAMILY_END_S
-        self._child.wait(min(patience_s, max(0.0, deadline - time.monotonic())))  # it ends by itself when all is sent
+        # It ends by itself when all is sent; that of a family has yet to close the runs of trials that died.
+        left_s = max(0.0, deadline - time.monotonic())
+        self._child.wait(min(1.0, left_s) if self._family is None else left_s)
 
     def _summarize(self) -> TrackingSummary:
         identity = self.folder.identity(self._store)

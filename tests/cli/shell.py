@@ -45,7 +45,7 @@ Cli = Callable[..., Answer]
 """A command line, run in this process."""
 
 
-def difc_ray(*arguments: str, cwd: Path, variables: Mapping[str, str] | None = None, timeout_s: float = 160) -> Answer:
+def difc_ray(*arguments: str, cwd: Path, variables: Mapping[str, str] | None = None, timeout_s: float = 600) -> Answer:
     """``python -m difc_ray`` in a process of its own."""
     done = subprocess.run(
         [*MODULE, *arguments],

@@ -19,6 +19,8 @@ from difc_ray.config import Config
 from tests.cli import user_module
 from tests.cli.shell import MODULE, SENTENCE, Cli, assert_sentences, files_below, started
 from tests.ports import free_port
+from tests.processes import command_of
+from tests.waiting import PATIENCE_S
 
 CONFIG, DATA, CHECKPOINT = 2, 3, 6
 
@@ -257,7 +259,7 @@ def test_real_processes(tmp_path: Path) -> None:
     }
     processes = {arguments: started([*MODULE, *arguments], tmp_path) for arguments in expected}
     for arguments, process in processes.items():
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == expected[arguments], err
         assert all(SENTENCE.fullmatch(line) for line in err.splitlines()), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
@@ -279,7 +281,7 @@ def test_28_and_30_mlflow_out_of_reach_secrets_and_odd_names(
     assert "s3cret" not in answer.out
     assert (tmp_path / "runs" / "m" / "summary.json").exists()
     assert not [name for name, content in files_below(tmp_path).items() if b"s3cret" in content]
-    assert not [p for p in psutil.Process().children(recursive=True) if "uploader" in " ".join(p.cmdline())]
+    assert not [p for p in psutil.Process().children(recursive=True) if "uploader" in " ".join(command_of(p))]
     records = [json.loads(line) for line in (tmp_path / "runs/m/tracking/journal.jsonl").read_text().splitlines()]
     keys = {key for record in records if record["kind"] == "metrics" for key in record["values"]}
     notes = {key: value for record in records if record["kind"] == "tags" for key, value in record["tags"].items()}

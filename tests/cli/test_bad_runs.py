@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,7 +236,6 @@ def test_workers_that_fail_for_good(cli: Cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert answer.code == WORKERS, answer
     assert len(answer.errors) == 1
-    assert all(
-        words in answer.err for words in ("Domain `mnist`", "step 0", "ValueError: line one", "max_worker_restarts")
-    )
+    assert all(words in answer.err for words in ("step 0", "ValueError: line one", "max_worker_restarts"))
+    assert re.search(r"Domain `(mnist|optdigits)`", answer.err)  # both fail; one is heard first
     assert "Traceback" in (tmp_path / "runs" / "w" / "run.log").read_text()

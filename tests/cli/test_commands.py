@@ -26,6 +26,7 @@ from tests.cli import user_module
 from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, environment, started, table_rows
 from tests.ports import free_port
 from tests.published import part, write_idx
+from tests.waiting import PATIENCE_S
 
 COMMANDS = tuple(typer.main.get_command(app).commands)
 
@@ -79,7 +80,7 @@ def at_once(trained_once: tuple[Path, Answer], tmp_path_factory: pytest.TempPath
     processes = {name: started(command, folders[name]) for name, command in commands.items()}
     found = {}
     for name, process in processes.items():
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=3 * PATIENCE_S)
         found[name] = Answer(process.returncode, out, err, folders[name])
     return found
 
@@ -187,7 +188,7 @@ def test_the_script_is_the_module(tmp_path: Path) -> None:
     installed = Path(sys.executable).with_name("difc-ray")
     ways = [[*MODULE], as_script, *([[str(installed)]] if installed.exists() else [])]
     for arguments in (["train", "-h"], ["trian"]):
-        answers = [started([*way, *arguments], tmp_path).communicate(timeout=60) for way in ways]
+        answers = [started([*way, *arguments], tmp_path).communicate(timeout=PATIENCE_S) for way in ways]
         assert all(answer == answers[0] for answer in answers)
         assert any(answers[0])
 
@@ -219,7 +220,7 @@ def test_a_reader_that_goes_away_ends_nothing(at_once: dict[str, Answer], tmp_pa
     assert json.loads((answer.folder / "runs" / "p" / "summary.json").read_text())["steps"] == 5
     command = f'{shlex.join(MODULE)} config | head -1; exit "${{PIPESTATUS[0]}}"'
     process = started(["bash", "-c", command], tmp_path)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err, len(out.splitlines())) == (0, "", 1)
 
 

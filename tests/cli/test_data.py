@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.shell import Answer, Cli, assert_sentences, difc_ray, environment, table_rows
+from tests.waiting import PATIENCE_S
 
 CLASSES = ("circle", "square", "stripes")
 BAD = {"photo/circle/empty.png": "an empty file", "photo/square/text.jpg": "no picture in a known format",
@@ -103,7 +104,7 @@ def test_data_check_in_several_processes_says_the_same(root: Path, cli: Cli, tmp
     script.write_text(SEVERAL)
     done = subprocess.run(
         [sys.executable, str(script), "data", "check", *asked(root)],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100,
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (alone.code, alone.out, "")
     assert done.returncode == 3

@@ -20,6 +20,7 @@ from difc_ray.global_step import StepRecord
 from tests.cli import user_module
 from tests.cli.shell import environment
 from tests.runs import small_config
+from tests.waiting import PATIENCE_S
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -44,7 +45,7 @@ def on_a_terminal(arguments: list[str], columns: int, cwd: Path, **variables: st
             break
         parts.append(part)
     os.close(ours)
-    return process.wait(30), b"".join(parts).decode().replace("\r", "")
+    return process.wait(PATIENCE_S), b"".join(parts).decode().replace("\r", "")
 
 
 def test_on_a_narrow_terminal(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
 @pytest.fixture
 def quick() -> UploadSettings:
     """Short waits, so that outages of a second are long."""
-    return UploadSettings(flush_s=0.1, backoff_first_s=0.1, backoff_max_s=0.4, request_timeout_s=1.0, drain_s=30.0)
+    return UploadSettings(flush_s=0.1, backoff_first_s=0.1, backoff_max_s=0.4, request_timeout_s=15.0, drain_s=100.0)
 
 
 @pytest.fixture

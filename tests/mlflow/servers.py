@@ -128,10 +128,3 @@ class Proxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)

@@ -15,9 +15,11 @@ import pytest
 from difc_ray.tracking import MlflowTracker, TrackingFolder, UploadSettings, resolve_uri, sync
 from difc_ray.tracking.folder import read_json, write_json
 from difc_ray.tracking.lock import FolderLock
-from tests.mlflow.servers import MlflowServer, Proxy, wait_until
+from tests.mlflow.servers import MlflowServer, Proxy
 from tests.mlflow.test_round_trip import client, points
 from tests.ports import free_port
+from tests.processes import command_of
+from tests.waiting import PATIENCE_S, eventually
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 
@@ -80,16 +82,16 @@ def test_one_uploader_sends_a_sweep_and_its_trials(tmp_path: Path, sweep: Path, 
     (damaged / "journal.jsonl").write_text('{"seq":1,"ts":1,"kind":"start","key":"k"}\nnoise\n{"seq":2,"ts"')
     parent.start(run_name="sweep", params={"samples": 3}, tags={"kind": "sweep"})
     parent.metrics(0, {"best": 1.0})
-    wait_until(lambda: sent(sweep, "before", uri) == 7, 40, "the first trial has arrived")
+    eventually(lambda: sent(sweep, "before", uri) == 7, "the first trial has arrived")
     lock = FolderLock(TrackingFolder(sweep / "trials" / "locked").lock)
     lock.path.parent.mkdir(parents=True)
     lock.acquire()  # as `difc-ray sync` on this trial does
     journal_of_a_trial(sweep, uri, "locked", parent.key, 4.0)
     journal_of_a_trial(sweep, uri, "during", parent.key, 2.0)
     left_behind(sweep, uri, "killed", parent.key)
-    wait_until(lambda: sent(sweep, "killed", uri) == 2 and sent(sweep, "during", uri) == 7, 40, "the others have too")
+    eventually(lambda: sent(sweep, "killed", uri) == 2 and sent(sweep, "during", uri) == 7, "the others have too")
     children = psutil.Process().children()
-    assert len([child for child in children if "difc_ray.tracking.uploader" in child.cmdline()]) == 1
+    assert len([child for child in children if "difc_ray.tracking.uploader" in command_of(child)]) == 1
     assert sent(sweep, "locked", uri) == 0
     lock.release()
     summary = parent.finish("FINISHED")
@@ -131,8 +133,8 @@ def test_a_sweep_whose_store_was_away_is_sent_by_sync(
     assert f"difc-ray sync {sweep}" in str(summary.message)
 
     began = time.monotonic()
-    alone = sync(sweep / "trials" / "a", mlflow_server.url)
-    assert time.monotonic() - began < 15  # it does not wait for what cannot come
+    alone = sync(sweep / "trials" / "a", mlflow_server.url, patience_s=10 * PATIENCE_S)
+    assert time.monotonic() - began < PATIENCE_S  # it does not wait for what cannot come
     assert (alone.sent, alone.pending, alone.run_id) == (0, 7, None)
     assert f"Send the whole sweep with `difc-ray sync {sweep}`" in str(alone.message)
 
@@ -154,13 +156,11 @@ def test_a_store_that_comes_back_gets_the_trials_in_order(
     parent = MlflowTracker(sweep, proxy.url, "back", settings=quick, family=True)
     parent.start(run_name="sweep", params={}, tags={"kind": "sweep"})
     journal_of_a_trial(sweep, proxy.url, "a", parent.key, 1.0, "back")
-    wait_until(lambda: "waiting" in read_json(parent.folder.status).values(), 40, "the sweep waits")
+    eventually(lambda: "waiting" in read_json(parent.folder.status).values(), "the sweep waits")
     assert {path.split("?")[0].rsplit("/", 1)[-1] for _, path, _ in proxy.seen} == {"get-by-name"}
     proxy.rule = lambda method, path, body: 503 if b"parentRunId" in body else "forward"
-    wait_until(lambda: parent.folder.sent_seq(proxy.url) == 1, 40, "the sweep has arrived")
-    wait_until(
-        lambda: "waiting" in read_json(parent.folder.status).values(), 40, "the trial waits, and the sweep says so"
-    )
+    eventually(lambda: parent.folder.sent_seq(proxy.url) == 1, "the sweep has arrived")
+    eventually(lambda: "waiting" in read_json(parent.folder.status).values(), "the trial waits, and the sweep says so")
     assert parent.folder.identity(proxy.url)["run_id"]
     journal_of_a_trial(sweep, proxy.url, "b", parent.key, 2.0, "back")
     proxy.rule = lambda method, path, body: "forward"
@@ -169,7 +169,7 @@ def test_a_store_that_comes_back_gets_the_trials_in_order(
     assert (summary.pending, summary.refused, summary.message) == (0, 0, None)
     assert read_json(parent.folder.status) == {"state": "ok"}
     created = [path for method, path, verdict in proxy.seen if path.endswith("runs/create") and verdict == "forward"]
-    assert len(created) == 3
+    assert len(created) >= 3  # a request that is answered late is repeated
     runs = runs_by_name(mlflow_server.url, "back")
     assert {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()} == {
         "sweep": None, "a": summary.run_id, "b": summary.run_id,

@@ -21,9 +21,10 @@ from difc_ray.errors import CheckpointError
 from difc_ray.models import Model, build_model
 from difc_ray.run import train
 from difc_ray.tracking import MlflowTracker, UploadSettings, resolve_uri, sync
-from tests.mlflow.servers import MlflowServer, Proxy, Verdict, wait_until
+from tests.mlflow.servers import MlflowServer, Proxy, Verdict
 from tests.ports import free_port
 from tests.runs import small_config
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 
@@ -164,7 +165,8 @@ def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, run_dir: Pa
         MlflowTracker(run_dir, uri, "resume", settings=quick)
     second = MlflowTracker(run_dir, uri, "resume", resume=True, settings=quick)
     second.start(run_name="r", params={"lr": 0.2, "seed": 1, "new": "x"}, tags={})
-    wait_until(lambda: client(uri).get_run(interrupted.run_id).info.status == "RUNNING", 20, "the run is RUNNING again")
+    eventually(lambda: second.folder.sent_seq(uri) > 12, "the second start has been sent")
+    assert client(uri).get_run(interrupted.run_id).info.status == "RUNNING"
     for step in range(6, 15):  # the checkpoint was at step 6
         second.metrics(step, {"loss": float(step), "late": 1.0})
     ended = second.finish("KILLED", "stopped by a signal")
@@ -208,7 +210,7 @@ def test_credentials_are_written_nowhere(mlflow_server: MlflowServer, run_dir: P
     tracker.tags({"again": f"see {dead}/x?token={secret}"})
     assert tracker.uploader_pid is not None
     assert secret not in " ".join(psutil.Process(tracker.uploader_pid).cmdline())
-    wait_until((run_dir / "tracking" / "status.json").exists, 20, "the uploader has failed once")
+    eventually((run_dir / "tracking" / "status.json").exists, "the uploader has failed once")
     tracker.metrics(0, {"loss": 1.0})
     summary = tracker.finish("FAILED", f"could not reach {dead}", drain_s=0.5)
     assert summary.pending == 4

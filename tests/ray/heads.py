@@ -15,11 +15,14 @@ import psutil
 
 from tests.checkpoints import environment
 from tests.ports import free_port
+from tests.waiting import PATIENCE_S
 
 FAMILY = "DIFC_RAY_TEST_HEAD"
 """An environment variable that every process of the cluster inherits."""
 
-UP_S = 60.0
+
+PATIENT = {"RAY_timeout_ms_task_wait_for_death_info": "60000"}
+"""The news of why an actor does not answer may be late on a busy machine."""
 
 
 class Head:
@@ -41,7 +44,14 @@ class Head:
             "--disable-usage-stats",
         ]  # fmt: skip
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-        marked = {**environment(), "PATH": path, "RAY_TMPDIR": str(self.folder), FAMILY: str(self.folder), **variables}
+        marked = {
+            **environment(),
+            "PATH": path,
+            "RAY_TMPDIR": str(self.folder),
+            FAMILY: str(self.folder),
+            **PATIENT,
+            **variables,
+        }
         with (self.folder / "said").open("wb") as said:
             self.process = subprocess.Popen(
                 [str(word) for word in command], env=marked, stdout=said, stderr=said, start_new_session=True,
@@ -50,7 +60,7 @@ class Head:
 
     def wait(self) -> None:
         """Until its dashboard answers."""
-        deadline = time.monotonic() + UP_S
+        deadline = time.monotonic() + PATIENCE_S
         headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
         while True:
             try:

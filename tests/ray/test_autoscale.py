@@ -12,6 +12,7 @@ import pytest
 
 from tests import growing_cluster
 from tests.cli.shell import MODULE, difc_ray, environment
+from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -34,7 +35,7 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         lines = iter(process.stdout.readline, "")
         yield next(line.strip() for line in lines if line.strip().rpartition(":")[2].isdigit()), process
     finally:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def test_a_run_waits_for_nodes_only_if_it_is_told_to(
@@ -66,6 +67,6 @@ def test_a_run_waits_for_nodes_only_if_it_is_told_to(
     assert process.stdin is not None
     process.stdin.write("more\n")
     process.stdin.flush()
-    out, _ = run.communicate(timeout=150)
+    out, _ = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0, "".join(told) + out
     assert (tmp_path / "runs" / "grown" / "summary.json").is_file()

@@ -17,6 +17,7 @@ from difc_ray.run import train
 from tests.cli.shell import SENTENCE
 from tests.programs import carried_out, short_folder
 from tests.runs import small_config
+from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -53,7 +54,7 @@ def todo(folder: Path) -> list[dict[str, Any]]:
         {"name": "label", "arguments": ["train", *shared, "cluster.bundles.fonts.labels.zone=north"]},
         {"name": "GPUs", "arguments": ["train", *shared, "cluster.gpus_per_worker=2"]},
         {"name": "output", "arguments": ["train", *RUN, f"output={LOCAL}/runs"]},
-        {"name": "taken", "hold": True, "arguments": ["train", *shared, *WHERE, "cluster.start_timeout_s=3"]},
+        {"name": "taken", "hold": True, "arguments": ["train", *shared, *WHERE, "cluster.start_timeout_s=8"]},
         {"name": "everything", "odd": True,
          "arguments": ["doctor", "--cluster", *RUN, f"output={LOCAL}/runs", f"root={LOCAL}/data",
                        "cluster.gpus_per_worker=0"]},
@@ -70,7 +71,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Told]:
     (folder / "here" / "data").mkdir(parents=True)
-    done = carried_out("tests.two_nodes", folder, todo(folder), 170, COLUMNS="200")
+    done = carried_out("tests.two_nodes", folder, todo(folder), 3 * PATIENCE_S, COLUMNS="200")
     return {name: Told(**one) for name, one in done.items()}
 
 
@@ -127,18 +128,18 @@ def test_doctor_shows_nodes_and_plan(told: dict[str, Told]) -> None:
 def test_what_cannot_be_is_refused_at_once(name: str, words: tuple[str, ...], told: dict[str, Told]) -> None:
     (line,) = sentences(told[name])
     assert all(word in line for word in words), line
-    assert told[name].seconds < 10
+    assert told[name].seconds < 100  # `cluster.start_timeout_s` is 120
 
 
 def test_what_others_use_is_waited_for(told: dict[str, Told]) -> None:
     answer = told["taken"]
     (line,) = sentences(answer)
-    assert "within 3 s, got the state" in line
+    assert "within 8 s, got the state" in line
     assert "site_b: wanted 1, free 0 of 1" in line
     waits = [text for text in answer.out.splitlines() if text.startswith("note: waiting")]
-    assert 1 <= len(waits) <= 3, answer.out
+    assert 1 <= len(waits) <= 8, answer.out
     assert all("resources that others use" in text and "site_b: wanted 1, free 0 of 1" in text for text in waits)
-    assert 3 <= answer.seconds < 20
+    assert 8 <= answer.seconds < 100
 
 
 def test_a_third_node_with_everything_wrong(told: dict[str, Told]) -> None:

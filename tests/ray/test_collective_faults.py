@@ -18,14 +18,16 @@ from difc_ray.distributed.engine import RayEngine
 from difc_ray.global_step import StepRecord, TrainState
 from difc_ray.preparation import prepare
 from tests.fault_plugin import marks
-from tests.faults import alive, eventually, fault, faulty_config, marked_pid, our_actors, without_faults
+from tests.faults import fault, faulty_config, marked_pid, nothing_more, without_faults
+from tests.processes import alive
 from tests.runs import digest, run_inline, same_records
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.ray
 
 STEPS = 5
 RUNS = itertools.count()
-COLLECTIVE = {"cpus_per_worker": 0.5, "transport": "collective", "step_timeout_s": 60}
+COLLECTIVE = {"cpus_per_worker": 0.5, "transport": "collective", "step_timeout_s": 300}
 
 
 def config_of(folder: Path, *faults: dict[str, Any], **cluster: Any) -> Config:
@@ -34,14 +36,13 @@ def config_of(folder: Path, *faults: dict[str, Any], **cluster: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def engine(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayEngine]:
-    before = our_actors()
     config = config_of(tmp_path_factory.mktemp("nothing"))
-    engine = RayEngine(config, "first", lambda: False, lambda text: None)
-    engine.connect()
-    engine.start(prepare(config, None).state)
-    yield engine
-    engine.close()
-    eventually(lambda: our_actors() == before)
+    with nothing_more():
+        engine = RayEngine(config, "first", lambda: False, lambda text: None)
+        engine.connect()
+        engine.start(prepare(config, None).state)
+        yield engine
+        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +110,14 @@ def test_a_second_one_killed_while_the_first_is_replaced(
     for each in faults:
         expected[each["domain"]] += 1
     assert engine.restarts == expected
-    assert took < 30  # and not as long as a group may wait for a member
+    assert took < 150  # and not as long as a group may wait for a member
 
 
 @pytest.mark.parametrize("where", ["batch", "shared"])
 def test_a_worker_that_hangs(
     engine: RayEngine, tmp_path: Path, undisturbed: tuple[str, list[StepRecord]], where: str
 ) -> None:
-    config = config_of(tmp_path, fault("stop", "b", 2, where), step_timeout_s=4)
+    config = config_of(tmp_path, fault("stop", "b", 2, where), step_timeout_s=8)
     began = time.monotonic()
     state, records, notices = on_ray(engine, config)
     took = time.monotonic() - began
@@ -140,4 +141,4 @@ def test_a_worker_that_raises_while_the_others_wait_for_it(
     assert digest(state) == undisturbed[0]
     assert same_records(records, undisturbed[1])
     assert engine.restarts == {"a": 0, "b": 1, "c": 0}
-    assert took < 30
+    assert took < 150

@@ -27,17 +27,16 @@ from tests.fault_plugin import marks
 from tests.faults import (
     ALONE,
     Notices,
-    alive,
-    eventually,
     fault,
     faulty_config,
     marked_pid,
-    our_actors,
-    our_groups,
+    nothing_more,
     train,
     without_faults,
 )
+from tests.processes import alive
 from tests.runs import digest, run_inline, same_records
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.ray
 
@@ -49,12 +48,17 @@ RUNS = itertools.count()
 def engine(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayEngine]:
     config = faulty_config(tmp_path_factory.mktemp("nothing"), cluster={"cpus_per_worker": 0.5})
     notices: list[str] = []
-    engine = RayEngine(config, "first", lambda: False, notices.append)
-    engine.connect()
-    engine.start(prepare(config, None).state)
-    yield engine
-    engine.close()
-    eventually(lambda: our_actors() == set())
+    with nothing_more():
+        engine = RayEngine(config, "first", lambda: False, notices.append)
+        engine.connect()
+        engine.start(prepare(config, None).state)
+        yield engine
+        engine.close()
+
+
+def restarts_in(notices: list[str]) -> list[str]:
+    """Without those of waiting, which a busy machine adds."""
+    return [notice for notice in notices if "restart" in notice]
 
 
 def on_ray(
@@ -105,6 +109,7 @@ def test_three_workers_killed_in_three_places(engine: RayEngine, tmp_path: Path)
     assert digest(state) == digest(expected)
     assert same_records(records, expected_records)
     assert engine.restarts == {"a": 1, "b": 1, "c": 1}
+    notices = restarts_in(notices)
     assert len(notices) == 3
     for (name, step), notice in zip((("a", 1), ("c", 3), ("b", 4)), notices, strict=True):
         assert f"domain `{name}`" in notice
@@ -122,8 +127,8 @@ def test_worker_that_dies_while_it_evaluates(engine: RayEngine, tmp_path: Path) 
     jobs = [("b", "val"), ("b", "test")]
     found = engine.evaluate(jobs)
     assert marks(tmp_path) == ["evaluation-exit-b-2-0"]
-    assert len(notices) == 1
-    assert "domain `b`" in notices[0]
+    (notice,) = restarts_in(notices)
+    assert "domain `b`" in notice
     assert found == engine.evaluate(jobs)
     assert [(m.domain, m.split) for m in found] == jobs
     assert engine.advance(1)[0].step == 3
@@ -138,16 +143,18 @@ def test_a_restart_after_the_last_step_is_in_the_summary(ray_session: None, tmp_
 
 
 def test_worker_that_hangs(engine: RayEngine, tmp_path: Path) -> None:
-    config = faulty_config(tmp_path, fault("stop", "b", 2), cluster={"step_timeout_s": 3})
+    config = faulty_config(tmp_path, fault("stop", "b", 2), cluster={"step_timeout_s": 8})
     began = time.monotonic()
     state, records, notices = on_ray(engine, config)
-    print(f"a hung worker with a limit of 3 s: {time.monotonic() - began:.1f} s; {notices}")
+    print(f"a hung worker with a limit of 8 s: {time.monotonic() - began:.1f} s; {notices}")
     expected, expected_records = undisturbed(config)
     assert marks(tmp_path) == ["batch-stop-b-2-0"]
     assert digest(state) == digest(expected)
     assert same_records(records, expected_records)
     assert engine.restarts == {"a": 0, "b": 1, "c": 0}
-    assert re.search(r"domain `b`: no answer within 3 s .*step_timeout_s.* at step 2; restart 1/3", "\n".join(notices))
+    assert re.search(
+        r"domain `b`: no answer within \d+ s .*step_timeout_s.* at step 2; restart 1/3", "\n".join(notices)
+    )
     pid = marked_pid(tmp_path, "stop-b-2-0")
     eventually(lambda: not alive(pid))
 
@@ -202,7 +209,7 @@ def test_exception_that_comes_once_is_survived(engine: RayEngine, tmp_path: Path
     config = faulty_config(tmp_path, fault("raise", "c", 1))
     state, _, notices = on_ray(engine, config, 3)
     assert marks(tmp_path) == ["batch-raise-c-1-0"]
-    assert "RuntimeError: a bug of the user's at step 1; restart 1/3" in notices[0]
+    assert "RuntimeError: a bug of the user's at step 1; restart 1/3" in restarts_in(notices)[0]
     assert digest(state) == digest(undisturbed(config, 3)[0])
 
 
@@ -309,10 +316,8 @@ def test_worker_that_dies_every_time(engine: RayEngine, tmp_path: Path) -> None:
 @pytest.fixture
 def nothing_left(ray_session: None) -> Iterator[None]:
     """No actor and no placement group more than before."""
-    actors, groups = our_actors(), our_groups()
-    yield
-    eventually(lambda: our_actors() == actors)
-    assert our_groups() == groups
+    with nothing_more():
+        yield
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -327,7 +332,7 @@ def test_coordinator_that_dies(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_left")
 def test_coordinator_that_hangs(tmp_path: Path) -> None:
-    config = faulty_config(tmp_path, fault("stop_coordinator", "a", 2), cluster={"step_timeout_s": 1}, **ALONE)
+    config = faulty_config(tmp_path, fault("stop_coordinator", "a", 2), cluster={"step_timeout_s": 5}, **ALONE)
     with pytest.raises(ClusterError, match=r"coordinator has not answered for .*resume=auto"):
         train(config, tmp_path)
     assert marks(tmp_path) == ["batch-stop_coordinator-a-2-0"]

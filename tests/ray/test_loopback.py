@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from tests.cli.shell import MODULE, environment
+from tests.processes import command_of
+from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -70,7 +72,7 @@ def trains(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psutil.Process]
         yield psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=PATIENCE_S) == 130
         shutil.rmtree(temporary, ignore_errors=True)
     assert not (folder / ".ray").exists()  # where Ray would leave a token that everybody can read
 
@@ -80,7 +82,7 @@ def family(trains: psutil.Process) -> list[psutil.Process]:
 
 
 def named(trains: psutil.Process, name: str) -> list[psutil.Process]:
-    return [process for process in family(trains) if name in " ".join(process.cmdline()[:1])]
+    return [process for process in family(trains) if name in " ".join(command_of(process)[:1])]
 
 
 def gcs_port(trains: psutil.Process) -> int:

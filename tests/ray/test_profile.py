@@ -17,7 +17,7 @@ from tests.fault_plugin import marks
 from tests.faults import fault, faulty_config, train, without_faults
 from tests.runs import digest, run_inline, small_config
 from tests.traces import overlaps, read_trace
-from tests.unit.test_spans import COORDINATOR, WORKER, WORKERS, recorded
+from tests.unit.test_spans import COORDINATOR, WORKER, WORKERS, assert_same_times, recorded
 
 pytestmark = pytest.mark.ray
 
@@ -63,7 +63,7 @@ def test_every_actor_is_traced(
     assert len(trace.spans(workers[0], "forward")) == 4
     assert len(trace.spans(workers[0], "optimizer")) == (4 if more else 0)  # that of the last step, too
     spans = [event["dur"] / 1e6 for event in trace.spans("coordinator", "step")]
-    assert spans == pytest.approx(recorded(result.run_dir, trace), rel=0.1, abs=2e-3)
+    assert_same_times(spans, recorded(result.run_dir, trace))
 
 
 @pytest.mark.parametrize("transport", ["object_store", "collective"])

@@ -23,21 +23,23 @@ from difc_ray.distributed.placement import SEVERAL_NODES
 from difc_ray.jobs import Jobs, api_address
 from tests.checkpoints import sha256sum
 from tests.cli.shell import MODULE, difc_ray, environment
-from tests.faults import alive, end_of, eventually, train
+from tests.faults import end_of, train
 from tests.mlflow.servers import MlflowServer
+from tests.processes import alive
 from tests.ray.heads import Head
 from tests.ray.test_loopback import listening, reachable_from_elsewhere
 from tests.runs import small_config, write_yaml
+from tests.waiting import PATIENCE_S, eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
 
 PATIENCE = "DIFC_RAY_TRACKING_DRAIN_S"
 """How long a run waits at its end until MLflow has everything: this machine may be busy."""
 
-STEPS = 160
+STEPS = 480  # some of them are left when the worker is killed, on a busy machine as well
 RUN: dict[str, Any] = {
     "sources": ["mnist", "fonts"], "target": "mnistm", "model": "mlp", "model_options": {"hidden": [32]},
-    "batch_size": 8, "steps": STEPS, "eval_every": 80, "checkpoint": {"every": 20},
+    "batch_size": 8, "steps": STEPS, "eval_every": 240, "checkpoint": {"every": 20},
     "cluster": {"cpus_per_worker": 0.5},
 }  # fmt: skip
 PROCESSES = re.compile(r"processes: coordinator (\d+) on \S+, mnist (\d+) on \S+, fonts (\d+) on \S+")
@@ -63,7 +65,7 @@ def submitted(home: Path, head: Head, server: MlflowServer, name: str) -> subpro
         *MODULE, "submit", "--address", head.url, "--env", "MLFLOW_TRACKING_URI", "--env", PATIENCE,
         "--submission-id", name, "--", "train", "-c", "run.yaml", f"output={home.parent / 'runs'}", f"name={name}",
     ]  # fmt: skip
-    variables = environment({"MLFLOW_TRACKING_URI": server.url, PATIENCE: "90"})
+    variables = environment({"MLFLOW_TRACKING_URI": server.url, PATIENCE: "100"})
     return subprocess.Popen(
         command, cwd=home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -89,7 +91,7 @@ def used(head: Head) -> dict[str, float]:
 
 def kill_one(run_dir: Path, job: subprocess.Popen[str]) -> int:
     """Kills the worker of `fonts`, which the run's log names, in the middle of the run: its process."""
-    eventually(lambda: (run_dir / "checkpoints" / "step-00000020" / "manifest.json").exists(), 60)
+    eventually(lambda: (run_dir / "checkpoints" / "step-00000020" / "manifest.json").exists())
     told = PROCESSES.search((run_dir / "run.log").read_text())
     assert told is not None
     pid = int(told[3])
@@ -109,7 +111,7 @@ def test_a_worker_killed_under_a_job(servers: tuple[Head, MlflowServer], tmp_pat
     job = submitted(home, head, server, "disturbed")
     try:
         pid = kill_one(run_dir, job)
-        said, _ = job.communicate(timeout=100)
+        said, _ = job.communicate(timeout=PATIENCE_S)
     finally:
         job.kill()
         job.communicate()
@@ -135,7 +137,7 @@ def test_a_worker_killed_under_a_job(servers: tuple[Head, MlflowServer], tmp_pat
     assert counts == sorted(counts)
     assert (len(counts), counts[0], counts[-1]) == (STEPS, 0.0, 1.0)
 
-    eventually(lambda: (actors(head), used(head)) == before, 20)
+    eventually(lambda: (actors(head), used(head)) == before)
 
 
 def test_the_head_listens_on_loopback_only_and_is_found_there(
@@ -145,7 +147,7 @@ def test_the_head_listens_on_loopback_only_and_is_found_there(
     sockets = listening(head.family())
     assert len(sockets) > 5
     assert reachable_from_elsewhere(sockets) == []
-    found = difc_ray("doctor", "--cluster", f"cluster.address={head.address}", cwd=tmp_path, timeout_s=60)
+    found = difc_ray("doctor", "--cluster", f"cluster.address={head.address}", cwd=tmp_path)
     assert (found.code, found.err) == (0, "")
     assert "1 node(s), nothing wrong" in found.out
 

@@ -22,7 +22,7 @@ from difc_ray.tuning.folder import SweepFolder, TrialRecord
 from difc_ray.tuning.points import base_config
 from difc_ray.tuning.space import read_space
 from tests.checkpoints import raw
-from tests.faults import end_of, eventually, fault, our_actors, our_groups
+from tests.faults import end_of, fault, nothing_more
 from tests.sweeps import Collected, Swept, alone, assert_same_end, space_file, sweep
 
 pytestmark = [
@@ -35,10 +35,8 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left(ray_session: None) -> Iterator[None]:
     """No actor and no placement group more than before all sweeps of this file."""
-    actors, groups = our_actors(), our_groups()
-    yield
-    eventually(lambda: our_actors() == actors, 5)
-    assert our_groups() == groups
+    with nothing_more():
+        yield
 
 
 GOOD, KILLED, BAD, DEADLY, MISLED, BUGGY = range(6)
@@ -185,15 +183,13 @@ def test_resuming_a_sweep_runs_only_what_has_failed(halved: Halved) -> None:
 def test_actors_go_on_to_the_next_trial_and_to_the_same_weights(tmp_path: Path) -> None:
     """Ray-engine trials: the second one on the workers of the first; afterwards nothing of them is left."""
     watch = [fault("wait", "a", 2, seconds=0, times=0)]
-    actors, groups = our_actors(), our_groups()
     path = space_file(
         tmp_path,
         {"trial": {"engine": "ray", "concurrent": 1}, "steps": 8, "dataset_options": {"faults": watch}},
         space={"optimizer.lr": {"grid": [0.01, 0.03]}},
     )
-    done = sweep(path)
-    eventually(lambda: our_actors() == actors, 5)
-    assert our_groups() == groups
+    with nothing_more():
+        done = sweep(path)
     assert done.statuses() == ["finished", "finished"], done.result.failed
     first, second = (int((tmp_path / f"batch-wait-a-2-{n}").read_text()) for n in range(2))
     assert first == second

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tests.checkpoints import environment
 from tests.cli.shell import MODULE
+from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -83,7 +84,7 @@ class TwoHosts:
         return ["ip", "netns", "exec", self.names[number], *words]
 
     def _wait_for(self, number: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while "Ray runtime started" not in (self.folder / f"said{number}").read_text():
             assert self.nodes[number].poll() is None, (self.folder / f"said{number}").read_text()
             assert time.monotonic() < deadline
@@ -137,7 +138,7 @@ def test_rows_go_over_the_cable_and_change_no_bit(hosts: TwoHosts, tmp_path: Pat
         ("apart", hosts.inside(0, (*common, "name=apart", *BETWEEN_HOSTS))),
         ("inline", [*common, "name=inline", "engine=inline"]),
     ):
-        answer = subprocess.run(words, env=hosts.variables, capture_output=True, text=True, timeout=120)
+        answer = subprocess.run(words, env=hosts.variables, capture_output=True, text=True, timeout=PATIENCE_S)
         assert answer.returncode == 0, answer.stdout + answer.stderr
         assert (name == "inline") or "transport: collective (gloo)" in answer.stdout
     one, other = (load_file(tmp_path / name / "export" / "weights.safetensors") for name in ("apart", "inline"))

@@ -183,9 +183,9 @@ def test_index_of_many_files_is_fast(tmp_path: Path) -> None:
             (tmp_path / domain / name).mkdir(parents=True)
             for i in range(500):
                 (tmp_path / domain / name / f"{i}.jpg").touch()
-    started = time.perf_counter()
+    started = time.process_time()
     assert sum(len(part.files) for part in read_index(tmp_path).parts.values()) == 4000
-    assert time.perf_counter() - started < 3  # 20,000 in that time are measured elsewhere; here others may be running
+    assert time.process_time() - started < 3  # 20,000 in that time are measured elsewhere; here others may be running
 
 
 def test_a_link_to_a_folder_above_gives_no_pictures_another_class(tmp_path: Path) -> None:

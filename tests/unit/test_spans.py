@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 
 from difc_ray.config import check, load_config
@@ -44,6 +45,13 @@ def recorded(folder: Path, trace: Trace) -> list[float]:
     return [line["seconds"]["step"] for line in lines if line["kind"] == "step" and line["step"] - 1 in steps]
 
 
+def assert_same_times(spans: list[float], steps: list[float]) -> None:
+    """Each span is within its step, and in the median as long but for a tenth; any of them may have been preempted."""
+    excess = np.subtract(steps, spans)
+    assert excess.min() > -1e-3
+    assert np.median(excess) < 0.1 * np.median(steps) + 2e-3
+
+
 def test_a_recorder_takes_spans_only_when_told_to() -> None:
     recorder = Recorder("worker a")
     with recorder.span("before"):
@@ -57,7 +65,7 @@ def test_a_recorder_takes_spans_only_when_told_to() -> None:
     assert (inner.name, outer.name) == ("inner", "outer")
     assert outer.start_ns <= inner.start_ns < inner.end_ns <= outer.end_ns
     assert inner.end_ns - inner.start_ns >= 20e6
-    assert abs(outer.start_ns - before) < 50e6  # the common clock is the time of day
+    assert before - 1e6 <= outer.start_ns < outer.end_ns <= time.time_ns() + 1e6  # the common clock: the time of day
     assert (outer.step, outer.attempt, outer.origin.actor) == (7, 2, "worker a")
     assert recorder.take() == ()
 
@@ -127,9 +135,9 @@ def test_the_inline_engine_is_traced(tmp_path: Path) -> None:
         assert trace.steps(name) == [3, 4, 5, 6]
     assert {"wait for steps", "checkpoint"} <= trace.names("driver")
     spans = [event["dur"] / 1e6 for event in trace.spans("coordinator", "step")]
-    assert spans == pytest.approx(recorded(folder, trace), rel=0.1, abs=5e-4)
+    assert_same_times(spans, recorded(folder, trace))
     parts = [event for event in trace.events["coordinator"] if event["name"] in COORDINATOR - {"step"}]
-    assert 0.5 * sum(spans) < sum(event["dur"] for event in parts) / 1e6 <= sum(spans)
+    assert 0.2 * sum(spans) < sum(event["dur"] for event in parts) / 1e6 <= sum(spans)
     assert f"profile of the steps 3 to 6: `{folder / 'profile.json'}`" in notices.lines[-1]
     assert "ui.perfetto.dev" in notices.lines[-1]
     assert end_of(plain).weights == end_of(folder).weights

@@ -29,6 +29,7 @@ from difc_ray.tracking.journal import JournalWriter
 from difc_ray.tracking.lock import FolderLock, exclusive
 from difc_ray.tracking.sending import Uploader
 from tests.runs import small_config
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -123,10 +124,10 @@ class TestLock:
         order: list[str] = []
 
         def other() -> None:
-            with exclusive(tmp_path / "x", 5.0):
+            with exclusive(tmp_path / "x", PATIENCE_S):
                 order.append("second")
 
-        with exclusive(tmp_path / "x", 5.0):
+        with exclusive(tmp_path / "x", PATIENCE_S):
             thread = threading.Thread(target=other)
             thread.start()
             time.sleep(0.2)
@@ -178,7 +179,7 @@ class TestPace:
         assert uploader.follow() == 0
         timer.join()
         writer.close()
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.3 < time.monotonic() - began < 25
         assert uploader.replayer.exported >= 1
         assert json.loads(uploader.folder.status.read_text()) == {"state": "ok"}
 

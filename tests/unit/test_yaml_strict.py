@@ -122,10 +122,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
 )
 def test_documents_of_which_nothing_can_be_used(text: str, fragments: list[str]) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UnreadableError) as caught:
         read_text(text, "f.yaml")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     said = str(caught.value)
     assert all(fragment in said for fragment in fragments), said
     assert "f.yaml" in said
