@@ -48,6 +48,7 @@ class Accounts(Supervision):
         self.members = members_of(self.config)
         self.restarts = dict.fromkeys(self.config.sources, 0)
         self.messages, self._step, self._errors = [], 3, {}
+        self._looked, self._announced = 0.0, set()
         self.infos, self.workers = [info(100 + i, "old") for i in range(3)], [None] * 3
         self.fates, self.node = list(fates), node
 
@@ -132,6 +133,18 @@ def test_a_loss_is_announced_by_its_error_or_by_its_node(monkeypatch: pytest.Mon
     going["old"] = "12:00:00"
     assert [accounts._gone(index, lost()).preempted for index in (0, 1)] == [True, False]
     assert accounts._gone(0, GetTimeoutError("late")).preempted  # of an error that knows nothing of nodes
+
+
+def test_a_notice_is_remembered_when_the_node_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lists no node that is dead; a coordinator that is late would take its loss for one without notice."""
+    accounts = Accounts(0, [])
+    looks: list[dict[str, str]] = [{"old": "12:00:00"}, {}]
+    monkeypatch.setattr(supervision, "draining", lambda: looks.pop(0))
+    accounts._look_for_notices(at_least_s=supervision.LOOK_S)
+    accounts._look_for_notices(at_least_s=supervision.LOOK_S)  # too soon: it does not look
+    assert looks == [{}]
+    assert accounts._gone(0, lost()).preempted
+    assert looks == []
 
 
 class AtNotice(Notices):

@@ -23,7 +23,7 @@ from difc_ray.tracking import (
     UploadSettings,
     sync,
 )
-from difc_ray.tracking.child import uploader_command, uploader_environ
+from difc_ray.tracking.child import UploaderProcess, uploader_command, uploader_environ
 from difc_ray.tracking.failures import RefusedError, UnavailableError, judge
 from difc_ray.tracking.journal import JournalWriter
 from difc_ray.tracking.lock import FolderLock, exclusive
@@ -252,6 +252,25 @@ class TestDriver:
         assert len(notices) == 1
         assert "No space left" in notices[0]
         assert "4 records could not be written" in str(summary.message)
+
+    @pytest.mark.usefixtures("no_child")
+    @pytest.mark.parametrize(("family", "patience_s"), [(False, 1.0), (True, 50.0)])
+    def test_the_child_of_a_sweep_may_close_the_runs_of_dead_trials(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: bool, patience_s: float
+    ) -> None:
+        """When all is sent, that of a run has nothing left to do."""
+        waited: list[float] = []
+
+        def wait(child: UploaderProcess, timeout_s: float) -> bool:
+            waited.append(timeout_s)
+            return True
+
+        monkeypatch.setattr(UploaderProcess, "wait", wait)
+        monkeypatch.setattr(MlflowTracker, "_pending", lambda tracker: 0)
+        tracker = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e", family=family)
+        tracker.start(run_name="r", params={}, tags={})
+        tracker.finish("FINISHED", drain_s=50.0)
+        assert waited == [pytest.approx(patience_s, abs=20.0 if family else 0.0)]
 
     def test_finish_without_start_does_nothing(self, tmp_path: Path) -> None:
         summary = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e").finish("FAILED", "early")
