@@ -12,8 +12,8 @@ from difc_ray.tracking.journal import JournalWriter, Record, read_records
 from difc_ray.tracking.names import clean_key
 from difc_ray.tracking.syncing import SyncReport, sync
 
-_LATER = ("metrics", "artifact", "tags")
-"""Kinds of records that may follow the end of a run."""
+_LATER = ("metrics", "artifact")
+"""Kinds of records that an addition leaves without an end, if it is cut off."""
 
 
 def add_afterwards(
