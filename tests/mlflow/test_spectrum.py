@@ -41,6 +41,7 @@ def test_findings_are_added_to_the_run_and_its_end_stays(
     assert listed == {"spectrum/spectrum.json", "spectrum/density.png"}
 
     assert end_again(run_dir) == ("KILLED", "stopped")
+    assert (run_dir / "artifacts" / "spectrum" / "density.png").read_text() == "first"  # its own place may go
 
     inside.write_text("second")
     found[3]["spectrum/top/mnist"] = 5.0  # measured in another way
