@@ -224,15 +224,8 @@ def lost_node() -> Figure:
 def killed_driver(folder: Path) -> Figure:
     """The driver gets SIGKILL, and `resume=auto` goes on."""
     changes = ("checkpoint.every=20", "steps=300", "eval_every=300", f"output={folder / 'killed'}", "name=killed")
-    environment = {**os.environ, MARK: str(folder)}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "difc_ray", "train", *settings(*changes, "engine=ray")], env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
     checkpoints = folder / "killed" / "killed" / "checkpoints"
-    deadline = time.monotonic() + 90
-    while not (checkpoints / "step-00000020" / "manifest.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    driver = driver_when(checkpoints / "step-00000020" / "manifest.json", folder, *changes)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     began = time.monotonic()
@@ -250,6 +243,44 @@ def killed_driver(folder: Path) -> Figure:
         f"gone after {gone:.2f} s, resumed from step {before}, {words(same)}",
         gone <= 5 and 20 <= before < 300 and same,
     )  # fmt: skip
+
+
+def told_driver(folder: Path) -> Figure:
+    """The driver gets SIGTERM, and one of its workers does not answer: the step in hand cannot end."""
+    output = folder / "told"
+    changes = ("checkpoint.every=100000", "steps=100000", "eval_every=100000", f"output={output}", "name=told")
+    driver = driver_when(output / "told" / "metrics.jsonl", folder, *changes)
+    time.sleep(1)  # some steps
+    worker = next(each for each in family(folder) if "".join(each.cmdline()[:1]).startswith("ray::DomainWorker"))
+    worker.suspend()
+    time.sleep(1)  # the others have answered, and all wait for it
+    sent = time.time()
+    driver.send_signal(signal.SIGTERM)
+    code = driver.wait(60)
+    ended = time.time() - sent
+    last = max((output / "told" / "checkpoints").glob("step-*"))
+    heard = (last / "manifest.json").stat().st_mtime - sent
+    while family(folder) and time.time() - sent < 60:
+        time.sleep(0.02)
+    gone = time.time() - sent
+    return Figure(
+        "SIGTERM, a worker is stopped", "checkpoint <= 2 s, exit 143, gone <= 20 s",
+        f"checkpoint after {heard:.2f} s, exit {code} after {ended:.1f} s, gone after {gone:.1f} s",
+        0 <= heard <= 2 and code == 143 and gone <= 20,
+    )  # fmt: skip
+
+
+def driver_when(there: Path, folder: Path, *changes: str) -> subprocess.Popen[bytes]:
+    """A driver with a Ray of its own, as soon as a file of its run is there."""
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "difc_ray", "train", *settings(*changes, "engine=ray")],
+        env={**os.environ, MARK: str(folder)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not there.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return driver
 
 
 def family(folder: Path) -> list[psutil.Process]:
@@ -326,6 +357,7 @@ def main() -> int:
         ray.shutdown()
         show(lost_node())
         show(killed_driver(folder))
+        show(told_driver(folder))
         show(no_mlflow(folder, 1 if quick else 2))
     print(f"\n{time.monotonic() - began:.0f} s in all on {psutil.cpu_count()} cores, ray {ray.__version__}")
     return 0 if all(figure.met for figure in figures) else 1
