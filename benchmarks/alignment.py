@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from difc_ray.config import Config, load_config, resolve
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
-from difc_ray.reproduction.methods import METHODS
-from difc_ray.reproduction.running import Request, planned
-from difc_ray.tuning.points import trial_config
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.runs.setup import prepare
+from difc_ray.studies.colored_mnist.methods import METHODS
+from difc_ray.studies.colored_mnist.running import Request, planned
+from difc_ray.sweeps.trials import trial_config
 
 MNIST = ("erm", "hutchinson_exact", "hutchinson")
 PLAIN = {"objective": "erm", "harmonize": {"rule": "mean"}}

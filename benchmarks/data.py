@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from difc_ray.config import Config, load_config, resolve
-from difc_ray.distributed.engine import RayEngine
-from difc_ray.domains import Loader, make_augmentation, open_domain, open_family
-from difc_ray.domains.image_folder import IMAGENET_MEAN, IMAGENET_STD
-from difc_ray.local_step import model_of
-from difc_ray.preparation import prepare
+from difc_ray.data import Loader, make_augmentation, open_domain, open_family
+from difc_ray.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
+from difc_ray.engines.ray.engine import RayEngine
+from difc_ray.runs.setup import prepare
+from difc_ray.step.worker import model_of
 
 DOMAINS, CLASSES, PICTURES, FILE_SIDE, SIDE, BATCH = 4, 10, 20_000, 96, 64, 64
 TURNS, TIMED_BATCHES, WARM_UP = 5, 30, 6
@@ -47,7 +47,7 @@ def make_pictures(root: Path) -> None:
 
 def index(root: Path) -> None:
     """Seconds to open the folder for the first time, and again in what is as good as another process."""
-    from difc_ray.domains.image_folder import index as module
+    from difc_ray.data.image_folder import index as module
 
     for name in ("cold", "cached"):
         module._READ.clear()

@@ -31,13 +31,13 @@ import psutil
 import ray
 
 from difc_ray.config import Config, load_config, resolve
-from difc_ray.distributed.engine import RayEngine
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.errors import ClusterError
-from difc_ray.global_step import StepRecord, TrainState
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
-from difc_ray.requested import requested_config
-from difc_ray.run import train
+from difc_ray.runs.configuration import requested_config
+from difc_ray.runs.setup import prepare
+from difc_ray.runs.train import train
+from difc_ray.step.coordinator import StepRecord, TrainState
 
 RUN = (
     "sources=mnist,optdigits,fonts", "target=", "model=mlp", "batch_size=16", "steps=400", "eval_every=400",

@@ -18,10 +18,9 @@ import numpy as np
 import psutil
 import torch
 
-from difc_ray import solvers
 from difc_ray.determinism import generator, pin_threads
-from difc_ray.harmonizers import HARMONIZERS, harmonize
-from difc_ray.rulebook import torchjd_weighting
+from difc_ray.harmonizers import HARMONIZERS, harmonize, solvers
+from difc_ray.harmonizers.catalog import torchjd_weighting
 from difc_ray.vectors import combine, gram
 
 SIZES = (2, 5, 10, 20)

@@ -25,8 +25,8 @@ import ray
 import torch
 
 from difc_ray.config import Config, load_config, resolve
-from difc_ray.global_step import StepRecord
-from difc_ray.run import Silent, train
+from difc_ray.runs.train import Silent, train
+from difc_ray.step.coordinator import StepRecord
 
 GOAL = 0.05
 """Growth that is allowed."""

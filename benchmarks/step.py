@@ -21,10 +21,10 @@ import ray
 import torch
 
 from difc_ray.config import Config, load_config, resolve
-from difc_ray.distributed.engine import RayEngine
-from difc_ray.global_step import StepRecord
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.engines.ray.engine import RayEngine
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import StepRecord
 
 
 def configuration(*, rows: int, engine: str, sources: str, model: str, batch: int) -> Config:

@@ -16,12 +16,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from difc_ray.tuning.folder import SweepFolder, TrialRecord
-from difc_ray.tuning.outcome import SweepResult
-from difc_ray.tuning.points import base_config, check_sweep
-from difc_ray.tuning.shipped import find_space
-from difc_ray.tuning.space import Space, read_space
-from difc_ray.tuning.sweep import run_sweep
+from difc_ray.sweeps.find import find_space
+from difc_ray.sweeps.folder import SweepFolder, TrialRecord
+from difc_ray.sweeps.outcome import SweepResult
+from difc_ray.sweeps.space import Space, read_space
+from difc_ray.sweeps.sweep import run_sweep
+from difc_ray.sweeps.trials import base_config, check_sweep
 
 CPUS = 2
 

@@ -29,12 +29,12 @@ import torch
 import torch.distributed as dist
 
 from difc_ray.determinism import pin_threads, thread_environment
-from difc_ray.distributed.group import Group, Meeting, make_store
-from difc_ray.distributed.planning import Member
-from difc_ray.distributed.replica import ReplicaWorker
-from difc_ray.global_step import Update
-from difc_ray.local_step import Token
-from difc_ray.spans import Recorder
+from difc_ray.engines.ray.planning import Member
+from difc_ray.engines.ray.process_group import Group, Meeting, make_store
+from difc_ray.engines.ray.replica import ReplicaWorker
+from difc_ray.step.coordinator import Update
+from difc_ray.step.worker import Token
+from difc_ray.tracing import Recorder
 from difc_ray.vectors import as_tensor, combine, gram, gram_blocks, sum_blocks
 
 GOAL = 2.5

@@ -16,7 +16,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from difc_ray.harmonizers import Harmonization, harmonize
-    from difc_ray.run import Result, train
+    from difc_ray.runs.train import Result, train
 
 __version__ = "0.1.0"
 __all__ = ["Harmonization", "Result", "__version__", "harmonize", "train"]
@@ -24,8 +24,8 @@ __all__ = ["Harmonization", "Result", "__version__", "harmonize", "train"]
 _HOMES = {
     "Harmonization": "difc_ray.harmonizers",
     "harmonize": "difc_ray.harmonizers",
-    "Result": "difc_ray.run",
-    "train": "difc_ray.run",
+    "Result": "difc_ray.runs.train",
+    "train": "difc_ray.runs.train",
 }
 
 

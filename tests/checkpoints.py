@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from difc_ray.checkpoint import Snapshot
+from difc_ray.runs.checkpoint import Snapshot
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]

@@ -94,7 +94,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test sees no cache of pictures but its own: neither that of another test, nor of whoever runs them."""
-    from difc_ray.domains.image_folder import index
+    from difc_ray.data.image_folder import index
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     index._READ.clear()

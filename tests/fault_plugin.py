@@ -29,12 +29,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from difc_ray.curvature import HeadCurvature
-from difc_ray.domains import DATASETS, Batch, DatasetFamily, Domain, Drawn
-from difc_ray.domains.base import generator
+from difc_ray.data import DATASETS, Batch, DatasetFamily, Domain, Drawn
+from difc_ray.data.base import generator
 from difc_ray.errors import DataError
 from difc_ray.models import MODELS, Model
 from difc_ray.objectives import OBJECTIVES, Measurement
+from difc_ray.objectives.curvature import HeadCurvature
 from difc_ray.objectives.hgp import Hgp
 from difc_ray.objectives.hutchinson import Hutchinson
 from tests.fault_points import install

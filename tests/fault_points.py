@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from difc_ray.distributed.group import Group
-from difc_ray.optimizer import FlatOptimizer
+from difc_ray.engines.ray.process_group import Group
+from difc_ray.step.optimizer import FlatOptimizer
 
 PLACES: dict[tuple[type, str], tuple[str, str]] = {
     (Group, "scatter"): ("share", "shared"),

@@ -13,10 +13,10 @@ import psutil
 import ray
 from safetensors.torch import load_file
 
-from difc_ray import run
 from difc_ray.config import Config, resolve
-from difc_ray.requested import requested_config
-from difc_ray.run import Result, Silent
+from difc_ray.runs import train as run
+from difc_ray.runs.configuration import requested_config
+from difc_ray.runs.train import Result, Silent
 from tests.checkpoints import raw
 from tests.runs import small_config, write_yaml
 from tests.waiting import eventually

@@ -122,9 +122,9 @@ def run(each: dict[str, Any], nodes: Nodes, folder: Path) -> dict[str, Any]:
 
 def train(config: dict[str, Any], notices: Any, errors: list[str]) -> None:
     """A run to its end; the error that ended it is put into the list, after its exit code."""
-    from difc_ray import run
     from difc_ray.config import load_config, resolve
     from difc_ray.errors import DifcError
+    from difc_ray.runs import train as run
 
     try:
         run.train(resolve(load_config(None, base=config)), notices)

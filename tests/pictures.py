@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from difc_ray.domains import open_family
-from difc_ray.domains.image_folder import (
+from difc_ray.data import open_family
+from difc_ray.data.image_folder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImageDomain,
 )
-from difc_ray.domains.image_folder import index as index_module
+from difc_ray.data.image_folder import index as index_module
 
 SIDE = 8
 

@@ -15,8 +15,8 @@ import pytest
 import scipy.io
 import torchvision.datasets
 
-from difc_ray.domains.published.fashion import PACKAGE, PACKAGE_FOLDER
-from difc_ray.domains.published.pools import COUNTS, MEAN
+from difc_ray.data.published.fashion import PACKAGE, PACKAGE_FOLDER
+from difc_ray.data.published.pools import COUNTS, MEAN
 
 REQUIRED = "DIFC_RAY_FASHION_TESTS"
 

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from difc_ray.config import Config, load_config, resolve
-from difc_ray.global_step import StepRecord, TrainState
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import StepRecord, TrainState
 
 SMALL: dict[str, Any] = {
     "name": "test",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from difc_ray.config import Config
-from difc_ray.tuning.points import Point, base_config, check_sweep, told_keys
-from difc_ray.tuning.space import Space, read_space
+from difc_ray.sweeps.space import Space, read_space
+from difc_ray.sweeps.trials import Point, base_config, check_sweep, told_keys
 
 GOOD = {
     "config": "{steps: 40, eval_every: 10, model: mlp}",

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difc_ray import run
 from difc_ray.config import Config
-from difc_ray.tuning.folder import SweepFolder, TrialRecord
-from difc_ray.tuning.outcome import SweepResult
-from difc_ray.tuning.points import Point, base_config, check_sweep, trial_config
-from difc_ray.tuning.space import Space, read_space
-from difc_ray.tuning.sweep import run_sweep
+from difc_ray.runs import train as run
+from difc_ray.sweeps.folder import SweepFolder, TrialRecord
+from difc_ray.sweeps.outcome import SweepResult
+from difc_ray.sweeps.space import Space, read_space
+from difc_ray.sweeps.sweep import run_sweep
+from difc_ray.sweeps.trials import Point, base_config, check_sweep, trial_config
 from tests.faults import End, end_of, without_faults
 from tests.runs import write_yaml
 

@@ -80,7 +80,7 @@ def held(each: dict[str, Any]) -> dict[str, Any]:
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from difc_ray.distributed import placement
+    from difc_ray.engines.ray import placement
 
     def connected() -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", namespace="another")

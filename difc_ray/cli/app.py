@@ -87,8 +87,8 @@ def train(
     from difc_ray.cli.tables import print_banner, print_result
     from difc_ray.cli.view import open_view
     from difc_ray.config import cautions, resolve
-    from difc_ray.requested import repeated_config, requested_config
-    from difc_ray.run import train as run
+    from difc_ray.runs.configuration import repeated_config, requested_config
+    from difc_ray.runs.train import train as run
 
     recorded, given = None, with_profile(checked(settings), profile)
     if from_run is None:
@@ -125,8 +125,8 @@ def evaluate(run_dir: RunFolder, settings: Settings = None) -> None:
     difc-ray evaluate runs/NAME target=fonts        on another target
     """  # noqa: D301
     from difc_ray.cli.tables import print_facts, print_note, print_result
-    from difc_ray.reevaluation import draw_confusions
-    from difc_ray.reevaluation import evaluate as run
+    from difc_ray.runs.evaluate import draw_confusions
+    from difc_ray.runs.evaluate import evaluate as run
 
     resolved, result = run(run_dir.absolute(), checked(settings), notice=print_note)
     print_result(result, resolved)
@@ -147,7 +147,7 @@ def show_config(
     """  # noqa: D301
     from difc_ray.cli.tables import print_keys
     from difc_ray.config import resolve, to_yaml
-    from difc_ray.requested import requested_config
+    from difc_ray.runs.configuration import requested_config
 
     requested = requested_config(config, checked(settings), paths=False)
     if show:
@@ -167,7 +167,7 @@ def domains(settings: Settings = None, config: ConfigFile = None) -> None:
     difc-ray domains dataset=image_folder root=pictures
     """  # noqa: D301
     from difc_ray.cli.tables import DATASET_KEYS, print_domains
-    from difc_ray.requested import requested_config
+    from difc_ray.runs.configuration import requested_config
 
     given = checked(settings)
     alone = config is not None or any(setting.startswith("dataset=") for setting in given)
@@ -190,7 +190,7 @@ def doctor(
     difc-ray doctor
     difc-ray doctor --cluster cluster.address=HOST:6379
     """  # noqa: D301
-    from difc_ray.requested import requested_config
+    from difc_ray.runs.configuration import requested_config
 
     requested = requested_config(config, checked(settings), paths=False)
     if cluster:
@@ -216,7 +216,7 @@ def rules(
     difc-ray rules --check --draws 1000   conflicts, worst cosine, worst KKT residual, time; TorchJD beside it
     """  # noqa: D301
     from difc_ray.cli.rules import print_rule, print_rule_check, print_rules
-    from difc_ray.rulebook import check_rules, rule_table
+    from difc_ray.harmonizers.catalog import check_rules, rule_table
 
     number = whole_number("--draws", draws, 200)
     if rule is not None and check:
@@ -252,10 +252,10 @@ def tune(
     difc-ray tune smoke --resume                    after an interruption
     """  # noqa: D301
     from difc_ray.cli.tune import open_sweep_view, print_sweep, print_sweep_banner
-    from difc_ray.tuning.points import base_config, check_sweep, told_keys
-    from difc_ray.tuning.shipped import find_space
-    from difc_ray.tuning.space import read_space
-    from difc_ray.tuning.sweep import run_sweep
+    from difc_ray.sweeps.find import find_space
+    from difc_ray.sweeps.space import read_space
+    from difc_ray.sweeps.sweep import run_sweep
+    from difc_ray.sweeps.trials import base_config, check_sweep, told_keys
 
     given = checked(settings)
     searched = read_space(find_space(space))
@@ -380,7 +380,7 @@ def sync(
     from difc_ray.tracking import sync as run
 
     if not (run_dir / "tracking").is_dir():
-        from difc_ray.preparation import check_run_folder
+        from difc_ray.runs.setup import check_run_folder
 
         check_run_folder(run_dir.absolute(), "RUN_DIR must be a run folder", "command line")
     console.print("sending ...")

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from difc_ray.cli.tables import console, print_facts, print_table
 from difc_ray.config import Config, resolve
-from difc_ray.distributed.placement import cluster_nodes, connect
-from difc_ray.distributed.planning import Node, Plan, amounts, lacks_of, node_names, plan_for
-from difc_ray.distributed.preflight import Report, examine, memory_notices, node_problems
+from difc_ray.engines.ray.placement import cluster_nodes, connect
+from difc_ray.engines.ray.planning import Node, Plan, amounts, lacks_of, node_names, plan_for
+from difc_ray.engines.ray.preflight import Report, examine, memory_notices, node_problems
 from difc_ray.errors import ClusterError
-from difc_ray.local_step import model_of
+from difc_ray.step.worker import model_of
 from difc_ray.vectors import ParameterLayout
 
 

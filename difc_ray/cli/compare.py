@@ -8,9 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from difc_ray.cli.tables import print_facts, print_note, print_table
+from difc_ray.comparison import Reported, report
+from difc_ray.comparison import text as wording
+from difc_ray.comparison.comparison import Comparison, Estimate
 from difc_ray.config import SYMBOLS
-from difc_ray.reports import Reported, report, wording
-from difc_ray.reports.comparison import Comparison, Estimate
 
 SHOWN = 24
 """Settings in the table of the terminal; the page has all of them."""
@@ -19,7 +20,7 @@ SHOWN = 24
 def compare_runs(
     arguments: list[str], baseline: str | None, out: Path | None, target: str | None, uri: str | None, selection: str
 ) -> None:
-    """Compares, writes the report and prints it; the arguments are those of :func:`difc_ray.reports.report`.
+    """Compares, writes the report and prints it; the arguments are those of :func:`difc_ray.comparison.report`.
 
     Raises:
         ConfigError: an argument names nothing, or the runs cannot be compared.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from difc_ray.cli.reading import Fault
     from difc_ray.config import Config
-    from difc_ray.domains import Domain
+    from difc_ray.data import Domain
 
 SHOWN = 20
 """Bad examples that are listed without ``--all``."""
@@ -50,7 +50,7 @@ def check(
     difc-ray data check -c run.yaml --all           the whole list
     """  # noqa: D301
     from difc_ray.cli.usage import checked
-    from difc_ray.requested import requested_config
+    from difc_ray.runs.configuration import requested_config
 
     raise typer.Exit(check_data(requested_config(config, checked(settings), paths=False), everything=everything))
 
@@ -66,8 +66,8 @@ def check_data(config: Config, *, everything: bool) -> int:
     from difc_ray.cli.reading import find_faults
     from difc_ray.cli.tables import console, print_facts, print_note, print_table, shortened
     from difc_ray.config.preflight import strange_classes
-    from difc_ray.domains import open_domain
-    from difc_ray.local_step import family_of
+    from difc_ray.data import open_domain
+    from difc_ray.step.worker import family_of
 
     family = family_of(config)
     names = [*config.sources, *([] if config.target is None else [config.target])]
@@ -113,7 +113,7 @@ def show(
     difc-ray data show -c run.yaml --picture sheet.png
     """  # noqa: D301
     from difc_ray.cli.usage import checked
-    from difc_ray.requested import requested_config
+    from difc_ray.runs.configuration import requested_config
 
     found = requested_config(config, checked(settings), paths=False)
     show_data(found, picture or Path(f"data-{found.dataset.replace(':', '-')}.png"), classes)
@@ -137,9 +137,9 @@ def export(
     from difc_ray.cli.pictures import write_tree
     from difc_ray.cli.tables import console, print_facts
     from difc_ray.cli.usage import checked
-    from difc_ray.domains import open_domain
-    from difc_ray.local_step import family_of
-    from difc_ray.requested import requested_config
+    from difc_ray.data import open_domain
+    from difc_ray.runs.configuration import requested_config
+    from difc_ray.step.worker import family_of
 
     found = requested_config(config, checked(settings), paths=False)
     family = family_of(found)
@@ -162,12 +162,12 @@ def show_data(config: Config, picture: Path, most: int) -> None:
         DataError: a domain cannot be opened, or a picture of it.
         ConfigError: the file cannot be written, or the augmentation does not suit.
     """
-    from difc_ray import figures
     from difc_ray.cli.pictures import cells_of
     from difc_ray.cli.tables import console, print_facts
-    from difc_ray.domains import make_augmentation, open_domain
+    from difc_ray.data import make_augmentation, open_domain
     from difc_ray.errors import ConfigError
-    from difc_ray.local_step import family_of
+    from difc_ray.runs import figures
+    from difc_ray.step.worker import family_of
 
     if picture.suffix.lower() not in FORMATS:
         kinds = ", ".join(f"`{each}`" for each in FORMATS)

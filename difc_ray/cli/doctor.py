@@ -16,11 +16,11 @@ from difc_ray import __version__
 from difc_ray.cli.tables import console
 from difc_ray.config import Config, check_paths, resolve
 from difc_ray.determinism import usable_cpus
-from difc_ray.distributed.engine import RayEngine
-from difc_ray.distributed.preflight import step_bytes
+from difc_ray.engines.ray.engine import RayEngine
+from difc_ray.engines.ray.preflight import step_bytes
 from difc_ray.errors import DifcError
-from difc_ray.identity import versions
-from difc_ray.local_step import model_of
+from difc_ray.runs.fingerprint import versions
+from difc_ray.step.worker import model_of
 from difc_ray.tracking import masked, probe, resolve_uri
 from difc_ray.vectors import ParameterLayout
 

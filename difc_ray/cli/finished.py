@@ -7,7 +7,7 @@ from typing import Any
 
 from difc_ray.cli.tables import checkpoint_fact, print_facts, print_note, print_summary
 from difc_ray.config import Config
-from difc_ray.preparation import ResumePoint, resume_point
+from difc_ray.runs.setup import ResumePoint, resume_point
 
 
 def told_again(config: Config) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from difc_ray.domains import Augmentation, Domain, PixelDomain
+from difc_ray.data import Augmentation, Domain, PixelDomain
 from difc_ray.errors import ConfigError
 
 Cell = list[UInt8[np.ndarray, "H W _"]]

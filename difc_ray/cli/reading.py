@@ -10,10 +10,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from difc_ray.config import Config, import_plugins
+from difc_ray.data import Domain, open_domain
 from difc_ray.determinism import usable_cpus
-from difc_ray.domains import Domain, open_domain
 from difc_ray.errors import DataError
-from difc_ray.local_step import family_of
+from difc_ray.step.worker import family_of
 
 PART = 64
 """Examples that a process takes at a time."""

@@ -13,10 +13,10 @@ from rich.table import Table
 from difc_ray.cli.tables import console, print_facts, print_note, print_opening, print_table
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError
-from difc_ray.reproduction.methods import methods_of
-from difc_ray.reproduction.running import Plan, Reproduction, Request, command_of, planned, reproduce
-from difc_ray.reproduction.table import cells, footnotes, header, markdown, numbers, rows_of, title_of
-from difc_ray.tuning.folder import ENDED, TrialRecord
+from difc_ray.studies.colored_mnist.methods import methods_of
+from difc_ray.studies.colored_mnist.running import Plan, Reproduction, Request, command_of, planned, reproduce
+from difc_ray.studies.colored_mnist.table import cells, footnotes, header, markdown, numbers, rows_of, title_of
+from difc_ray.sweeps.folder import ENDED, TrialRecord
 
 EXPERIMENTS = ("colored-mnist",)
 SELECTIONS = ("last", "train")
@@ -106,7 +106,7 @@ def begin(plan: Plan) -> None:
 
 def finish(found: Reproduction, *, honest: bool) -> None:
     """Table, footnotes and files; pictures need matplotlib, which is imported here."""
-    from difc_ray.reproduction.pictures import accuracy_curves, distance_scatter
+    from difc_ray.studies.colored_mnist.pictures import accuracy_curves, distance_scatter
 
     rows, name = rows_of(found), found.request.dataset
     table = Table(title=escape(title_of(found)), title_justify="left")

@@ -13,15 +13,15 @@ from typing import Any, Final, get_args
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.checkpoint import RunLock
 from difc_ray.cli.tables import console, print_facts, print_note, print_sync, print_table
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError, DifcError
-from difc_ray.preparation import check_run_folder
 from difc_ray.registry import did_you_mean
-from difc_ray.snapshots import write_json
-from difc_ray.spectrum import Options, PairDistance, Spectrum, measure_run
-from difc_ray.spectrum.options import SPLITS, Precision, Scope
+from difc_ray.runs.checkpoint import RunLock
+from difc_ray.runs.setup import check_run_folder
+from difc_ray.runs.state import write_json
+from difc_ray.studies.spectrum import Options, PairDistance, Spectrum, measure_run
+from difc_ray.studies.spectrum.options import SPLITS, Precision, Scope
 from difc_ray.tracking import add_afterwards
 
 FOLDER: Final = "spectrum"
@@ -123,7 +123,7 @@ def check_output(folder: Path) -> None:
 
 def write_files(spectrum: Spectrum, folder: Path) -> list[Path]:
     """The numbers, then the pictures; matplotlib is imported here."""
-    from difc_ray.spectrum.figures import pictures
+    from difc_ray.studies.spectrum.figures import pictures
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT, asdict(spectrum))

@@ -225,9 +225,9 @@ def look_at_training(found: Command, given: dict[str, Any]) -> None:
 
 def look_at_sweep(found: Command, given: dict[str, Any]) -> None:
     """Checks a search space and both ends of its ranges."""
-    from difc_ray.tuning.points import check_sweep, told_keys
-    from difc_ray.tuning.shipped import find_space
-    from difc_ray.tuning.space import read_space
+    from difc_ray.sweeps.find import find_space
+    from difc_ray.sweeps.space import read_space
+    from difc_ray.sweeps.trials import check_sweep, told_keys
 
     settings = checked(given["settings"])
     space = read_space(find_space(given["space"]))

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.config import Config, documentation, flat
-from difc_ray.domains import (
+from difc_ray.data import (
     DATASETS,
     DatasetFamily,
     Domain,
@@ -29,14 +29,14 @@ from difc_ray.domains import (
 )
 from difc_ray.errors import DataError
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.local_step import family_of
-from difc_ray.losses import LOSSES
 from difc_ray.models import MODELS
 from difc_ray.objectives import OBJECTIVES
+from difc_ray.objectives.losses import LOSSES
 from difc_ray.registry import Registry
+from difc_ray.step.worker import family_of
 
 if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list keys
-    from difc_ray.run import Result
+    from difc_ray.runs.train import Result
     from difc_ray.tracking import SyncReport, TrackingSummary
 
 UNWRAPPED = 1000

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from difc_ray.cli.tables import console, print_facts, print_note, print_table, print_tracking
 from difc_ray.config import Config
-from difc_ray.tuning.folder import ENDED, TrialRecord
-from difc_ray.tuning.outcome import SweepResult, settings_of
-from difc_ray.tuning.points import Point, label
-from difc_ray.tuning.space import Space
+from difc_ray.sweeps.folder import ENDED, TrialRecord
+from difc_ray.sweeps.outcome import SweepResult, settings_of
+from difc_ray.sweeps.space import Space
+from difc_ray.sweeps.trials import Point, label
 
 SHOWN = 12
 """Trials in the live table: those that run, then the best of the others."""

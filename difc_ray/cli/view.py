@@ -17,8 +17,8 @@ from rich.text import Text
 from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.cli.tables import console
 from difc_ray.config import Config
-from difc_ray.evaluation import SplitMetrics
-from difc_ray.global_step import StepRecord
+from difc_ray.step.coordinator import StepRecord
+from difc_ray.step.evaluation import SplitMetrics
 
 WINDOW = 50
 """Steps behind the shown losses, conflict share and times."""

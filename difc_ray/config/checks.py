@@ -20,8 +20,7 @@ from difc_ray.config.resolve import (
 )
 from difc_ray.config.schema import leaves
 from difc_ray.config.tree import Config
-from difc_ray.curvature import fused_layers
-from difc_ray.domains import (
+from difc_ray.data import (
     DATASETS,
     AugmentationError,
     DatasetFamily,
@@ -32,9 +31,10 @@ from difc_ray.domains import (
 )
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS, make_harmonizer
-from difc_ray.losses import LOSSES
 from difc_ray.models import MODELS, build_model, has_batch_norm
 from difc_ray.objectives import OBJECTIVES
+from difc_ray.objectives.curvature import fused_layers
+from difc_ray.objectives.losses import LOSSES
 from difc_ray.registry import Registry, did_you_mean
 
 _REGISTRIES: tuple[tuple[str, str, Registry[Any]], ...] = (

@@ -14,7 +14,7 @@ from difc_ray.config.checks import origin_by_value
 from difc_ray.config.problems import DataProblems, Problem, show
 from difc_ray.config.resolve import absolute, absolute_model_options
 from difc_ray.config.tree import Config
-from difc_ray.domains import (
+from difc_ray.data import (
     AugmentationError,
     DatasetFamily,
     Domain,
@@ -23,8 +23,8 @@ from difc_ray.domains import (
     open_family,
 )
 from difc_ray.errors import ConfigError, DataError
-from difc_ray.losses import LOSSES
 from difc_ray.models import build_model, check_weights
+from difc_ray.objectives.losses import LOSSES
 
 PROBE_BYTES = 1_000_000
 """What is written, and removed, to learn whether a folder takes it."""

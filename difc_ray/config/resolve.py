@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from difc_ray.config.tree import Config, Penalty
-from difc_ray.domains import DATASETS
-from difc_ray.domains.augmentation import NAMED
+from difc_ray.data import DATASETS
+from difc_ray.data.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.models import weights_path
 from difc_ray.objectives import OBJECTIVES

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
 
-from difc_ray import solvers
 from difc_ray.errors import NumericError
+from difc_ray.harmonizers import solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from difc_ray import solvers
+from difc_ray.harmonizers import solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,

@@ -12,8 +12,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from difc_ray import solvers
 from difc_ray.errors import NumericError
+from difc_ray.harmonizers import solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,

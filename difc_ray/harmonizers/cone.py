@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from difc_ray import solvers
+from difc_ray.harmonizers import solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,

@@ -16,9 +16,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from difc_ray import solvers
 from difc_ray.errors import NumericError
-from difc_ray.harmonizers import metrics
+from difc_ray.harmonizers import metrics, solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,

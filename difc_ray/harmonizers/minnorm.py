@@ -11,9 +11,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from difc_ray import solvers
 from difc_ray.errors import ConfigError
-from difc_ray.harmonizers import simplex
+from difc_ray.harmonizers import simplex, solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,

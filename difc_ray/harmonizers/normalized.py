@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from difc_ray import solvers
-from difc_ray.harmonizers import metrics
+from difc_ray.harmonizers import metrics, solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     Claim,

@@ -17,7 +17,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from difc_ray.config import masked
-from difc_ray.distributed.access import token_found, token_wanted
+from difc_ray.engines.ray.access import token_found, token_wanted
 from difc_ray.errors import ClusterError, ConfigError
 from difc_ray.jobs.address import Address
 

@@ -2,7 +2,7 @@
 
 A BatchNorm module in training mode normalises with the statistics of its batch and moves its running statistics; in
 evaluation mode it normalises with the running statistics and moves nothing. What becomes of the buffers that several
-domains have moved is decided where the domains meet (`difc_ray.global_step`).
+domains have moved is decided where the domains meet (`difc_ray.step.coordinator`).
 
 Source: for `freeze`, DomainBed (Gulrajani & Lopez-Paz 2021), which keeps BatchNorm of its pretrained networks in
 evaluation mode; scale and shift are trained there as here.

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
+from difc_ray.objectives.spread import cotangents, deviations, spread, weighted_mean
 from difc_ray.registry import Registry
 
 Vectors = dict[str, np.ndarray]
@@ -140,8 +140,8 @@ class Objective(ABC):
     def measure(self, head: Any, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """First answer: named vectors of scope size, differentiable.
 
-        ``head`` is a :class:`~difc_ray.curvature.HeadCurvature`, or of objectives with the scope `all` any
-        :class:`~difc_ray.curvature.Curvature`.
+        ``head`` is a :class:`~difc_ray.objectives.curvature.HeadCurvature`, or of objectives with the scope `all` any
+        :class:`~difc_ray.objectives.curvature.Curvature`.
         """
 
     def respond(self, measurement: Measurement, exchange: int, broadcast: Mapping[str, Tensor]) -> dict[str, Tensor]:

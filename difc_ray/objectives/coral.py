@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from difc_ray.alignment import cotangents, deviations, spread, weighted_mean
-from difc_ray.curvature import HeadCurvature
 from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors, pairs_of
+from difc_ray.objectives.curvature import HeadCurvature
+from difc_ray.objectives.spread import cotangents, deviations, spread, weighted_mean
 
 
 @OBJECTIVES.register("coral")

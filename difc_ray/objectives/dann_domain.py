@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from difc_ray.curvature import HeadCurvature
 from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, ObjectiveOptions, Vectors
+from difc_ray.objectives.curvature import HeadCurvature
 
 WIDTH: Final = 256
 """Size of the discriminator's two hidden layers, DomainBed's default."""

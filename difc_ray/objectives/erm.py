@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from difc_ray.curvature import HeadCurvature
 from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors
+from difc_ray.objectives.curvature import HeadCurvature
 
 
 @OBJECTIVES.register("erm")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from difc_ray.curvature import Curvature
 from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors, gradient_term
+from difc_ray.objectives.curvature import Curvature
 
 
 @OBJECTIVES.register("gradient")

@@ -1,6 +1,6 @@
 """Mixup between domains: every example is blended with one of another source domain, and so are their losses.
 
-Shape suffixes: K domains; N samples, C outputs, M as in :mod:`difc_ray.losses.base`.
+Shape suffixes: K domains; N samples, C outputs, M as in :mod:`difc_ray.objectives.losses.base`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difc_ray.determinism import generator
-from difc_ray.losses import Loss
 from difc_ray.objectives.base import OBJECTIVES, Pairing
 from difc_ray.objectives.erm import Erm
+from difc_ray.objectives.losses import Loss
 
 
 @OBJECTIVES.register("mixup")

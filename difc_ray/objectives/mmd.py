@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difc_ray.curvature import HeadCurvature
 from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors, pairs_of
+from difc_ray.objectives.curvature import HeadCurvature
 
 WIDTHS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """γ of the kernel ``k(x, y) = Σ_γ exp(−γ ‖x − y‖²)``."""

@@ -26,7 +26,7 @@ def add_afterwards(
     same findings twice leave MLflow as once. The run's status and the time of its end stay.
 
     Args:
-        run_dir: the run's folder; nobody may train in it meanwhile (see :class:`difc_ray.checkpoint.RunLock`).
+        run_dir: the run's folder; nobody may train in it meanwhile (see :class:`difc_ray.runs.checkpoint.RunLock`).
         points: step -> metric -> value.
         files: of any place; those outside of the run's folder are copied into `artifacts/` there.
         folder: where the files are to be among the run's artifacts.

@@ -12,11 +12,11 @@ import pytest
 
 from difc_ray.cli.execution import execute
 from difc_ray.cli.tables import UNWRAPPED, console
-from difc_ray.domains import DATASETS
+from difc_ray.data import DATASETS
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.losses import LOSSES
 from difc_ray.models import MODELS
 from difc_ray.objectives import OBJECTIVES
+from difc_ray.objectives.losses import LOSSES
 from difc_ray.registry import Registry
 from tests.cli.shell import FAST, Answer, Cli, difc_ray
 

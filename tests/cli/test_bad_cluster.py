@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from difc_ray.distributed import placement
+from difc_ray.engines.ray import placement
 from tests.cli.shell import Cli, assert_sentences, something_else
 from tests.ports import free_port
 

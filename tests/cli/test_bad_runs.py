@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
-from difc_ray.checkpoint import RunLock
+from difc_ray.runs.checkpoint import RunLock
 from tests.cli import user_module
 from tests.cli.shell import Cli, assert_sentences, files_below, table_rows
 
@@ -151,7 +151,7 @@ def test_51_resume_with_another_configuration(
 
 def test_51_resume_with_other_data(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The configuration is the same, the content of the files behind it is not."""
-    monkeypatch.setattr("difc_ray.preparation.data_fingerprint", lambda domains: "0" * 64)
+    monkeypatch.setattr("difc_ray.runs.setup.data_fingerprint", lambda domains: "0" * 64)
     before = files_below(trained)
     answer = cli("train", f"resume={trained}", "steps=9")
     assert answer.code == CHECKPOINT

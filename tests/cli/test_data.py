@@ -216,7 +216,7 @@ def test_a_pipeline_that_changed_is_noticed(root: Path, cli: Cli, tmp_path: Path
 
 
 def test_an_exported_dataset_is_read_back(cli: Cli, tmp_path: Path) -> None:
-    from difc_ray.domains import open_domain, open_family
+    from difc_ray.data import open_domain, open_family
 
     answer = cli("data", "export", "out", "sources=optdigits,fonts", "target=mnistm", "--limit", "7")
     assert answer.code == 0, answer.err

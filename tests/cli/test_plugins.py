@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difc_ray.losses import LOSSES
+from difc_ray.objectives.losses import LOSSES
 from tests.cli import user_module
 from tests.cli.shell import ROOT, Cli, difc_ray
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from difc_ray.checkpoint import RunLock
-from difc_ray.spectrum import measure
+from difc_ray.runs.checkpoint import RunLock
+from difc_ray.studies.spectrum import measure
 from tests.cli.shell import Cli, assert_sentences, difc_ray
 
 CONFIG, CHECKPOINT = 2, 6

@@ -16,7 +16,7 @@ import pytest
 
 from difc_ray.cli.tables import console
 from difc_ray.cli.view import LiveView, PlainView, View, open_view
-from difc_ray.global_step import StepRecord
+from difc_ray.step.coordinator import StepRecord
 from tests.cli import user_module
 from tests.cli.shell import environment
 from tests.runs import small_config

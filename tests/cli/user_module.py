@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from difc_ray.domains import DATASETS, DatasetFamily, Domain
+from difc_ray.data import DATASETS, DatasetFamily, Domain
 from difc_ray.models import MODELS, Model
 
 with Path(__file__).with_name("imported-by.txt").open("a") as log:

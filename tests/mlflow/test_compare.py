@@ -16,10 +16,10 @@ from PIL import Image
 
 from difc_ray import train
 from difc_ray.cli.execution import execute
+from difc_ray.comparison import compare, report
+from difc_ray.comparison.histories import histories
 from difc_ray.config import load_config, resolve
 from difc_ray.errors import ConfigError
-from difc_ray.reports import compare, report
-from difc_ray.reports.histories import histories
 from difc_ray.tracking import TrackingFolder
 from difc_ray.tracking.runs import ATTEMPT_TAG
 from tests.cli.shell import Answer, assert_sentences, difc_ray

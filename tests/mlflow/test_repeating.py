@@ -10,8 +10,8 @@ import pytest
 
 from difc_ray.config import Config, ConfigProblems, flat, load_config, resolve
 from difc_ray.errors import ConfigError
-from difc_ray.preparation import prepare, run_tags
-from difc_ray.requested import _recorded_values, repeated_config, repetition_warnings
+from difc_ray.runs.configuration import _recorded_values, repeated_config, repetition_warnings
+from difc_ray.runs.setup import prepare, run_tags
 from difc_ray.tracking import MlflowTracker, RecordedRun, UploadSettings, reader, resolve_uri
 from difc_ray.tracking.names import clean_params
 from difc_ray.tracking.runs import KEY_TAG

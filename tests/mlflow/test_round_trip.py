@@ -16,10 +16,10 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from difc_ray.domains import make_augmentation
+from difc_ray.data import make_augmentation
 from difc_ray.errors import CheckpointError
 from difc_ray.models import Model, build_model
-from difc_ray.run import train
+from difc_ray.runs.train import train
 from difc_ray.tracking import MlflowTracker, UploadSettings, resolve_uri, sync
 from tests.mlflow.servers import MlflowServer, Proxy, Verdict
 from tests.ports import free_port

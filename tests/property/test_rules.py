@@ -8,8 +8,8 @@ import io
 import numpy as np
 import pytest
 
-from difc_ray import rulebook
 from difc_ray.harmonizers import HARMONIZERS, harmonize, make_harmonizer
+from difc_ray.harmonizers import catalog as rulebook
 from tests.properties import (
     assert_direction_permutation_invariant,
     assert_linear_under_scaling,

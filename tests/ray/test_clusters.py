@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from difc_ray.run import train
+from difc_ray.runs.train import train
 from tests.cli.shell import SENTENCE
 from tests.programs import carried_out, short_folder
 from tests.runs import small_config

@@ -11,9 +11,9 @@ import pytest
 import ray
 
 from difc_ray.config import Config
-from difc_ray.distributed.engine import RayEngine
+from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.errors import ClusterError
-from difc_ray.preparation import prepare
+from difc_ray.runs.setup import prepare
 from tests.fault_plugin import marks
 from tests.faults import fault, faulty_config
 from tests.runs import PENALTIES, digest, run_inline, same_records, small_config

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from difc_ray.config import Config
-from difc_ray.distributed.engine import RayEngine
-from difc_ray.global_step import StepRecord, TrainState
-from difc_ray.preparation import prepare
+from difc_ray.engines.ray.engine import RayEngine
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import StepRecord, TrainState
 from tests.fault_plugin import marks
 from tests.faults import fault, faulty_config, marked_pid, nothing_more, without_faults
 from tests.processes import alive

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from difc_ray.config import Config
-from difc_ray.distributed.engine import RayEngine
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.errors import ClusterError, DataError, NumericError, WorkerError
-from difc_ray.global_step import StepRecord, TrainState
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import StepRecord, TrainState
 from tests.fault_plugin import marks
 from tests.faults import (
     ALONE,

@@ -9,8 +9,8 @@ import urllib.request
 import pytest
 import ray
 
-from difc_ray.distributed.engine import RayEngine
-from difc_ray.preparation import prepare
+from difc_ray.engines.ray.engine import RayEngine
+from difc_ray.runs.setup import prepare
 from tests.runs import small_config
 from tests.waiting import eventually
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from difc_ray.distributed.stragglers import WINDOW
+from difc_ray.engines.ray.stragglers import WINDOW
 from difc_ray.errors import WorkerError
 from tests.fault_plugin import marks
 from tests.faults import Notices, end_of, fault, faulty_config, marked_pid, resume, train, without_faults

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from difc_ray.distributed.engine import RayEngine
-from difc_ray.preparation import prepare
+from difc_ray.engines.ray.engine import RayEngine
+from difc_ray.runs.setup import prepare
 from tests.runs import PENALTIES, RULES, digest, run_inline, same_records, small_config
 
 pytestmark = pytest.mark.ray
@@ -113,7 +113,7 @@ def test_batch_norm_precision_clipping_and_decay(engine: RayEngine, batch_norm: 
 def test_evaluation_is_the_same(engine: RayEngine) -> None:
     config = small_config(model="lenet", target="mnistm")
     state = prepare(config, None).state
-    from difc_ray.reference import InlineEngine
+    from difc_ray.engines.inline import InlineEngine
 
     inline = InlineEngine(config, "r", lambda: False, lambda text: None)
     inline.connect()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from difc_ray.distributed.engine import RayEngine
-from difc_ray.global_step import StepRecord
-from difc_ray.preparation import prepare
-from difc_ray.profiling import Profile
-from difc_ray.spans import Span
+from difc_ray.engines.ray.engine import RayEngine
+from difc_ray.runs.profile import Profile
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import StepRecord
+from difc_ray.tracing import Span
 from tests.fault_plugin import marks
 from tests.faults import fault, faulty_config, train, without_faults
 from tests.runs import digest, run_inline, small_config

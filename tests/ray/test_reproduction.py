@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from difc_ray.cli.reproduce import run_reproduction
-from difc_ray.reproduction.running import SWEEP
-from difc_ray.tuning.folder import SweepFolder
+from difc_ray.studies.colored_mnist.running import SWEEP
+from difc_ray.sweeps.folder import SweepFolder
 
 pytestmark = [
     pytest.mark.ray,

@@ -17,7 +17,7 @@ import pytest
 
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError, Interrupted
-from difc_ray.training import Training
+from difc_ray.runs.loop import Training
 from tests.checkpoints import names
 from tests.fault_plugin import CHANGED, marks
 from tests.faults import End, Notices, end_of, fault, faulty_config, resume, train

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from difc_ray.distributed.engine import RayEngine
+from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.preparation import prepare
-from difc_ray.snapshots import Progress, make_snapshot, train_state
+from difc_ray.runs.setup import prepare
+from difc_ray.runs.state import Progress, make_snapshot, train_state
 from tests.runs import digest, run_inline, same_records, small_config
 
 pytestmark = pytest.mark.ray

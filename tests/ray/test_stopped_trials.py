@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from difc_ray.config import Config
-from difc_ray.evaluation import SplitMetrics
-from difc_ray.local_step import ModelState
-from difc_ray.reference import InlineEngine
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.step.evaluation import SplitMetrics
+from difc_ray.step.worker import ModelState
+from difc_ray.sweeps.folder import SweepFolder
+from difc_ray.sweeps.space import read_space
+from difc_ray.sweeps.trial import LOOK_S, Engines, SweepInfo, Trial
+from difc_ray.sweeps.trials import base_config, check_sweep
 from difc_ray.tracking.journal import read_records
-from difc_ray.tuning.folder import SweepFolder
-from difc_ray.tuning.points import base_config, check_sweep
-from difc_ray.tuning.space import read_space
-from difc_ray.tuning.trial import LOOK_S, Engines, SweepInfo, Trial
 from tests.sweeps import space_file
 
 pytestmark = pytest.mark.ray

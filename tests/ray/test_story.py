@@ -19,7 +19,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from difc_ray.distributed.placement import SEVERAL_NODES
+from difc_ray.engines.ray.placement import SEVERAL_NODES
 from difc_ray.jobs import Jobs, api_address
 from tests.checkpoints import sha256sum
 from tests.cli.shell import MODULE, difc_ray, environment

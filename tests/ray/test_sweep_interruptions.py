@@ -21,7 +21,7 @@ import ray
 import yaml
 
 from difc_ray.cli.execution import execute
-from difc_ray.tuning.folder import SweepFolder
+from difc_ray.sweeps.folder import SweepFolder
 from tests.checkpoints import ROOT, environment
 from tests.faults import end_of, fault, nothing_more
 from tests.ray.test_signals import FAMILY, Driver, mlflow_status

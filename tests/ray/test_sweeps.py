@@ -18,9 +18,9 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
 from difc_ray.cli.execution import execute
-from difc_ray.tuning.folder import SweepFolder, TrialRecord
-from difc_ray.tuning.points import base_config
-from difc_ray.tuning.space import read_space
+from difc_ray.sweeps.folder import SweepFolder, TrialRecord
+from difc_ray.sweeps.space import read_space
+from difc_ray.sweeps.trials import base_config
 from tests.checkpoints import raw
 from tests.faults import end_of, fault, nothing_more
 from tests.sweeps import Collected, Swept, alone, assert_same_end, space_file, sweep

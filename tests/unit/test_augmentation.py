@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from difc_ray.config import DataProblems
-from difc_ray.domains import Augmentation, AugmentationError, BalancedOrder, make_augmentation, open_domain, open_family
+from difc_ray.data import Augmentation, AugmentationError, BalancedOrder, make_augmentation, open_domain, open_family
 from difc_ray.errors import ConfigError
-from difc_ray.preparation import prepare
+from difc_ray.runs.setup import prepare
 from tests.faults import faulty_config
 from tests.runs import small_config
 
@@ -210,7 +210,7 @@ def test_nothing_is_asked_of_the_network(tmp_path: Path) -> None:
         "import socket, urllib.request\n"
         "def refuse(*a, **k): raise SystemExit('the network was asked')\n"
         "socket.create_connection = socket.getaddrinfo = urllib.request.urlopen = refuse\n"
-        "from difc_ray.domains import make_augmentation\n"
+        "from difc_ray.data import make_augmentation\n"
         "make_augmentation('domainbed', (3, 8, 8))\n"
         "import albumentations; print('loaded')"
     )

@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from difc_ray.checkpoint import Snapshot, compare_layout
 from difc_ray.config import Config, batch_norm_policy, cautions, check
+from difc_ray.engines.inline import InlineEngine
 from difc_ray.errors import CheckpointError, ConfigError
-from difc_ray.evaluation import evaluate_state
-from difc_ray.global_step import TrainState
-from difc_ray.local_step import LocalStep, Token, domain_buffer, load_domain, model_of
 from difc_ray.models import MODELS, Model, build_model, train_mode
-from difc_ray.preparation import expected_shapes, prepare
-from difc_ray.reevaluation import evaluate
-from difc_ray.reference import InlineEngine
-from difc_ray.run import train
-from difc_ray.snapshots import Progress, export_model, make_snapshot, train_state
+from difc_ray.runs.checkpoint import Snapshot, compare_layout
+from difc_ray.runs.evaluate import evaluate
+from difc_ray.runs.setup import expected_shapes, prepare
+from difc_ray.runs.state import Progress, export_model, make_snapshot, train_state
+from difc_ray.runs.train import train
+from difc_ray.step.coordinator import TrainState
+from difc_ray.step.evaluation import evaluate_state
+from difc_ray.step.worker import LocalStep, Token, domain_buffer, load_domain, model_of
 from difc_ray.vectors import ParameterLayout
 from tests.runs import digest, run_inline, same_records, small_config
 
@@ -245,7 +245,7 @@ def test_a_run_is_resumed_evaluated_and_exported(tmp_path: Path) -> None:
 
 
 def test_exported_names_are_those_of_the_state_dict_and_counters_are_there(tmp_path: Path) -> None:
-    from difc_ray.checkpoint import save
+    from difc_ray.runs.checkpoint import save
 
     config = small_config(model="resnet18", batch_norm="per_domain")
     start = prepare(config, None)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from difc_ray.checkpoint import (
+from difc_ray.errors import CheckpointError
+from difc_ray.runs.checkpoint import (
     DamagedCheckpointError,
     Snapshot,
     best,
@@ -25,7 +26,6 @@ from difc_ray.checkpoint import (
     newest_valid,
     save,
 )
-from difc_ray.errors import CheckpointError
 from tests.checkpoints import (
     FILES,
     ROOT,

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from difc_ray.checkpoint import (
+from difc_ray.errors import CheckpointError
+from difc_ray.runs.checkpoint import (
     newest_valid,
     save,
 )
-from difc_ray.errors import CheckpointError
 from tests.checkpoints import (
     FILES,
     ROOT,
@@ -50,7 +50,7 @@ def test_non_finite_weights_are_not_written(tmp_path: Path, value: float) -> Non
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from difc_ray.checkpoint import save, newest_valid
+from difc_ray.runs.checkpoint import save, newest_valid
 from difc_ray.errors import CheckpointError
 from tests.checkpoints import snapshot_of
 root, resave = Path(sys.argv[1]), sys.argv[2] == "resave"
@@ -132,7 +132,7 @@ def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: py
 KILLED = """
 import sys
 from pathlib import Path
-from difc_ray.checkpoint import newest_valid, save
+from difc_ray.runs.checkpoint import newest_valid, save
 from difc_ray.errors import CheckpointError
 from tests.checkpoints import snapshot_of
 root = Path(sys.argv[1])

@@ -11,13 +11,13 @@ import pytest
 from matplotlib import colormaps
 
 from difc_ray.cli.compare import methods_table
+from difc_ray.comparison import text as wording
+from difc_ray.comparison.comparison import Comparison, analyse
+from difc_ray.comparison.figures import drawings
+from difc_ray.comparison.page import page
+from difc_ray.comparison.records import RunRecord
+from difc_ray.comparison.writing import as_json
 from difc_ray.errors import ConfigError
-from difc_ray.reports import wording
-from difc_ray.reports.comparison import Comparison, analyse
-from difc_ray.reports.figures import drawings
-from difc_ray.reports.page import page
-from difc_ray.reports.records import RunRecord
-from difc_ray.reports.writing import as_json
 
 
 def record(

@@ -18,12 +18,12 @@ from difc_ray.config import (
     import_plugins,
     load_config,
 )
-from difc_ray.domains import DATASETS
+from difc_ray.data import DATASETS
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.losses import LOSSES
 from difc_ray.models import MODELS
 from difc_ray.objectives import OBJECTIVES
+from difc_ray.objectives.losses import LOSSES
 from tests.sentences import SENTENCE
 
 NO_PENALTY = ["alignment.alpha=0", "alignment.beta=0"]
@@ -267,7 +267,7 @@ def test_missing_file_and_directory(folder: Path) -> None:
 
 
 PLUGIN = """
-from difc_ray.domains import DATASETS, DatasetFamily
+from difc_ray.data import DATASETS, DatasetFamily
 from difc_ray.errors import DataError
 from difc_ray.models import MODELS, Model
 from torch import nn

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from difc_ray.curvature import HeadCurvature, rademacher
-from difc_ray.losses import LOSSES
+from difc_ray.objectives.curvature import HeadCurvature, rademacher
+from difc_ray.objectives.losses import LOSSES
 
 N, FEATURES = 7, 4
 

@@ -14,13 +14,13 @@ from torch.nn import functional
 
 import difc_ray
 from difc_ray.config import Config
-from difc_ray.local_step import LocalStep, Token, head_curvature, held_rows, load_domain, model_of
-from difc_ray.losses import LOSSES
 from difc_ray.models import Model
 from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveOptions, Vectors
-from difc_ray.preparation import prepare
-from difc_ray.reevaluation import evaluate
-from difc_ray.snapshots import Progress, make_snapshot, train_state
+from difc_ray.objectives.losses import LOSSES
+from difc_ray.runs.evaluate import evaluate
+from difc_ray.runs.setup import prepare
+from difc_ray.runs.state import Progress, make_snapshot, train_state
+from difc_ray.step.worker import LocalStep, Token, head_curvature, held_rows, load_domain, model_of
 from difc_ray.tracking.model_upload import rebuild_model
 from difc_ray.vectors import ParameterLayout
 from tests.runs import PENALTIES, digest, run_inline, small_config

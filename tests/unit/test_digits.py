@@ -18,8 +18,8 @@ from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import difc_ray.errors
-from difc_ray.domains import DATASETS, Domain
-from difc_ray.domains import digits as module
+from difc_ray.data import DATASETS, Domain
+from difc_ray.data import digits as module
 from difc_ray.errors import ConfigError, DataError
 
 SIZES = {"mnist": 2500, "mnistm": 2500, "optdigits": 1797, "fonts": 2000}
@@ -180,7 +180,7 @@ def test_content_is_the_same_for_every_seed_and_splits_are_not() -> None:
 def test_another_process_makes_the_same_without_importing_matplotlib() -> None:
     code = """
 import sys
-from difc_ray.domains import DATASETS
+from difc_ray.data import DATASETS
 family = DATASETS.get("digits")({}, None, 0)
 for name in family.domain_names():
     domain = family.load(name)

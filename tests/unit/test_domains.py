@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from difc_ray.data.base import DatasetFamily, Domain
+from difc_ray.data.splits import SPLITS, stratified_splits
 from difc_ray.determinism import derive_seed, generator
-from difc_ray.domains.base import DatasetFamily, Domain
-from difc_ray.domains.splits import SPLITS, stratified_splits
 from difc_ray.errors import ConfigError
 from difc_ray.registry import check_option_names
 

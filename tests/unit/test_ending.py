@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from difc_ray.errors import ClusterError, Interrupted, ended
-from difc_ray.run import final_status, run_log
-from difc_ray.signals import Signals
+from difc_ray.runs.signals import Signals
+from difc_ray.runs.train import final_status, run_log
 from difc_ray.tracking import MemoryTracker
 from tests.runs import small_config
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from difc_ray.config import Config
-from difc_ray.distributed.choosing import LARGE, choose_transport
-from difc_ray.distributed.group import interface_of, make_store, shards_of
-from difc_ray.distributed.planning import Node, Plan, plan_for
+from difc_ray.engines.ray.planning import Node, Plan, plan_for
+from difc_ray.engines.ray.process_group import interface_of, make_store, shards_of
+from difc_ray.engines.ray.transport import LARGE, choose_transport
 from difc_ray.errors import ClusterError
 from difc_ray.vectors import BLOCK, combine, gram, gram_blocks, sum_blocks
 from tests.runs import small_config

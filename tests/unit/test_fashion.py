@@ -17,9 +17,9 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from difc_ray.domains import Fashion, MalformedDataError, open_domain, open_family
-from difc_ray.domains.published import fashion as module
-from difc_ray.domains.published.domain import ShiftedDomain
+from difc_ray.data import Fashion, MalformedDataError, open_domain, open_family
+from difc_ray.data.published import fashion as module
+from difc_ray.data.published.domain import ShiftedDomain
 from difc_ray.errors import ConfigError
 from tests.cli.shell import environment
 from tests.published import needs_fashion, part, write_idx
@@ -175,7 +175,7 @@ def test_sketch_is_the_gradient_dark_on_white(root: Path) -> None:
 
 
 def test_a_black_picture_is_a_white_sketch() -> None:
-    from difc_ray.domains.published.shifts import Sketched
+    from difc_ray.data.published.shifts import Sketched
 
     assert (Sketched().applied(np.zeros((28, 28, 1), dtype=np.uint8), 0) == 255).all()
 
@@ -200,7 +200,7 @@ def test_the_fingerprint_follows_pictures_labels_and_shift(root: Path, tmp_path:
 
 
 PROGRAM = """
-import sys; from pathlib import Path; from difc_ray.domains import open_family
+import sys; from pathlib import Path; from difc_ray.data import open_family
 family = open_family("fashion", {"limit": 200}, Path(sys.argv[1]), 5)
 for name in family.domain_names():
     domain = family.load(name)

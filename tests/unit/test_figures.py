@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from difc_ray import figures
-from difc_ray.figures import accuracy_bars, confusion_matrix, cosine_histogram, loss_curves
+from difc_ray.runs import figures
+from difc_ray.runs.figures import accuracy_bars, confusion_matrix, cosine_histogram, loss_curves
 
 
 def render(figure: Figure, tmp_path: Path) -> np.ndarray:
@@ -148,6 +148,6 @@ def test_confusion_over_time_shows_the_first_and_the_last_of_many() -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    script = "import sys, difc_ray.figures as f; f.loss_curves([], {}); print('matplotlib.pyplot' in sys.modules)"
+    script = "import sys, difc_ray.runs.figures as f; f.loss_curves([], {}); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from difc_ray.flatness import (
+from difc_ray.models import Model
+from difc_ray.objectives.losses import LOSSES
+from difc_ray.step.curvature_metric import (
     SAFE,
     Flatness,
     combine_behind_head,
@@ -15,9 +17,7 @@ from difc_ray.flatness import (
     head_slice,
     lanczos_norm,
 )
-from difc_ray.local_step import Rows, Token, diagonal_row, head_curvature
-from difc_ray.losses import LOSSES
-from difc_ray.models import Model
+from difc_ray.step.worker import Rows, Token, diagonal_row, head_curvature
 from difc_ray.vectors import ParameterLayout, combine, gram
 from tests.runs import small_config
 

@@ -8,13 +8,13 @@ import torch
 
 from difc_ray.config import OptimizerConfig, domain_weights
 from difc_ray.errors import NumericError
-from difc_ray.global_step import GlobalStep, TrainState, merged_buffers, raw_rows
-from difc_ray.local_step import Products, Rows, Statistics, Token
-from difc_ray.losses import Confusion
-from difc_ray.optimizer import FlatOptimizer, learning_rate
-from difc_ray.preparation import prepare
+from difc_ray.harmonizers.views import make_view
+from difc_ray.objectives.losses import Confusion
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import GlobalStep, TrainState, merged_buffers, raw_rows
+from difc_ray.step.optimizer import FlatOptimizer, learning_rate
+from difc_ray.step.worker import Products, Rows, Statistics, Token
 from difc_ray.vectors import ParameterLayout, combine, gram
-from difc_ray.views import make_view
 from tests.runs import digest, run_inline, small_config
 
 K, P = 3, 40

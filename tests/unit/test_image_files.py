@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difc_ray.domains import MalformedDataError
-from difc_ray.domains.image_folder import (
+from difc_ray.data import MalformedDataError
+from difc_ray.data.image_folder import (
     BadImage,
     decode,
     decode_fitted,

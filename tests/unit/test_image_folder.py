@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from difc_ray.config import DataProblems, check, check_data, load_config, resolve
-from difc_ray.domains import DATASETS, MalformedDataError, open_domain, open_family
-from difc_ray.domains.image_folder import cache as cache_module
-from difc_ray.domains.image_folder import index as index_module
-from difc_ray.domains.image_folder import (
+from difc_ray.data import DATASETS, MalformedDataError, open_domain, open_family
+from difc_ray.data.image_folder import cache as cache_module
+from difc_ray.data.image_folder import index as index_module
+from difc_ray.data.image_folder import (
     read_index,
 )
 from difc_ray.errors import ConfigError
-from difc_ray.local_step import family_of
+from difc_ray.step.worker import family_of
 from tests.pictures import SIDE, forget, opened, picture, tree
 
 pytestmark = pytest.mark.usefixtures("own_cache")

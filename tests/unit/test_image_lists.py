@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from difc_ray.config import load_config, resolve
-from difc_ray.domains import MalformedDataError, open_family
+from difc_ray.data import MalformedDataError, open_family
 from tests.pictures import SIDE, opened, picture, tree
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difc_ray.curvature import Density, lanczos, rademacher, trace
+from difc_ray.objectives.curvature import Density, lanczos, rademacher, trace
 
 
 def symmetric(eigenvalues: list[float], seed: int = 0) -> Tensor:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from difc_ray.engines.inline import InlineEngine
 from difc_ray.errors import ConfigError
-from difc_ray.losses import LOSSES, Confusion, Ldam, confusion_of
-from difc_ray.losses.ldam import class_weights, confusion_margins, confusion_scores, ldam_margins
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
+from difc_ray.objectives.losses import LOSSES, Confusion, Ldam, confusion_of
+from difc_ray.objectives.losses.ldam import class_weights, confusion_margins, confusion_scores, ldam_margins
+from difc_ray.runs.setup import prepare
 from tests.runs import run_inline, small_config
 
 RAF = (1259, 262, 713, 4705, 1885, 682, 2465)
@@ -118,7 +118,7 @@ def test_schedule_of_weights_and_margins() -> None:
 
 def test_margins_come_from_the_training_examples_of_all_sources() -> None:
     config = small_config(loss="ldam", sources=["mnist", "fonts"])
-    from difc_ray.local_step import load_domain
+    from difc_ray.step.worker import load_domain
 
     counts = sum(load_domain(config, name).class_counts("train") for name in ("mnist", "fonts"))
     assert prepare(config, None).state.loss["base"].tolist() == ldam_margins(counts, 0.3).tolist()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from difc_ray.domains import (
+from difc_ray.data import (
     AugmentationError,
     Batch,
     Domain,
@@ -25,7 +25,7 @@ from difc_ray.domains import (
     open_domain,
     open_family,
 )
-from difc_ray.domains import loader as module
+from difc_ray.data import loader as module
 from difc_ray.errors import DataError
 
 SIDE, STEPS = 12, 9

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from difc_ray.config import Config
-from difc_ray.domains import DATASETS, ArrayDomain, Batch
-from difc_ray.domains.digits import Digits
-from difc_ray.local_step import LocalStep, ModelState, Token, held_rows, load_domain, model_of
+from difc_ray.data import DATASETS, ArrayDomain, Batch
+from difc_ray.data.digits import Digits
+from difc_ray.step.worker import LocalStep, ModelState, Token, held_rows, load_domain, model_of
 from tests.runs import digest, run_inline, small_config
 
 

@@ -12,10 +12,20 @@ from typing import Any
 
 import pytest
 
-from difc_ray import logbook
+from difc_ray import actor_logs as logbook
+from difc_ray.actor_logs import (
+    PACKAGE,
+    ActorLog,
+    JsonLines,
+    Who,
+    begin_log,
+    end_log,
+    now_at,
+    reports_errors,
+    secrets_of,
+)
 from difc_ray.config import Config
 from difc_ray.errors import NumericError
-from difc_ray.logbook import PACKAGE, ActorLog, JsonLines, Who, begin_log, end_log, now_at, reports_errors, secrets_of
 from tests.faults import Notices, end_of, fault, faulty_config, resume, train, without_faults
 from tests.runs import small_config
 

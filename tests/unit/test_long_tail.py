@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from difc_ray.config import Config
-from difc_ray.local_step import load_domain, loader_of
-from difc_ray.losses.ldam import ldam_margins
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.objectives.losses.ldam import ldam_margins
+from difc_ray.runs.setup import prepare
+from difc_ray.step.worker import load_domain, loader_of
 from tests.published import needs_fashion
 from tests.runs import small_config
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from difc_ray.errors import ConfigError
-from difc_ray.losses import LOSSES, Loss
+from difc_ray.objectives.losses import LOSSES, Loss
 
 N_CLASSES = {"cross_entropy": 5, "bce": 2, "ldam": 5, "ldam in use": 5}
 NAMES = sorted(N_CLASSES)

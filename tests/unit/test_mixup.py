@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from difc_ray.config import Config
+from difc_ray.data import Batch, Domain
+from difc_ray.data.base import Drawn
 from difc_ray.determinism import generator
-from difc_ray.domains import Batch, Domain
-from difc_ray.domains.base import Drawn
-from difc_ray.local_step import LocalStep, Token, head_curvature, held_rows, load_domain, loader_of, model_of
-from difc_ray.local_step.mixing import Mixing
-from difc_ray.losses import LOSSES, Loss
-from difc_ray.losses.ldam import Ldam
+from difc_ray.engines.inline import InlineEngine
 from difc_ray.models import build_model
 from difc_ray.objectives import MixedLoss, Mixup, ObjectiveOptions
-from difc_ray.preparation import prepare
-from difc_ray.reference import InlineEngine
-from difc_ray.tuning.unread import reason_for
+from difc_ray.objectives.losses import LOSSES, Loss
+from difc_ray.objectives.losses.ldam import Ldam
+from difc_ray.runs.setup import prepare
+from difc_ray.step.worker import LocalStep, Token, head_curvature, held_rows, load_domain, loader_of, model_of
+from difc_ray.step.worker.mixing import Mixing
+from difc_ray.sweeps.unused_keys import reason_for
 from tests.runs import digest, run_inline, same_records, small_config
 
 DOUBLE = torch.float64

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from difc_ray.curvature import NetworkCurvature, WrittenOut, fused_layers, rademacher
+from difc_ray.objectives.curvature import NetworkCurvature, WrittenOut, fused_layers, rademacher
 
 
 class Case:

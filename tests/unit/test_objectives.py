@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difc_ray.curvature import rademacher
-from difc_ray.local_step import head_curvature
-from difc_ray.losses import LOSSES
 from difc_ray.models import Model
 from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveOptions, Vectors
+from difc_ray.objectives.curvature import rademacher
+from difc_ray.objectives.losses import LOSSES
+from difc_ray.step.worker import head_curvature
 
 K, BATCH, INPUTS, HIDDEN = 3, 6, 5, 4
 WEIGHTS = np.array([0.5, 0.2, 0.3])

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from difc_ray.domains import BalancedOrder, NaturalOrder, class_shares
-from difc_ray.domains.order import apportioned
+from difc_ray.data import BalancedOrder, NaturalOrder, class_shares
+from difc_ray.data.order import apportioned
 
 LABELS = np.repeat([0, 1, 2], [70, 20, 10])
 TRAIN = np.arange(1000, 1100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from difc_ray.domains.partition import equal_parts, long_tailed, subset, tail_counts, validation_out_of
+from difc_ray.data.partition import equal_parts, long_tailed, subset, tail_counts, validation_out_of
 
 
 def labels(counts: list[int], seed: int = 0) -> np.ndarray:

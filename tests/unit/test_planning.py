@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from difc_ray.config import ConfigProblems, load_config, wishes
-from difc_ray.distributed.planning import Node, Plan, find_room, fits, plan_for
-from difc_ray.distributed.preflight import Report, marker_beside, memory_notices, node_problems, step_bytes
+from difc_ray.engines.ray.planning import Node, Plan, find_room, fits, plan_for
+from difc_ray.engines.ray.preflight import Report, marker_beside, memory_notices, node_problems, step_bytes
 from difc_ray.errors import ClusterError
-from difc_ray.tuning.resources import Resources
+from difc_ray.sweeps.resources import Resources
 from tests.runs import small_config
 
 NAMES = ("coordinator", "mnist", "optdigits", "fonts")

@@ -12,7 +12,7 @@ from difc_ray.config import (
     DataProblems,
     check_data,
 )
-from difc_ray.domains import DatasetFamily, Domain
+from difc_ray.data import DatasetFamily, Domain
 from difc_ray.errors import DataError
 from tests.sentences import SENTENCE
 

@@ -7,8 +7,8 @@ import json
 import tracemalloc
 from pathlib import Path
 
-from difc_ray.global_step import StepRecord
-from difc_ray.records import MetricsLog
+from difc_ray.runs.metrics_log import MetricsLog
+from difc_ray.step.coordinator import StepRecord
 
 
 def record(step: int, *, skipped: str = "", rows: bool = True) -> StepRecord:

@@ -14,8 +14,11 @@ from torchvision.ops import stochastic_depth
 
 from difc_ray.config import Config, resolve
 from difc_ray.errors import ConfigError
-from difc_ray.global_step import GlobalStep, TrainState
-from difc_ray.local_step import (
+from difc_ray.models import MODELS, Model
+from difc_ray.objectives import Vectors
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import GlobalStep, TrainState
+from difc_ray.step.worker import (
     LocalStep,
     ModelState,
     Rows,
@@ -28,10 +31,7 @@ from difc_ray.local_step import (
     model_of,
     part_of,
 )
-from difc_ray.local_step.dropout import Drawn
-from difc_ray.models import MODELS, Model
-from difc_ray.objectives import Vectors
-from difc_ray.preparation import prepare
+from difc_ray.step.worker.dropout import Drawn
 from tests.runs import PENALTIES, run_inline, small_config
 
 BATCH = 7

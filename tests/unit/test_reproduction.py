@@ -20,15 +20,15 @@ from difc_ray import train
 from difc_ray.cli.reproduce import run_reproduction
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError, ConfigError, DataError
-from difc_ray.local_step import load_domain, model_of
-from difc_ray.preparation import prepare
-from difc_ray.reproduction import running
-from difc_ray.reproduction.checkpoints import Measured, between, measured, on_all_examples
-from difc_ray.reproduction.methods import DEFAULT, LAMBDA, METHODS, methods_of
-from difc_ray.reproduction.pictures import accuracy_curves, distance_scatter
-from difc_ray.reproduction.running import Moment, Plan, Reproduction, Request, Run, moments, planned
-from difc_ray.reproduction.table import FLAW, Figure, footnotes, markdown, numbers, rows_of
-from difc_ray.tuning.points import trial_config
+from difc_ray.runs.setup import prepare
+from difc_ray.step.worker import load_domain, model_of
+from difc_ray.studies.colored_mnist import running
+from difc_ray.studies.colored_mnist.checkpoints import Measured, between, measured, on_all_examples
+from difc_ray.studies.colored_mnist.methods import DEFAULT, LAMBDA, METHODS, methods_of
+from difc_ray.studies.colored_mnist.pictures import accuracy_curves, distance_scatter
+from difc_ray.studies.colored_mnist.running import Moment, Plan, Reproduction, Request, Run, moments, planned
+from difc_ray.studies.colored_mnist.table import FLAW, Figure, footnotes, markdown, numbers, rows_of
+from difc_ray.sweeps.trials import trial_config
 from tests.runs import run_inline
 
 HIDDEN = 12

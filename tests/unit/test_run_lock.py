@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from difc_ray.checkpoint import (
+from difc_ray.errors import CheckpointError
+from difc_ray.runs.checkpoint import (
     RunLock,
 )
-from difc_ray.errors import CheckpointError
 from tests.checkpoints import (
     ROOT,
     environment,
@@ -30,7 +30,7 @@ from tests.waiting import PATIENCE_S
 HOLD = """
 import sys
 from pathlib import Path
-from difc_ray.checkpoint import RunLock
+from difc_ray.runs.checkpoint import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
@@ -51,7 +51,7 @@ def hold(folder: Path) -> subprocess.Popen[str]:
 FORK = """
 import os, sys, time
 from pathlib import Path
-from difc_ray.checkpoint import RunLock
+from difc_ray.runs.checkpoint import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 child = os.fork()

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from difc_ray.config import Config
-from difc_ray.curvature import rademacher
 from difc_ray.determinism import derive_seed
 from difc_ray.errors import ConfigError
-from difc_ray.global_step import GlobalStep
-from difc_ray.local_step import LocalStep, load_domain, model_of
-from difc_ray.local_step.memory import check_memory
-from difc_ray.local_step.third_order import check_third_order
-from difc_ray.losses import LOSSES
 from difc_ray.models import Model, build_model
-from difc_ray.preparation import prepare
+from difc_ray.objectives.curvature import rademacher
+from difc_ray.objectives.losses import LOSSES
+from difc_ray.runs.setup import prepare
+from difc_ray.step.coordinator import GlobalStep
+from difc_ray.step.worker import LocalStep, load_domain, model_of
+from difc_ray.step.worker.memory import check_memory
+from difc_ray.step.worker.third_order import check_third_order
 from tests.runs import run_inline, small_config
 from tests.unit.test_replicas import distance, run_divided
 
@@ -105,7 +105,7 @@ def test_statistics_are_of_the_size_of_the_network() -> None:
     config = config_of("hutchinson")
     local = LocalStep(config, load_domain(config, "mnist"), *model_of(config))
     step = GlobalStep(config, local.layout, prepare(config, None).state)
-    from difc_ray.local_step import Token
+    from difc_ray.step.worker import Token
 
     answer = local.statistics(step.home.model_state(), Token(run="r", attempt=0, step=0, domain="mnist"))
     assert {name: vector.shape for name, vector in answer.vectors.items()} == dict.fromkeys(

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from difc_ray.checkpoint import Snapshot
 from difc_ray.errors import CheckpointError
-from difc_ray.preparation import recorded_settings
+from difc_ray.runs.checkpoint import Snapshot
+from difc_ray.runs.setup import recorded_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 ALLOWED = {
-    ("difc_ray/tuning/hooks.py", "cloudpickle.loads"),  # the error that Ray has just written beside this very process
+    ("difc_ray/sweeps/hooks.py", "cloudpickle.loads"),  # the error that Ray has just written beside this very process
 }
 """Calls that could run code in a file, where they do not read what anybody else has written."""
 

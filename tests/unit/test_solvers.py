@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize, nnls
 
-from difc_ray import solvers
 from difc_ray.errors import NumericError
+from difc_ray.harmonizers import solvers
 from tests.samplers import (
     SCALES,
     Rows,

@@ -15,9 +15,9 @@ import pytest
 
 from difc_ray.config import DataProblems
 from difc_ray.errors import ConfigError
-from difc_ray.tuning.points import trial_config
-from difc_ray.tuning.shipped import find_space
-from difc_ray.tuning.space import read_space
+from difc_ray.sweeps.find import find_space
+from difc_ray.sweeps.space import read_space
+from difc_ray.sweeps.trials import trial_config
 from tests.spaces import checked, good, text_of, written
 
 SHIPPED = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
@@ -292,7 +292,7 @@ def test_the_wheel_has_the_spaces(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
-    code = "from difc_ray.tuning.shipped import find_space; print(find_space('smoke'))"
+    code = "from difc_ray.sweeps.find import find_space; print(find_space('smoke'))"
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     found = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, check=True, capture_output=True)
     assert found.stdout.decode().strip() == str(installed / "difc_ray" / "tune_spaces" / "smoke.yaml")

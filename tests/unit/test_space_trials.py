@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difc_ray.determinism import generator
-from difc_ray.tuning import points as trials
-from difc_ray.tuning.points import label, trial_config
-from difc_ray.tuning.space import Distribution, Space
+from difc_ray.sweeps import trials as trials
+from difc_ray.sweeps.space import Distribution, Space
+from difc_ray.sweeps.trials import label, trial_config
 from tests.spaces import checked, good, text_of, written
 
 RANGES = {

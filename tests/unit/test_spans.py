@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from difc_ray.config import check, load_config
-from difc_ray.preparation import prepare
-from difc_ray.profiling import chrome_trace
-from difc_ray.reference import InlineEngine
-from difc_ray.requested import requested_config
-from difc_ray.spans import Origin, Recorder, Span, traced_steps
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.runs.configuration import requested_config
+from difc_ray.runs.profile import chrome_trace
+from difc_ray.runs.setup import prepare
+from difc_ray.tracing import Origin, Recorder, Span, traced_steps
 from tests.faults import Notices, end_of, resume, train
 from tests.runs import small_config
 from tests.traces import Trace, overlaps, read_trace

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from difc_ray import train
-from difc_ray.checkpoint import newest_valid
-from difc_ray.curvature import Density, lanczos, rademacher, trace
 from difc_ray.errors import ConfigError
-from difc_ray.local_step import ModelState, domain_buffer
-from difc_ray.losses import CrossEntropy, Ldam, Loss
 from difc_ray.models import Model, build_model
-from difc_ray.spectrum.measure import Survey, drawn_examples
-from difc_ray.spectrum.options import Options, check_memory, check_options, chosen_steps, needed_bytes
-from difc_ray.spectrum.risks import (
+from difc_ray.objectives.curvature import Density, lanczos, rademacher, trace
+from difc_ray.objectives.losses import CrossEntropy, Ldam, Loss
+from difc_ray.runs.checkpoint import newest_valid
+from difc_ray.step.worker import ModelState, domain_buffer
+from difc_ray.studies.spectrum.measure import Survey, drawn_examples
+from difc_ray.studies.spectrum.options import Options, check_memory, check_options, chosen_steps, needed_bytes
+from difc_ray.studies.spectrum.risks import (
     Combined,
     Examples,
     HeadRisk,
@@ -33,7 +33,7 @@ from difc_ray.spectrum.risks import (
     kept_numbers,
     tell,
 )
-from difc_ray.spectrum.transfer import bound_beside_gap, rises, unit
+from difc_ray.studies.spectrum.transfer import bound_beside_gap, rises, unit
 from tests.runs import small_config
 
 SHAPE, CLASSES = (2, 6, 6), 3

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from difc_ray.cli.spectrum import domain_table
-from difc_ray.spectrum.measure import Survey
-from difc_ray.spectrum.options import Options
-from difc_ray.spectrum.records import DomainSpectrum, Eigenvalue, Moment, PairDistance, Spectrum
-from difc_ray.spectrum.risks import Risk
+from difc_ray.studies.spectrum.measure import Survey
+from difc_ray.studies.spectrum.options import Options
+from difc_ray.studies.spectrum.records import DomainSpectrum, Eigenvalue, Moment, PairDistance, Spectrum
+from difc_ray.studies.spectrum.risks import Risk
 from tests.runs import small_config
 from tests.unit.test_spectrum import Quadratic, quadratics
 

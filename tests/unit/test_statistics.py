@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from difc_ray.reports.statistics import bootstrap_interval, correlation, paired_difference, ranking
+from difc_ray.comparison.statistics import bootstrap_interval, correlation, paired_difference, ranking
 
 
 def by_seed(*values: float, target: str = "t") -> dict[tuple[str, int], float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from difc_ray.distributed.stragglers import WINDOW, Stragglers
+from difc_ray.engines.ray.stragglers import WINDOW, Stragglers
 
 
 @dataclass

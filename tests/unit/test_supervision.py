@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from difc_ray import run
-from difc_ray.distributed import supervision
-from difc_ray.distributed.exchange import StepRedo
-from difc_ray.distributed.planning import members_of
-from difc_ray.distributed.processes import Failure
-from difc_ray.distributed.supervision import Supervision
-from difc_ray.distributed.worker import WorkerInfo
+from difc_ray.engines.inline import InlineEngine
+from difc_ray.engines.ray import fault_tolerance as supervision
+from difc_ray.engines.ray.fault_tolerance import Supervision
+from difc_ray.engines.ray.planning import members_of
+from difc_ray.engines.ray.processes import Failure
+from difc_ray.engines.ray.rpc import StepRedo
+from difc_ray.engines.ray.worker import WorkerInfo
 from difc_ray.errors import WorkerError
-from difc_ray.reference import InlineEngine
+from difc_ray.runs import train as run
 from difc_ray.vectors import ParameterLayout
 from tests.checkpoints import names
 from tests.faults import Notices

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from difc_ray.errors import CheckpointError
-from difc_ray.tuning.folder import SweepFolder, TrialRecord
-from difc_ray.tuning.points import Point
-from difc_ray.tuning.space import Space
-from difc_ray.tuning.sweep import find_sweep
+from difc_ray.sweeps.folder import SweepFolder, TrialRecord
+from difc_ray.sweeps.space import Space
+from difc_ray.sweeps.sweep import find_sweep
+from difc_ray.sweeps.trials import Point
 from tests.spaces import checked, text_of, written
 
 

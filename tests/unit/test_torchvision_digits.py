@@ -21,10 +21,10 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from difc_ray.domains import FilesMissingError, MalformedDataError, TorchvisionDigits, open_domain, open_family
-from difc_ray.domains.published import digits as module
-from difc_ray.domains.published import finding, readers
-from difc_ray.domains.published.domain import ShiftedDomain
+from difc_ray.data import FilesMissingError, MalformedDataError, TorchvisionDigits, open_domain, open_family
+from difc_ray.data.published import digits as module
+from difc_ray.data.published import finding, readers
+from difc_ray.data.published.domain import ShiftedDomain
 from difc_ray.errors import ConfigError
 from tests.published import Part, idx, part, write_idx, write_svhn, write_usps
 

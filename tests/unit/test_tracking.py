@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from difc_ray.errors import CheckpointError, ConfigError
-from difc_ray.run import make_tracker
+from difc_ray.runs.train import make_tracker
 from difc_ray.tracking import (
     MemoryTracker,
     MlflowTracker,

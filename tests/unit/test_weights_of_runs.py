@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from difc_ray.checkpoint import newest_valid
 from difc_ray.config import ConfigProblems, load_config, resolve
 from difc_ray.errors import ConfigError
 from difc_ray.models import MODELS, build_model
 from difc_ray.models.torchvision import TorchvisionBackbone
-from difc_ray.preparation import prepare, run_tags
-from difc_ray.reevaluation import evaluate
-from difc_ray.run import Silent, train
+from difc_ray.runs.checkpoint import newest_valid
+from difc_ray.runs.evaluate import evaluate
+from difc_ray.runs.setup import prepare, run_tags
+from difc_ray.runs.train import Silent, train
 from tests.runs import small_config
 
 

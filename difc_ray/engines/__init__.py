@@ -1,0 +1,1 @@
+"""Who executes a step: one process, or Ray actors."""

@@ -1,0 +1,63 @@
+"""Nodes that are lost or will be: which are to go, which answer, and whether a bundle of the run lies on one."""
+
+from __future__ import annotations
+
+import socket
+from datetime import datetime
+
+import ray
+from ray._private.state import state
+from ray.util.placement_group import PlacementGroup, placement_group_table
+
+from difc_ray.engines.ray.planning import Plan
+
+ANSWER_S = 2.0
+"""How long the Ray of a node may take to accept a connection."""
+
+LOOK_S = 1.0
+"""How often it is looked whether nodes are to be taken away, in seconds."""
+
+
+def draining() -> dict[str, str]:
+    """Nodes that are to be taken away, by id, each with the time of day at which it is; empty: none was given.
+
+    A cloud's notice of preemption, `ray drain-node` and an autoscaler that shrinks all arrive here. Ray has no public
+    call for it.
+    """
+    told = state.get_draining_nodes()
+    return {str(node): f"{datetime.fromtimestamp(ms / 1e3):%H:%M:%S}" if ms else "" for node, ms in told.items()}
+
+
+def lives(node: str) -> bool:
+    """Whether a node is there, and not only for a cluster that has not noticed its loss yet.
+
+    Ray declares a node dead after some missed health checks. Until then it sends new actors there, to fail with it.
+    """
+    for found in ray.nodes():
+        if str(found["NodeID"]) == node:
+            return bool(found["Alive"]) and _answers(str(found["NodeManagerAddress"]), int(found["NodeManagerPort"]))
+    return False
+
+
+def has_place(group: PlacementGroup, bundle: int) -> bool:
+    """Whether a bundle lies on a node that lives; Ray moves those of a lost node to where there is room."""
+    node = placement_group_table(group)["bundles_to_node_id"].get(bundle, "")
+    return bool(node) and lives(str(node))
+
+
+def wanted_and_free(plan: Plan, bundle: int) -> str:
+    """What a bundle asks for, and what is free of it in the whole cluster."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    parts = [
+        f"{name}: wanted {amount:g}, free {free.get(name, 0.0):g} of {total.get(name, 0.0):g}"
+        for name, amount in plan.bundles[bundle].items()
+    ]
+    return "; ".join([*parts, *(f"label {key}={value}" for key, value in plan.labels[bundle].items())])
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True

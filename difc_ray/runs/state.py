@@ -1,0 +1,119 @@
+"""Between a run in memory and its checkpoints: training state, the loop's own memory, the exported model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from difc_ray.config import Config, to_yaml
+from difc_ray.models import without_weights
+from difc_ray.objectives.losses import LOSSES
+from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, load
+from difc_ray.step.coordinator import TrainState
+from difc_ray.step.worker import ModelState, family_of, model_of
+from difc_ray.vectors import ParameterLayout
+
+
+@dataclass
+class Progress:
+    """The loop's own memory; part of every checkpoint.
+
+    Args:
+        evaluated: the last step after which the run was evaluated (-1: never).
+        best_step: the step that selection prefers so far (-1: none).
+        best_score: its score (None: no score was finite yet).
+        elapsed_s: wall time of all sessions before this one.
+        seconds: wall time by part over all steps of all sessions.
+    """
+
+    evaluated: int = -1
+    best_step: int = -1
+    best_score: float | None = None
+    elapsed_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Counts time of a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def make_snapshot(
+    config: Config, state: TrainState, layout: ParameterLayout, progress: Progress, identity: Mapping[str, Any]
+) -> Snapshot:
+    """Training state and loop memory in the form that checkpoints hold."""
+    tensors = {f"optimizer.{name}": value for name, value in state.optimizer.items()}
+    tensors |= {f"curvature.{name}": value for name, value in state.curvature.items()}
+    tensors |= {f"harmonizer.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.harmonizer.items()}
+    tensors |= {f"loss.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.loss.items()}
+    weights = {**layout.named(state.theta_P), **{f"buffer.{name}": value for name, value in state.buffers.items()}}
+    meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
+    return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=to_yaml(config))
+
+
+def train_state(snapshot: Snapshot, layout: ParameterLayout) -> TrainState:
+    """The training state of a checkpoint, the inverse of :func:`make_snapshot`."""
+    return TrainState(
+        step=snapshot.meta["step"],
+        theta_P=layout.flatten(snapshot.named_weights),
+        buffers=_prefixed(snapshot.named_weights, "buffer."),
+        optimizer=_prefixed(snapshot.tensors, "optimizer."),
+        harmonizer={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "harmonizer.").items()},
+        curvature=_prefixed(snapshot.tensors, "curvature."),
+        loss={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "loss.").items()},
+        skipped=list(snapshot.meta["skipped"]),
+    )
+
+
+def model_state(snapshot: Snapshot, layout: ParameterLayout) -> ModelState:
+    """What workers need of a checkpoint to evaluate it."""
+    return train_state(snapshot, layout).model_state()
+
+
+def _prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:
+    """The model of a checkpoint as a folder that others can load: `weights.safetensors` and `model.json`.
+
+    The weights are the model's state dict, without a companion; of buffers that the domains have each their own of, it
+    is the mean.
+    """
+    directory.mkdir(exist_ok=True)
+    held, (model, _) = load(checkpoint).named_weights, model_of(config)
+    model.companion = None
+    weights = {name: held.get(name, held.get(f"{BUFFER_PREFIX}{name}")) for name in model.state_dict()}
+    save_file({name: value for name, value in weights.items() if value is not None}, directory / "weights.safetensors")
+    family = family_of(config)
+    write_json(
+        directory / "model.json",
+        {
+            "name": config.model,
+            "options": without_weights(config.model, config.model_options),
+            "image_shape": list(family.image_shape),
+            "n_outputs": LOSSES.get(config.loss)(config.loss_options).n_outputs(len(family.class_names)),
+            "loss": config.loss,
+            "class_names": list(identity["class_names"]),
+            "plugins": list(config.plugins),
+        },
+    )
+    return directory

@@ -1,0 +1,1 @@
+"""Studies: whole questions that the system answers by one command."""

@@ -1,0 +1,197 @@
+"""The folder of a sweep: what it searches, and how far every trial is. All of it is JSON, YAML and run folders.
+
+<output>/<sweep>/
+    sweep.json          name, the space and its digest, trials with their values
+    space.yaml          the file of the space, as it was
+    config.yaml         what all trials share
+    trials/00007/       the run folder of a trial
+    trials/00007.json   its values and its status
+    tracking/           the journal of the sweep's own MLflow run
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from difc_ray.config import Config, ConfigProblems, to_yaml
+from difc_ray.errors import CheckpointError
+from difc_ray.runs.checkpoint import newest_valid
+from difc_ray.runs.state import write_json
+from difc_ray.sweeps.space import Space, read_space
+from difc_ray.sweeps.trials import Point
+
+Status = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
+ENDED = ("finished", "stopped", "failed")
+"""A trial in one of these states is not run again (a failed one is, when the sweep is resumed)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial.
+
+    Args:
+        point: which.
+        status: how far it is.
+        reason: why it was stopped or failed.
+        step: updates taken when this was written.
+        seconds: wall time of the trial, its preparation included.
+        stopping: the scheduler's decision to stop it, written down before the trial is concluded; empty: there is none.
+        stops_at: the step of that decision.
+        lineage: steps at which it took over another trial's state, with that trial and the values since then.
+    """
+
+    point: Point
+    status: Status = "waiting"
+    reason: str = ""
+    step: int = 0
+    seconds: float = 0.0
+    stopping: str = ""
+    stops_at: int = 0
+    lineage: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """What a trial has reported.
+
+    Args:
+        steps: when.
+        values: metric -> value, for each.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    values: list[dict[str, float]] = field(default_factory=list)
+
+
+class SweepFolder:
+    """Reads and writes a sweep's folder.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sheet = path / "sweep.json"
+        self.trials = path / "trials"
+        self.interrupted = path / "interrupted"
+
+    def create(self, space: Space, base: Config, points: Sequence[Point], key: str) -> None:
+        """Writes what the sweep is; the list of trials is empty where the searcher makes them up as it goes."""
+        self.trials.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(space.source, self.path / "space.yaml")
+        (self.path / "config.yaml").write_text(to_yaml(base), encoding="utf-8")
+        write_json(
+            self.sheet,
+            {
+                "name": self.path.name,
+                "space": space.name,
+                "digest": space.digest,
+                "key": key,
+                "trials": [asdict(point) for point in points],
+            },
+        )
+
+    def read(self) -> dict[str, Any]:
+        """What `sweep.json` holds.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        try:
+            sheet: dict[str, Any] = json.loads(self.sheet.read_text("utf-8"))
+            sheet["points"] = [Point(**each) for each in sheet["trials"]]
+            return sheet | {"name": str(sheet["name"]), "digest": str(sheet["digest"]), "key": str(sheet["key"])}
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"a sweep must have its `sweep.json`, got none (`{self.path}`). Name another sweep, or start a new one."
+            ) from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"`sweep.json` must list the sweep's trials, got {type(error).__name__}: {error} (`{self.sheet}`). "
+                "Restore it from a backup; the runs of the trials are intact, each can be evaluated alone."
+            ) from None
+
+    def differing(self, space: Space) -> str:
+        """In which keys a space differs from the one that the sweep was started with, to go on in a sentence."""
+        try:
+            before, now = read_space(self.path / "space.yaml").content, space.content
+        except ConfigProblems:
+            return ""
+        keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+        return f"; they differ in {', '.join(f'`{key}`' for key in keys)}" if keys else ""
+
+    def run_dir(self, number: int) -> Path:
+        """The run folder of a trial."""
+        return self.trials / f"{number:05d}"
+
+    def write(self, record: TrialRecord) -> None:
+        """Writes a trial's record, whole or not at all."""
+        write_json(self.trials / f"{record.point.name}.json", asdict(record))
+
+    def record(self, number: int) -> TrialRecord | None:
+        """A trial's record; None when it has none yet, or a damaged one (it then counts as not run)."""
+        try:
+            data = json.loads((self.trials / f"{number:05d}.json").read_text("utf-8"))
+            point, lineage = Point(**data.pop("point")), tuple(data.pop("lineage"))
+            return TrialRecord(point=point, lineage=lineage, **data)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def update(self, number: int, **changes: Any) -> None:
+        """Changes a trial's record, if it has one."""
+        if (record := self.record(number)) is not None:
+            self.write(replace(record, **changes))
+
+    def records(self) -> list[TrialRecord]:
+        """All trials: those of `sweep.json`, and those that the searcher has made up, in their order."""
+        listed = {point.number: TrialRecord(point=point) for point in self.read()["points"]}
+        for path in self.trials.glob("*.json"):
+            if path.stem.isdigit() and (record := self.record(int(path.stem))) is not None:
+                listed[record.point.number] = record
+        return [listed[number] for number in sorted(listed)]
+
+    def evaluations(self, number: int) -> Evaluations:
+        """What a trial has reported so far."""
+        found = Evaluations()
+        for entry in _lines(self.run_dir(number) / "metrics.jsonl"):
+            if entry.get("kind") == "evaluation":
+                found.steps.append(int(entry["step"]))
+                # a confusion matrix stands there as well
+                found.values.append({k: v for k, v in entry.items() if k != "step" and isinstance(v, int | float)})
+        return found
+
+    def summary(self, number: int) -> dict[str, Any] | None:
+        """A trial's `summary.json`, once it has one."""
+        try:
+            found: dict[str, Any] = json.loads((self.run_dir(number) / "summary.json").read_text("utf-8"))
+            return found
+        except (OSError, ValueError):
+            return None
+
+    def can_resume(self, number: int) -> bool:
+        """Whether a trial has a checkpoint to go on from; the folder of one that has none is removed."""
+        try:
+            newest_valid(self.run_dir(number) / "checkpoints")
+            return True
+        except CheckpointError:
+            shutil.rmtree(self.run_dir(number), ignore_errors=True)
+            return False
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a file, up to one that is cut off."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
