@@ -10,7 +10,7 @@ from rich.table import Table
 from difc_ray.cli.tables import print_facts, print_note, print_table
 from difc_ray.comparison import Reported, report
 from difc_ray.comparison import text as wording
-from difc_ray.comparison.comparison import Comparison, Estimate
+from difc_ray.comparison.comparison import Comparison, SeedMean
 from difc_ray.config import SYMBOLS
 
 SHOWN = 24
@@ -99,8 +99,8 @@ def settings_table(comparison: Comparison) -> Table:
             *([setting.method] if several else []),
             *(setting.values[key] for key in keys),
             str(len(done)),
-            wording.estimate(Estimate.of([run.validation for run in done])),
-            *([wording.estimate(Estimate.of(targets))] if comparison.target is not None else []),
+            wording.estimate(SeedMean.of([run.validation for run in done])),
+            *([wording.estimate(SeedMean.of(targets))] if comparison.target is not None else []),
             *(["baseline" if baseline else found] if comparison.between_settings else []),
         ]
         table.add_row(*map(escape, cells), style="bold" if setting.label in standing else None)

@@ -14,7 +14,7 @@ from difc_ray.cli.tables import console, print_facts, print_note, print_opening,
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError
 from difc_ray.studies.colored_mnist.methods import methods_of
-from difc_ray.studies.colored_mnist.running import Plan, Reproduction, Request, command_of, planned, reproduce
+from difc_ray.studies.colored_mnist.running import Reproduction, Request, StudyPlan, command_of, planned, reproduce
 from difc_ray.studies.colored_mnist.table import cells, footnotes, header, markdown, numbers, rows_of, title_of
 from difc_ray.sweeps.folder import ENDED, TrialRecord
 
@@ -29,7 +29,7 @@ class Lines:
         plan: what runs.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StudyPlan) -> None:
         self.plan = plan
         self.ended: set[int] = set()
 
@@ -89,7 +89,7 @@ def run_reproduction(
     return 7 if found.failed else 0
 
 
-def begin(plan: Plan) -> None:
+def begin(plan: StudyPlan) -> None:
     """Two lines on what is about to run."""
     base, request = plan.base, plan.request
     print_opening(

@@ -16,7 +16,7 @@ from difc_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from difc_ray.comparison.comparison import Comparison
-    from difc_ray.comparison.sources import Found
+    from difc_ray.comparison.sources import NamedRuns
     from difc_ray.comparison.writing import Report
 
 ARTIFACTS = "report"
@@ -97,8 +97,8 @@ def report(
 
     found = _found(arguments, uri)
     comparison = _compared(found, baseline, target, selection)
-    asked = {"baseline": baseline, "target": target, "selection": None if selection == DEFAULT_RULE else selection}
-    which = "".join(f"-{_slug(value)}" for value in asked.values() if value)  # another comparison is another report
+    choices = {"baseline": baseline, "target": target, "selection": None if selection == DEFAULT_RULE else selection}
+    which = "".join(f"-{_slug(value)}" for value in choices.values() if value)  # another comparison is another report
     named = Path("reports") / f"{_slug(found.title) or 'runs'}{which}"
     folder = out or (found.folder / f"{ARTIFACTS}{which}" if found.folder else named)
     written = write(comparison, folder.expanduser())
@@ -117,7 +117,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.\-]+", "_", text).strip("._")
 
 
-def _found(arguments: Sequence[str | Path], uri: str | None) -> Found:
+def _found(arguments: Sequence[str | Path], uri: str | None) -> NamedRuns:
     from difc_ray.comparison.sources import find
 
     if not arguments:
@@ -128,7 +128,7 @@ def _found(arguments: Sequence[str | Path], uri: str | None) -> Found:
     return find([str(argument) for argument in arguments], uri)
 
 
-def _compared(found: Found, baseline: str | None, target: str | None, selection: str) -> Comparison:
+def _compared(found: NamedRuns, baseline: str | None, target: str | None, selection: str) -> Comparison:
     from difc_ray.comparison.comparison import analyse
 
     return analyse(

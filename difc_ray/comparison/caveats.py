@@ -18,9 +18,9 @@ def left_out(records: Sequence[RunRecord], target: str | None) -> list[str]:
     ]
     if not others:
         return []
-    told = ", ".join(f"`{name}` {others.count(name)}" for name in dict.fromkeys(others))
+    listed = ", ".join(f"`{name}` {others.count(name)}" for name in dict.fromkeys(others))
     plural = len(others) > 1
-    return [f"{len(others)} run{'s' * plural} with another target {'are' if plural else 'is'} left out ({told})."]
+    return [f"{len(others)} run{'s' * plural} with another target {'are' if plural else 'is'} left out ({listed})."]
 
 
 def cautions(settings: Sequence[Setting], methods: Sequence[Stands], selection: str, repeated: int) -> list[str]:
@@ -48,14 +48,14 @@ def cautions(settings: Sequence[Setting], methods: Sequence[Stands], selection: 
         notes.append("Intervals hold for one comparison at a time; they are not corrected for the number of methods.")
     among = [number for _, number, _ in methods]
     if among and max(among) > min(among):
-        told = ", ".join(f"`{name}` {number}" for name, number, _ in methods)
-        notes.append(f"Methods had different numbers of settings to choose from: {told}.")
+        listed = ", ".join(f"`{name}` {number}" for name, number, _ in methods)
+        notes.append(f"Methods had different numbers of settings to choose from: {listed}.")
     counts = {len(setting.complete) for setting in settings if setting.complete}
     if len(counts) > 1:
         notes.append(f"Settings have between {min(counts)} and {max(counts)} seeds that count.")
     if differing := budget_differences(settings):
-        told = ", ".join(f"`{key}`" for key in differing)
-        notes.append(f"The runs differ in {told}, which nobody searched over: a difference may come from there.")
+        listed = ", ".join(f"`{key}`" for key in differing)
+        notes.append(f"The runs differ in {listed}, which nobody searched over: a difference may come from there.")
     if stopped := sum(run.complete and run.state == "stopped" for run in runs):
         plural = stopped > 1
         count = f"{stopped} run{'s' * plural} that the scheduler stopped count{'s' * (not plural)}"

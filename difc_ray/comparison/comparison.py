@@ -31,7 +31,7 @@ DEFAULT_BASELINE: Final = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class SeedMean:
     """Mean over seeds of an accuracy in [0, 1]; its standard error is None below two seeds."""
 
     n: int
@@ -39,14 +39,14 @@ class Estimate:
     error: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
+    def of(cls, values: Sequence[float]) -> SeedMean:
         """The estimate from one value per seed."""
         mean, error = mean_and_error(values)
         return cls(n=len(values), mean=mean, error=error)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class MethodResult:
     """A method at the setting that stands for it.
 
     Args:
@@ -65,9 +65,9 @@ class Method:
     name: str
     setting: Setting
     among: int
-    validation: Estimate
-    target: Estimate
-    worst: Estimate
+    validation: SeedMean
+    target: SeedMean
+    worst: SeedMean
     worst_domains: tuple[str, ...]
     difference: Difference | None
     validation_difference: Difference | None
@@ -102,7 +102,7 @@ class Comparison:
     selection: str
     baseline: str | None
     ranked_by: str
-    methods: tuple[Method, ...]
+    methods: tuple[MethodResult, ...]
     settings: tuple[Setting, ...]
     differences: Mapping[str, Difference]
     choices: tuple[Choice, ...]
@@ -228,10 +228,10 @@ def comparable(records: Sequence[RunRecord], target: str | None) -> list[RunReco
     ):
         distinct = {value.split(" ")[0]: (value, name) for value, name in values.items()}
         if len(distinct) > 1:
-            told = ", ".join(f"`{value}` in `{name}`" for value, name in distinct.values())
+            listed = ", ".join(f"`{value}` in `{name}`" for value, name in distinct.values())
             raise ConfigError(
                 f"runs must have the same {what} to be compared, because a difference could come from the {what} "
-                f"alone, got {told} (tag `dataset{'.fingerprint' if what == 'data' else ''}`). {remedy}"
+                f"alone, got {listed} (tag `dataset{'.fingerprint' if what == 'data' else ''}`). {remedy}"
             )
     ids = {record.run_id for record in kept}
     settings = {(record.sweep, record.point) for record in kept}
@@ -310,8 +310,8 @@ def _baseline(methods: Sequence[str], wanted: str | None, settings: Sequence[Set
         what = "several methods with that rule" if matching else "no method with that rule has a finished run"
         return None, [f"There is no baseline `{name}` ({what}); choose one with `--baseline`."]
     if matching:
-        told = ", ".join(f"`{method}`" for method in matching)
-        raise ConfigError(f"the baseline must be one method, got `{name}`, which is {told} (--baseline). Name one.")
+        listed = ", ".join(f"`{method}`" for method in matching)
+        raise ConfigError(f"the baseline must be one method, got `{name}`, which is {listed} (--baseline). Name one.")
     raise ConfigError(f"unknown baseline, got `{name}` (--baseline). {did_you_mean(name, methods)}")
 
 
@@ -326,7 +326,9 @@ def _differences(settings: Sequence[Setting], standard: Setting | None, ranked_b
     }
 
 
-def _methods(chosen: Mapping[str, tuple[Setting, int]], standard: Setting | None, ranked_by: str) -> tuple[Method, ...]:
+def _methods(
+    chosen: Mapping[str, tuple[Setting, int]], standard: Setting | None, ranked_by: str
+) -> tuple[MethodResult, ...]:
     values = {method: _values(setting, ranked_by) for method, (setting, _) in chosen.items()}
     validation = {method: _values(setting, "validation") for method, (setting, _) in chosen.items()}
     ranks = ranking(values)
@@ -335,13 +337,13 @@ def _methods(chosen: Mapping[str, tuple[Setting, int]], standard: Setting | None
         compared = standard is not None and setting.label != standard.label
         worst = [run.worst for run in setting.complete if run.worst is not None]
         found.append(
-            Method(
+            MethodResult(
                 name=method,
                 setting=setting,
                 among=among,
-                validation=Estimate.of(list(validation[method].values())),
-                target=Estimate.of(list(_values(setting, "target").values())),
-                worst=Estimate.of([accuracy for _, accuracy in worst]),
+                validation=SeedMean.of(list(validation[method].values())),
+                target=SeedMean.of(list(_values(setting, "target").values())),
+                worst=SeedMean.of([accuracy for _, accuracy in worst]),
                 worst_domains=tuple(dict.fromkeys(domain for domain, _ in worst)),
                 difference=_difference(values[method], standard, ranked_by) if compared else None,
                 validation_difference=_difference(validation[method], standard, "validation") if compared else None,
@@ -355,7 +357,7 @@ def _difference(values: Values, standard: Setting | None, figure: str) -> Differ
     return None if standard is None else paired_difference(values, _values(standard, figure))
 
 
-def _figure(method: Method, ranked_by: str) -> float:
+def _figure(method: MethodResult, ranked_by: str) -> float:
     return (method.target if ranked_by == "target" else method.validation).mean or 0.0
 
 
@@ -370,8 +372,9 @@ def _values(setting: Setting, figure: str) -> Values:
 
 def _nothing_finished(settings: Sequence[Setting]) -> str:
     states = [f"{setting.label} {setting.status}" for setting in settings if setting.runs]
-    told = "; ".join(states[:3]) + (f"; and {len(states) - 3} more settings" if len(states) > 3 else "")
+    listed = "; ".join(states[:3]) + (f"; and {len(states) - 3} more settings" if len(states) > 3 else "")
     return (
-        f"at least one run must have finished to be compared, got {told or 'no run but those that held a source out'} "
-        "(MLflow). Continue the sweep with `--resume`, or look at the causes."
+        "at least one run must have finished to be compared, got "
+        f"{listed or 'no run but those that held a source out'} (MLflow). "
+        "Continue the sweep with `--resume`, or look at the causes."
     )

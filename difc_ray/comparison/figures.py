@@ -243,17 +243,16 @@ def hessian_scatter(comparison: Comparison) -> Drawing:
             axes.plot(*zip(*points, strict=True), marker, label=_short(method), linestyle="none", **style)
     if min(everything) > 0 and max(everything) > LOG_SPAN * min(everything):
         axes.set_xscale("log")
-    told = ", ".join(
+    coefficients = ", ".join(
         f"{kind} {value:+.2f}" if value is not None else f"{kind} undefined (constant)"
         for kind, value in (("Pearson", found.pearson), ("Spearman", found.spearman))
     )
     axes.set(xlabel="distance between the sources' Hessians", ylabel=f"accuracy on {_short(comparison.target)}")
-    axes.set_title(f"{told}, n = {found.n}", fontsize=10, loc="left")
+    axes.set_title(f"{coefficients}, n = {found.n}", fontsize=10, loc="left")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if np.ptp(axes.get_ylim()) < 0.05 else 0))
     _legend(figure)
-    caption = (
-        f"A point per finished run; the distance is the mean over the last tenth of its steps. {told}, n = {found.n}. "
-    )
+    caption = "A point per finished run; the distance is the mean over the last tenth of its steps. "
+    caption += f"{coefficients}, n = {found.n}. "
     caption += "Runs of one sweep share what was not varied: a correlation here is no proof of a cause."
     return Drawing(name=name, title=title, caption=caption, figure=figure)
 

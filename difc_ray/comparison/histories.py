@@ -36,10 +36,10 @@ def histories(client: Any, run_ids: Sequence[str], key: str, window: Window = No
     found: dict[str, dict[int, tuple[int, float]]] = {run_id: {} for run_id in run_ids}
     for first in range(0, len(run_ids), MAX_RUNS):
         for entry in _values(client, run_ids[first : first + MAX_RUNS], key, window):
-            held = found[entry.run_id].get(entry.step)
-            if held is None or held[0] <= entry.timestamp:
+            latest = found[entry.run_id].get(entry.step)
+            if latest is None or latest[0] <= entry.timestamp:
                 found[entry.run_id][entry.step] = (entry.timestamp, entry.value)
-    return {run_id: {step: held[1] for step, held in sorted(steps.items())} for run_id, steps in found.items()}
+    return {run_id: {step: latest[1] for step, latest in sorted(steps.items())} for run_id, steps in found.items()}
 
 
 def _values(client: Any, run_ids: Sequence[str], key: str, window: Window) -> Iterator[Value]:
@@ -67,10 +67,10 @@ def _from_server(credentials: Any, run_ids: Sequence[str], key: str, window: Win
     """The server's answer; None if it does not know the request."""
     from mlflow.utils.rest_utils import http_request
 
-    asked: dict[str, Any] = {"run_ids": list(run_ids), "metric_key": key, "max_results": MAX_POINTS}
+    query: dict[str, Any] = {"run_ids": list(run_ids), "metric_key": key, "max_results": MAX_POINTS}
     if window is not None:
-        asked |= {"start_step": window[0], "end_step": window[1]}
-    answer = http_request(credentials, _ENDPOINT, "GET", params=asked, raise_on_status=False)
+        query |= {"start_step": window[0], "end_step": window[1]}
+    answer = http_request(credentials, _ENDPOINT, "GET", params=query, raise_on_status=False)
     if answer.status_code != 200:
         return None
     return [

@@ -10,7 +10,7 @@ from typing import Final
 
 from difc_ray import __version__
 from difc_ray.comparison import text as wording
-from difc_ray.comparison.comparison import Comparison, Estimate
+from difc_ray.comparison.comparison import Comparison, SeedMean
 from difc_ray.comparison.figures import Drawing
 from difc_ray.comparison.statistics import FEW_PAIRS
 from difc_ray.config import SYMBOLS
@@ -102,11 +102,11 @@ def text(sentence: str) -> str:
 def _facts(comparison: Comparison) -> str:
     runs = comparison.runs
     states = {state: sum(run.state == state for run in runs) for state in ("finished", "stopped", "failed", "running")}
-    told = ", ".join(f"{n} {state}" for state, n in states.items() if n)
+    endings = ", ".join(f"{n} {state}" for state, n in states.items() if n)
     data = f"{comparison.dataset}: {' + '.join(comparison.sources)} → {comparison.target or 'no target'}"
     return (
         f'<p class="soft">{escape(data)}</p><p class="soft">{_counted(len(comparison.settings), "setting")}, '
-        f"{_counted(len(runs), 'run')} ({told}); settings chosen by <code>{escape(comparison.selection)}</code></p>"
+        f"{_counted(len(runs), 'run')} ({endings}); settings chosen by <code>{escape(comparison.selection)}</code></p>"
     )
 
 
@@ -157,7 +157,7 @@ def _choices(comparison: Comparison) -> str:
     remarked = any(choice.remark for choice in comparison.choices)
     rows = []
     for choice in comparison.choices:
-        score = wording.estimate(Estimate(n=choice.seeds, mean=choice.score))
+        score = wording.estimate(SeedMean(n=choice.seeds, mean=choice.score))
         cells = [
             _cell(choice.rule + ("" if choice.honest else " (looks at the target)")),
             _cell(wording.pick(comparison, choice) or "none"),
@@ -196,7 +196,7 @@ def _settings(comparison: Comparison) -> str:
             continue
         done = setting.complete
         best = max((run.best_seen for run in setting.runs if run.best_seen is not None), default=None)
-        reached = wording.estimate(Estimate.of([run.validation for run in done]))
+        reached = wording.estimate(SeedMean.of([run.validation for run in done]))
         if not done and best is not None:
             reached = f"({100 * best:.1f} %)"
         cells = [
@@ -206,7 +206,7 @@ def _settings(comparison: Comparison) -> str:
             _cell(", ".join(str(run.seed) for run in setting.runs), "number"),
             _cell(reached, "number"),
             _cell(
-                wording.estimate(Estimate.of([r.target_accuracy for r in done if r.target_accuracy is not None])),
+                wording.estimate(SeedMean.of([r.target_accuracy for r in done if r.target_accuracy is not None])),
                 "number",
             ),
             *([_setting_difference(comparison, setting.label)] if comparison.between_settings else []),
@@ -261,7 +261,7 @@ def _cell(content: str, kind: str = "") -> str:
 
 
 def _rules(methods: Sequence[str]) -> dict[str, str]:
-    """Method -> its rule alone, where no other method has it."""
+    """MethodResult -> its rule alone, where no other method has it."""
     rules = [method.split(" + ")[0] for method in methods]
     return {method: rule for method, rule in zip(methods, rules, strict=True) if rules.count(rule) == 1}
 

@@ -44,10 +44,10 @@ class Setting:
     @property
     def status(self) -> str:
         """How the runs ended; run by run where they differ."""
-        told = {run.run_id: _ending(run) for run in self.runs}
-        if len(set(told.values())) == 1 and not any(fold.state == "failed" for fold in self.folds):
-            return next(iter(told.values()))
-        parts = [f"seed {run.seed} {told[run.run_id]}" for run in self.runs]
+        endings = {run.run_id: _ending(run) for run in self.runs}
+        if len(set(endings.values())) == 1 and not any(fold.state == "failed" for fold in self.folds):
+            return next(iter(endings.values()))
+        parts = [f"seed {run.seed} {endings[run.run_id]}" for run in self.runs]
         parts += [f"seed {fold.seed} without {fold.fold} {_ending(fold)}" for fold in self.folds if not fold.complete]
         return "; ".join(parts)
 

@@ -24,7 +24,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class NamedRuns:
     """The runs that the arguments name.
 
     Args:
@@ -84,7 +84,7 @@ class _Collector:
             self.runs.setdefault(child.info.run_id, (store, child))
 
 
-def find(arguments: Sequence[str], uri: str | None = None) -> Found:
+def find(arguments: Sequence[str], uri: str | None = None) -> NamedRuns:
     """Looks up every argument.
 
     Args:
@@ -115,7 +115,7 @@ def find(arguments: Sequence[str], uri: str | None = None) -> Found:
     records = [
         record
         for store in collector.stores.values()
-        for record in store.records([run for held, run in collector.runs.values() if held is store])
+        for record in store.records([run for owner, run in collector.runs.values() if owner is store])
     ]
     order = {run_id: place for place, run_id in enumerate(collector.runs)}
     records.sort(key=lambda record: order[record.run_id])
@@ -125,7 +125,7 @@ def find(arguments: Sequence[str], uri: str | None = None) -> Found:
     others = len(arguments) - len(collector.parents)
     if others:
         names.append(f"{others} run{'s' if others > 1 else ''}")
-    return Found(
+    return NamedRuns(
         title=" and ".join(names),
         records=records,
         stores=collector.stores,

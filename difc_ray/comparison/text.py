@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from difc_ray.comparison.comparison import Comparison, Estimate, Method
+from difc_ray.comparison.comparison import Comparison, MethodResult, SeedMean
 from difc_ray.comparison.statistics import FEW_PAIRS, Difference
 from difc_ray.config import SYMBOLS
 from difc_ray.step.evaluation import Choice
 
 
-def estimate(value: Estimate, *, count: bool = False) -> str:
+def estimate(value: SeedMean, *, count: bool = False) -> str:
     """An accuracy in percent with its standard error.
 
-    >>> estimate(Estimate(n=3, mean=0.5, error=0.012)), estimate(Estimate(n=1, mean=0.5)), estimate(Estimate(n=0))
+    >>> estimate(SeedMean(n=3, mean=0.5, error=0.012)), estimate(SeedMean(n=1, mean=0.5)), estimate(SeedMean(n=0))
     ('50.0 ± 1.2 %', '50.0 %', '')
     """
     if value.mean is None:
@@ -37,17 +37,17 @@ def difference(found: Difference | None) -> str:
     return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}], {found.n} pairs"
 
 
-def rank(method: Method) -> str:
+def rank(method: MethodResult) -> str:
     """A place; `=` after it when the method is tied with another, or has too few pairs with it."""
     return f"{method.rank.place}{'=' if method.rank.tied else ''}"
 
 
-def tied(method: Method) -> str:
+def tied(method: MethodResult) -> str:
     """The methods that cannot be told apart from this one."""
     return ", ".join(method.rank.tied)
 
 
-def standing(method: Method) -> str:
+def standing(method: MethodResult) -> str:
     """The setting that stands for a method, and among how many it was chosen."""
     return method.setting.label + (f", best of {method.among}" if method.among > 1 else "")
 
@@ -60,7 +60,7 @@ def pick(comparison: Comparison, choice: Choice) -> str:
 
 def choice_target(choice: Choice) -> str:
     """Target accuracy of a pick."""
-    return estimate(Estimate(n=choice.seeds, mean=choice.target, error=choice.target_error))
+    return estimate(SeedMean(n=choice.seeds, mean=choice.target, error=choice.target_error))
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -68,39 +68,39 @@ def verdict(comparison: Comparison) -> list[str]:
     where = f"on {comparison.target}" if comparison.ranked_by == "target" else "in validation"
     picked = next(choice for choice in comparison.choices if choice.rule == comparison.selection)
     setting = comparison.setting(picked.point)
-    told = []
+    sentences = []
     if setting is not None:
         reached = f" and reaches {choice_target(picked)} on {comparison.target}" if picked.target is not None else ""
         values = ", ".join(f"{SYMBOLS.get(key, key)} {value}" for key, value in setting.values.items() if value)
         name = f"{setting.label} ({setting.method})" if comparison.between_settings else setting.method
-        told.append(
+        sentences.append(
             f"Selection by `{comparison.selection}` picks `{name}`{f' with {values}' if values else ''}{reached}."
         )
     if comparison.baseline is None:
-        return told
+        return sentences
     compared = dict(comparison.compared)
     own = None if setting is None else setting.label if comparison.between_settings else setting.method
     itself = own == comparison.baseline
     if itself:
-        told.append("That is the baseline itself.")
+        sentences.append("That is the baseline itself.")
     if own in compared:
-        told.append(_against(compared[own], comparison.baseline, where))
+        sentences.append(_against(compared[own], comparison.baseline, where))
     ahead = [name for name, found in compared.items() if found.above]
     few = [name for name, found in compared.items() if not found.decides]
     same = [name for name, found in compared.items() if name not in few and found.tied]
     behind = [name for name in compared if name not in (*ahead, *same, *few)]
     if len(few) < len(compared) and (len(compared) > 1 or itself):
         undecided = f", {len(few)} with too few pairs{_named(few)}" if few else ""
-        told.append(
+        sentences.append(
             f"Compared with `{comparison.baseline}` {where}: {len(ahead)} ahead{_named(ahead)}, {len(same)} that "
             f"cannot be told apart{_named(same)}, {len(behind)} behind{_named(behind)}{undecided}."
         )
     elif few and (len(compared) > 1 or itself):
-        told.append(
+        sentences.append(
             f"Nobody can be said to be ahead of `{comparison.baseline}` {where} or behind it: that takes {FEW_PAIRS} "
             "pairs of seeds."
         )
-    return told
+    return sentences
 
 
 def _against(found: Difference, baseline: str, where: str) -> str:
@@ -113,8 +113,8 @@ def _against(found: Difference, baseline: str, where: str) -> str:
     interval = (
         f"{100 * (found.mean or 0):+.1f} points, 95 % interval {100 * found.low:+.1f} to {100 * (found.high or 0):+.1f}"
     )
-    told = "cannot be told apart from" if found.tied else "is ahead of" if found.above else "is behind"
-    return f"It {told} `{baseline}` {where}: {interval}, {found.n} pairs."
+    verdict = "cannot be told apart from" if found.tied else "is ahead of" if found.above else "is behind"
+    return f"It {verdict} `{baseline}` {where}: {interval}, {found.n} pairs."
 
 
 def _pairs(n: int) -> str:

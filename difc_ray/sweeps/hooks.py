@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ray import cloudpickle, tune
 from ray.exceptions import RayTaskError
@@ -11,12 +12,32 @@ from ray.exceptions import RayTaskError
 from difc_ray.engines.ray.processes import describe
 from difc_ray.sweeps.trial import number_of
 
-if TYPE_CHECKING:
-    from difc_ray.sweeps.sweep import Sweep
+
+@runtime_checkable
+class TrialEvents(Protocol):
+    """What a sweep does when Tune tells it of its trials."""
+
+    def guarded(self, action: Callable[[], None]) -> None:
+        """Does something; what goes wrong there is said, and the sweep goes on."""
+
+    def show(self, number: int, result: Mapping[str, Any]) -> None:
+        """A trial was evaluated."""
+
+    def tell_stopped(self, number: int) -> None:
+        """A trial was stopped by the scheduler."""
+
+    def recovered(self, number: int) -> None:
+        """A trial has lost its process and goes on in another."""
+
+    def died(self, trial: Any) -> None:
+        """A trial's process died more often than allowed."""
+
+    def interrupted(self) -> bool:
+        """Whether all trials are to stop; they are told so."""
 
 
-class Names:
-    """Names trials by their numbers; one that the searcher makes up gets the next number.
+class TrialNames:
+    """TrialNames trials by their numbers; one that the searcher makes up gets the next number.
 
     Tune asks copies of this object, so what has been given away is kept with the class.
 
@@ -49,7 +70,7 @@ def cause_of(trial: Any) -> str:
     return f"the trial's process {describe(error)}"
 
 
-class Bound:
+class DriverOnly:
     """What belongs to the sweep of this process.
 
     Tune also writes it to disk, where a display or a signal cannot go; nobody reads that, so it is left empty.
@@ -58,17 +79,17 @@ class Bound:
         sweep: the sweep.
     """
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: TrialEvents) -> None:
         self.sweep = sweep
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
+    def __deepcopy__(self, memo: dict[int, Any]) -> DriverOnly:
         return self
 
 
-class Watch(Bound, tune.Callback):  # type: ignore[misc]  # Ray has no types for it
+class TrialWatch(DriverOnly, tune.Callback):  # type: ignore[misc]  # Ray has no types for it
     """Tells the sweep what happens to its trials."""
 
     def on_trial_result(
@@ -84,7 +105,7 @@ class Watch(Bound, tune.Callback):  # type: ignore[misc]  # Ray has no types for
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died; it goes on from its checkpoint."""
         number = number_of(str(trial))
-        self.sweep.guarded(lambda: self.sweep.notice(f"trial {number} has lost its process; it is continued"))
+        self.sweep.guarded(lambda: self.sweep.recovered(number))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died more often than allowed."""
@@ -92,7 +113,7 @@ class Watch(Bound, tune.Callback):  # type: ignore[misc]  # Ray has no types for
         self.sweep.guarded(lambda: self.sweep.show(number_of(str(trial)), {}))
 
 
-class End(Bound, tune.Stopper):  # type: ignore[misc]  # as above
+class SweepStopper(DriverOnly, tune.Stopper):  # type: ignore[misc]  # as above
     """Ends all trials when the sweep is to stop."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -101,7 +122,4 @@ class End(Bound, tune.Stopper):  # type: ignore[misc]  # as above
 
     def stop_all(self) -> bool:
         """Whether a signal came; the trials are told by a file, which they look for between two steps."""
-        if self.sweep.signals.interrupted():
-            self.sweep.folder.interrupted.touch()
-            return True
-        return False
+        return self.sweep.interrupted()

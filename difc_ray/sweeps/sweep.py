@@ -29,7 +29,7 @@ from difc_ray.runs.setup import tracking_uri
 from difc_ray.runs.signals import Signals
 from difc_ray.sweeps.folder import ENDED, SweepFolder, TrialRecord
 from difc_ray.sweeps.guard import RayGuard
-from difc_ray.sweeps.hooks import End, Names, Watch, cause_of
+from difc_ray.sweeps.hooks import SweepStopper, TrialNames, TrialWatch, cause_of
 from difc_ray.sweeps.outcome import SweepResult, conclude, hand_over
 from difc_ray.sweeps.recording import begin_record, sweep_tracker
 from difc_ray.sweeps.resources import Resources
@@ -79,7 +79,7 @@ class SweepDisplay(Protocol):
         """Something worth a line happened."""
 
 
-class Careful:
+class GuardedDisplay:
     """A display whose own mistakes go to the log and not to the sweep.
 
     Args:
@@ -161,7 +161,7 @@ def run_sweep(
     Raises:
         DifcError: what the user can act on, by kind; `Interrupted` after SIGINT or SIGTERM: finished trials are kept.
     """
-    display = Careful(display)
+    display = GuardedDisplay(display)
 
     def notice(message: str) -> None:
         log.warning("%s", message)
@@ -323,12 +323,13 @@ class Sweep:
             param_space=space,
             tune_config=tune.TuneConfig(
                 scheduler=scheduler, search_alg=searcher, num_samples=samples, reuse_actors=True,
-                max_concurrent_trials=self.base.trial.concurrent, trial_name_creator=Names(self.next_number),
+                max_concurrent_trials=self.base.trial.concurrent, trial_name_creator=TrialNames(self.next_number),
                 trial_dirname_creator=str,
             ),
             run_config=tune.RunConfig(
-                name=f"round-{attempt}", storage_path=str(self.folder.path / "ray"), verbose=0, stop=End(self),
-                callbacks=[Watch(self)], failure_config=tune.FailureConfig(max_failures=self.base.trial.max_failures),
+                name=f"round-{attempt}", storage_path=str(self.folder.path / "ray"), verbose=0, stop=SweepStopper(self),
+                callbacks=[TrialWatch(self)],
+                failure_config=tune.FailureConfig(max_failures=self.base.trial.max_failures),
             ),
         )  # fmt: skip
         for name in ("ray.tune", "ray.train", "ray.air"):
@@ -363,6 +364,17 @@ class Sweep:
         """Shows how a trial stands."""
         if (record := self.folder.record(number)) is not None:
             self.display.trial(record, result)
+
+    def recovered(self, number: int) -> None:
+        """Says that a trial goes on in another process."""
+        self.notice(f"trial {number} has lost its process; it is continued")
+
+    def interrupted(self) -> bool:
+        """Whether a signal came; the trials are told by a file, which they look for between two steps."""
+        if self.signals.interrupted():
+            self.folder.interrupted.touch()
+            return True
+        return False
 
     def tell_stopped(self, number: int) -> None:
         """Shows that a trial was stopped; its process writes it down when it leaves the trial."""

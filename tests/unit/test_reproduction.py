@@ -26,7 +26,15 @@ from difc_ray.studies.colored_mnist import running
 from difc_ray.studies.colored_mnist.checkpoints import Measured, between, measured, on_all_examples
 from difc_ray.studies.colored_mnist.methods import DEFAULT, LAMBDA, METHODS, methods_of
 from difc_ray.studies.colored_mnist.pictures import accuracy_curves, distance_scatter
-from difc_ray.studies.colored_mnist.running import Moment, Plan, Reproduction, Request, Run, moments, planned
+from difc_ray.studies.colored_mnist.running import (
+    Reproduction,
+    Request,
+    Run,
+    StepAccuracies,
+    StudyPlan,
+    moments,
+    planned,
+)
 from difc_ray.studies.colored_mnist.table import FLAW, Figure, footnotes, markdown, numbers, rows_of
 from difc_ray.sweeps.trials import trial_config
 from tests.runs import run_inline
@@ -43,7 +51,7 @@ def request(names: str, restarts: int = 1, output: Path | None = None, **changes
 
 
 @cache
-def plan(names: str) -> Plan:
+def plan(names: str) -> StudyPlan:
     return planned(request(names))
 
 
@@ -266,7 +274,7 @@ def test_moments_are_the_evaluations_before_the_last_update(tmp_path: Path) -> N
     path.write_text("\n".join(map(json.dumps, lines)))
     at = {step: Measured(train=0.9, gradient=1.0, hessian=1.0) for step in (2, 4)}
     (only,) = moments(path, config, at)
-    expected = Moment(step=2, train=0.9, test=0.2, gray=0.2, validation=0.6)
+    expected = StepAccuracies(step=2, train=0.9, test=0.2, gray=0.2, validation=0.6)
     assert dataclasses.asdict(only) == pytest.approx(dataclasses.asdict(expected))
     with pytest.raises(CheckpointError, match=r"got nothing of step 2.*another `--output`"):
         moments(path, config, {4: at[4]})
@@ -308,7 +316,7 @@ def test_distances_are_those_of_autograd(tmp_path: Path) -> None:
 
 def run(method: str, restart: int, tests: Sequence[float], validations: Sequence[float]) -> Run:
     found = tuple(
-        Moment(step=10 * (i + 1), train=0.8, test=test, gray=0.7, validation=validation)
+        StepAccuracies(step=10 * (i + 1), train=0.8, test=test, gray=0.7, validation=validation)
         for i, (test, validation) in enumerate(zip(tests, validations, strict=True))
     )
     at = {m.step: Measured(train=0.8, gradient=0.1 / m.step, hessian=(1 - m.test) / m.step) for m in found}

@@ -10,7 +10,7 @@ import torch
 from difc_ray.cli.spectrum import domain_table
 from difc_ray.studies.spectrum.measure import Survey
 from difc_ray.studies.spectrum.options import Options
-from difc_ray.studies.spectrum.records import DomainSpectrum, Eigenvalue, Moment, PairDistance, Spectrum
+from difc_ray.studies.spectrum.records import CheckpointSpectrum, DomainSpectrum, Eigenvalue, PairDistance, Spectrum
 from difc_ray.studies.spectrum.risks import Risk
 from tests.runs import small_config
 from tests.unit.test_spectrum import Quadratic, quadratics
@@ -46,7 +46,7 @@ def test_the_mean_of_the_sources_and_the_target_come_first() -> None:
         "optdigits – mnistm", "fonts – mnistm",
     ]  # fmt: skip
     assert [len(pair.sweep) for pair in pairs] == [7, 0, 0, 0, 0, 0, 0]
-    assert Moment(step=0, theta_norm=1.0, domains={}, pairs=pairs).main is pairs[0]
+    assert CheckpointSpectrum(step=0, theta_norm=1.0, domains={}, pairs=pairs).main is pairs[0]
     assert [bound.delta for bound in pairs[0].sweep] == [0.5 * factor for factor in (0.125, 0.25, 0.5, 1, 2, 4, 8)]
 
 
@@ -85,7 +85,7 @@ def test_a_domain_with_fewer_eigenvalues_keeps_its_columns() -> None:
         )
         for name, top in (("few", few), ("many", many))
     }  # fmt: skip
-    moment = Moment(step=1, theta_norm=1.0, domains=domains, pairs=[])
+    moment = CheckpointSpectrum(step=1, theta_norm=1.0, domains=domains, pairs=[])
     table = domain_table(Spectrum(run="r", target=None, parameters=9, threads=1, options={}, moments=[moment]))
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert [cells[name] for name in ("λ1", "λ2", "λ3")] == [["1", "5"], ["", "4"], ["", "3"]]

@@ -50,8 +50,8 @@ def measured(config: Config, run_dir: Path) -> dict[int, Measured]:
     """
     kept = run_dir / NAME
     if kept.is_file():
-        held: Mapping[str, Mapping[str, float]] = json.loads(kept.read_text("utf-8"))
-        return {int(step): Measured(**values) for step, values in held.items()}
+        stored: Mapping[str, Mapping[str, float]] = json.loads(kept.read_text("utf-8"))
+        return {int(step): Measured(**values) for step, values in stored.items()}
     model, loss = model_of(config)
     layout = ParameterLayout.of(model)
     domains = [load_domain(config, name) for name in config.sources]

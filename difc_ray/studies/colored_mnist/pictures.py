@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from difc_ray.comparison.statistics import correlation
 from difc_ray.studies.colored_mnist.checkpoints import Measured
-from difc_ray.studies.colored_mnist.running import Moment, Reproduction, Run
+from difc_ray.studies.colored_mnist.running import Reproduction, Run, StepAccuracies
 from difc_ray.studies.colored_mnist.table import title_of
 
 COLOURS = (
@@ -63,7 +63,7 @@ class Picture:
 
 def accuracy_curves(found: Reproduction) -> Figure:
     """Accuracy on the training domains, the test domain and without colour over training; a line per method."""
-    panels: Sequence[tuple[str, Callable[[Moment], float]]] = (
+    panels: Sequence[tuple[str, Callable[[StepAccuracies], float]]] = (
         ("training domains", lambda moment: moment.train),
         ("test domain", lambda moment: moment.test),
         ("without colour", lambda moment: moment.gray),

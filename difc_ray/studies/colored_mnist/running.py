@@ -59,7 +59,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StepAccuracies:
     """A run after some updates; accuracies in [0, 1].
 
     Args:
@@ -96,17 +96,17 @@ class Run:
 
     method: str
     restart: int
-    moments: tuple[Moment, ...]
+    moments: tuple[StepAccuracies, ...]
     measured: Mapping[int, Measured]
     seconds: float
 
     @property
-    def last(self) -> Moment:
+    def last(self) -> StepAccuracies:
         """What the published protocol reports."""
         return self.moments[-1]
 
     @property
-    def chosen(self) -> Moment:
+    def chosen(self) -> StepAccuracies:
         """The earliest of the evaluations with the best validation accuracy on the training domains."""
         return max(self.moments, key=lambda moment: (moment.validation, -moment.step))
 
@@ -137,7 +137,7 @@ class Reproduction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """What runs.
 
     Args:
@@ -164,7 +164,7 @@ class Plan:
         return self.request.methods[point.setting].name
 
 
-def planned(request: Request) -> Plan:
+def planned(request: Request) -> StudyPlan:
     """The trials of a request, all of whose configurations are valid; nothing is written.
 
     Raises:
@@ -219,7 +219,7 @@ def planned(request: Request) -> Plan:
     ]
     for point in points[: len(request.methods)]:
         trial_config(base, point, Path("/"), f"method {request.methods[point.setting].name}")
-    return Plan(request=request, space=space, base=base, points=points, resume=begun(space, base))
+    return StudyPlan(request=request, space=space, base=base, points=points, resume=begun(space, base))
 
 
 def evaluated_every(steps: int) -> int:
@@ -256,7 +256,7 @@ class Measuring:
         display: where a person looks.
     """
 
-    def __init__(self, plan: Plan, display: SweepDisplay) -> None:
+    def __init__(self, plan: StudyPlan, display: SweepDisplay) -> None:
         self.plan, self.display = plan, display
         self.phase, self.notice = display.phase, display.notice
 
@@ -268,7 +268,7 @@ class Measuring:
         self.display.trial(record, values)
 
 
-def reproduce(plan: Plan, display: SweepDisplay) -> Reproduction:
+def reproduce(plan: StudyPlan, display: SweepDisplay) -> Reproduction:
     """Runs what is left of a plan, and reads what came of all of it.
 
     Raises:
@@ -289,12 +289,12 @@ def reproduce(plan: Plan, display: SweepDisplay) -> Reproduction:
     )  # fmt: skip
 
 
-def changes(plan: Plan) -> list[str]:
+def changes(plan: StudyPlan) -> list[str]:
     """The settings by which the runs differ from the recipe; where they run is none of it."""
     return [each for each in plan.request.settings if each.split(".")[0] not in ("cluster", "trial", "tracking")]
 
 
-def run_of(plan: Plan, folder: SweepFolder, record: TrialRecord) -> Run:
+def run_of(plan: StudyPlan, folder: SweepFolder, record: TrialRecord) -> Run:
     """What a finished trial came to."""
     point = record.point
     run_dir = folder.run_dir(point.number)
@@ -306,7 +306,7 @@ def run_of(plan: Plan, folder: SweepFolder, record: TrialRecord) -> Run:
     )  # fmt: skip
 
 
-def moments(path: Path, config: Config, at: Mapping[int, Measured]) -> tuple[Moment, ...]:
+def moments(path: Path, config: Config, at: Mapping[int, Measured]) -> tuple[StepAccuracies, ...]:
     """The evaluations of a run before its last update: the state that the published scripts report is the last of them.
 
     Args:
@@ -327,14 +327,14 @@ def moments(path: Path, config: Config, at: Mapping[int, Measured]) -> tuple[Mom
                 f"a reproduction needs what was measured at every evaluation, got nothing of step {entry['step']} "
                 f"(`{path.parent}`). Remove this reproduction's folder, or choose another `--output`."
             )
-        held = [entry[f"val/accuracy/{name}"] for name in config.sources]
+        validations = [entry[f"val/accuracy/{name}"] for name in config.sources]
         found.append(
-            Moment(
+            StepAccuracies(
                 step=entry["step"],
                 train=at[entry["step"]].train,
                 test=entry[f"all/accuracy/{target}"],
                 gray=entry[f"all/accuracy/{colourless}"],
-                validation=math.fsum(held) / len(held),
+                validation=math.fsum(validations) / len(validations),
             )
         )
     return tuple(found)

@@ -14,9 +14,9 @@ import numpy as np
 from difc_ray.comparison.statistics import Difference, paired_difference
 from difc_ray.step.evaluation import mean_and_error
 from difc_ray.studies.colored_mnist.methods import METHODS
-from difc_ray.studies.colored_mnist.running import SMALL, Moment, Reproduction, Run
+from difc_ray.studies.colored_mnist.running import SMALL, Reproduction, Run, StepAccuracies
 
-COLUMNS: Final[dict[str, Callable[[Moment], float]]] = {
+COLUMNS: Final[dict[str, Callable[[StepAccuracies], float]]] = {
     "train": lambda moment: moment.train,
     "test": lambda moment: moment.test,
     "gray": lambda moment: moment.gray,
@@ -84,14 +84,14 @@ class Row:
 
 def rows_of(found: Reproduction) -> list[Row]:
     """A row for every method with a finished run, in the order asked for."""
-    asked = [method.name for method in found.request.methods]
+    names = [method.name for method in found.request.methods]
     rows = []
-    for name in asked:
+    for name in names:
         runs, method = found.of(name), METHODS[name]
         if not runs:
             continue
-        told = method.published
-        against = method.against if method.against in asked else ""
+        published = method.published
+        against = method.against if method.against in names else ""
         rows.append(
             Row(
                 method=name,
@@ -99,9 +99,9 @@ def rows_of(found: Reproduction) -> list[Row]:
                 last={column: Figure.of([of(run.last) for run in runs]) for column, of in COLUMNS.items()},
                 chosen={column: Figure.of([of(run.chosen) for run in runs]) for column, of in COLUMNS.items()},
                 validation=Figure.of([run.chosen.validation for run in runs]),
-                published="" if told is None else " / ".join(
+                published="" if published is None else " / ".join(
                     "n/a" if each is None else f"{each[0]:.1f} ({each[1]:.1f})"
-                    for each in (told.train, told.test, told.gray)
+                    for each in (published.train, published.test, published.gray)
                 ),
                 against=against,
                 difference=paired_difference(_tests(runs), _tests(found.of(against))),
@@ -193,8 +193,8 @@ def numbers(found: Reproduction) -> str:
     for run in found.runs:
         for moment in run.moments:
             at = run.measured.get(moment.step)
-            told = ["", ""] if at is None else [repr(at.gradient), repr(at.hessian)]
+            distances = ["", ""] if at is None else [repr(at.gradient), repr(at.hessian)]
             accuracies = [moment.train, moment.test, moment.gray, moment.validation]
-            writer.writerow([found.request.dataset, run.method, run.restart, moment.step, *accuracies, *told,
+            writer.writerow([found.request.dataset, run.method, run.restart, moment.step, *accuracies, *distances,
                              f"{run.seconds:.1f}"])  # fmt: skip
     return out.getvalue()

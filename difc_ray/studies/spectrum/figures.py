@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from difc_ray.runs.figures import COLOURS, fitting
-from difc_ray.studies.spectrum.records import ALL_SOURCES, Moment, PairDistance, Spectrum
-from difc_ray.studies.spectrum.transfer import Bound
+from difc_ray.studies.spectrum.records import ALL_SOURCES, CheckpointSpectrum, PairDistance, Spectrum
+from difc_ray.studies.spectrum.transfer import TransferBound
 
 DPI: Final = 130
 WIDTH: Final = 0.004
@@ -94,15 +94,15 @@ def distances(spectrum: Spectrum) -> Figure:
     """``‖H_a − H_b‖₂`` and ``‖g_a − g_b‖`` against the step; a line per pair, those with the target solid."""
     figure, left, right, steps = _over_training(spectrum)
     for index, pair in enumerate(spectrum.moments[-1].pairs):
-        held = [moment.pairs[index] for moment in spectrum.moments]
+        pairs = [moment.pairs[index] for moment in spectrum.moments]
         solid = spectrum.target is None or pair.other == spectrum.target
         style: dict[str, Any] = {
             "color": "#222222" if pair.one == ALL_SOURCES else COLOURS[index % len(COLOURS)],
             "linestyle": "-" if solid else "--", "marker": "o", "markersize": 4,
             "linewidth": 2.2 if pair.one == ALL_SOURCES else 1.4,
         }  # fmt: skip
-        left.plot(steps, [each.hessian for each in held], label=_ends(pair), **style)
-        right.plot(steps, [each.gradient for each in held], **style)
+        left.plot(steps, [each.hessian for each in pairs], label=_ends(pair), **style)
+        right.plot(steps, [each.gradient for each in pairs], **style)
     left.set_title("‖H_a − H_b‖₂, distance of the Hessians", fontsize=10)
     right.set_title("‖g_a − g_b‖, distance of the gradients", fontsize=10)
     for axes in (left, right):
@@ -121,8 +121,8 @@ def bounds(spectrum: Spectrum) -> Figure:
     figure = Figure(figsize=(10.2, 4.3), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [moment.step for moment in spectrum.moments]
-    held = [moment.main.bound for moment in spectrum.moments]
-    _bound_lines(left, [float(step) for step in steps], held)
+    bounds = [moment.main.bound for moment in spectrum.moments]
+    _bound_lines(left, [float(step) for step in steps], bounds)
     left.set(xlabel="step", title=f"At δ = {main.bound.delta:.3g}, over training")
     _steps(left, steps)
     _bound_lines(right, [each.delta for each in main.sweep], main.sweep)
@@ -150,7 +150,7 @@ def _over_training(spectrum: Spectrum) -> tuple[Figure, Axes, Axes, list[int]]:
     return figure, left, right, steps
 
 
-def _bound_lines(axes: Axes, places: Sequence[float], bounds: Sequence[Bound]) -> None:
+def _bound_lines(axes: Axes, places: Sequence[float], bounds: Sequence[TransferBound]) -> None:
     """Bounds as lines, what was measured as points; zero has no place on the axis."""
     lines = (
         ("bound: δ‖Δg‖ + ½δ²‖ΔH‖₂", "bound", "-", COLOURS[0], ""),
@@ -164,7 +164,7 @@ def _bound_lines(axes: Axes, places: Sequence[float], bounds: Sequence[Bound]) -
                   markersize=6, linewidth=1.6, label=label)  # fmt: skip
 
 
-def _smooth(moment: Moment, name: str, grid_G: np.ndarray, width: float) -> np.ndarray:
+def _smooth(moment: CheckpointSpectrum, name: str, grid_G: np.ndarray, width: float) -> np.ndarray:
     return moment.domains[name].density().smooth(grid_G, width)
 
 

@@ -38,7 +38,14 @@ from difc_ray.studies.spectrum.options import (
     chosen_steps,
     needed_bytes,
 )
-from difc_ray.studies.spectrum.records import ALL_SOURCES, DomainSpectrum, Eigenvalue, Moment, PairDistance, Spectrum
+from difc_ray.studies.spectrum.records import (
+    ALL_SOURCES,
+    CheckpointSpectrum,
+    DomainSpectrum,
+    Eigenvalue,
+    PairDistance,
+    Spectrum,
+)
 from difc_ray.studies.spectrum.risks import (
     GRAPHS,
     Combined,
@@ -52,7 +59,7 @@ from difc_ray.studies.spectrum.risks import (
     kept_numbers,
     tell,
 )
-from difc_ray.studies.spectrum.transfer import Bound, bound_beside_gap, rises, unit
+from difc_ray.studies.spectrum.transfer import TransferBound, bound_beside_gap, rises, unit
 from difc_ray.vectors import ParameterLayout
 
 TOLERANCE: Final = 1e-2
@@ -210,7 +217,7 @@ class Survey:
         )  # fmt: skip
         check_memory(self.options, needed, self.size, available_bytes)
 
-    def moment(self, snapshot: Snapshot, *, sweep: bool) -> Moment:
+    def moment(self, snapshot: Snapshot, *, sweep: bool) -> CheckpointSpectrum:
         """Everything at one checkpoint.
 
         Args:
@@ -239,7 +246,7 @@ class Survey:
                 f"{' '.join(str(error).split())[:200]} (command line). Write `--scope head`."
             ) from error
         theta_norm = self._norm(network.theta_P)
-        return Moment(step=snapshot.step, theta_norm=theta_norm, domains=domains, pairs=pairs)
+        return CheckpointSpectrum(step=snapshot.step, theta_norm=theta_norm, domains=domains, pairs=pairs)
 
     def domain(self, name: str, risk: Risk) -> DomainSpectrum:
         """Eigenvalues, trace and density of a domain's Hessian; the first start serves all three."""
@@ -273,12 +280,12 @@ class Survey:
         if sources and target is not None and target in risks:
             main = [(self._mean(sources), (target, risks[target]))]
         ends = {
-            (one, other): (source, held)
-            for (one, source), (other, held) in (*main, *itertools.combinations(risks.items(), 2))
+            (one, other): (source, opposite)
+            for (one, source), (other, opposite) in (*main, *itertools.combinations(risks.items(), 2))
         }
         return [
-            self.pair(one, source, other, held, sweep=sweep and number == 0)
-            for number, ((one, other), (source, held)) in enumerate(ends.items())
+            self.pair(one, source, other, opposite, sweep=sweep and number == 0)
+            for number, ((one, other), (source, opposite)) in enumerate(ends.items())
         ]
 
     def _mean(self, sources: Mapping[str, Risk]) -> tuple[str, Risk]:
@@ -305,7 +312,7 @@ class Survey:
         del krylov
         gradient = float(gradient_S.norm())
 
-        def beside(factor: float, kinds: Sequence[str]) -> Bound:
+        def beside(factor: float, kinds: Sequence[str]) -> TransferBound:
             delta = factor * float(self.options.delta or 0.0)
             measured = {
                 kind: [rises(source, target, unit_S, delta) for unit_S in directions[kind] if unit_S is not None]

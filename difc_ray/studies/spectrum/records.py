@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from difc_ray.objectives.curvature import Density
-from difc_ray.studies.spectrum.transfer import Bound
+from difc_ray.studies.spectrum.transfer import TransferBound
 
 ALL_SOURCES = "all sources"
 """The weighted mean of the sources that are looked at, as a domain beside the others."""
@@ -79,8 +79,8 @@ class PairDistance:
     residual: float
     iterations: int
     gradient: float
-    bound: Bound
-    sweep: list[Bound] = field(default_factory=list)
+    bound: TransferBound
+    sweep: list[TransferBound] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -89,7 +89,7 @@ class PairDistance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class CheckpointSpectrum:
     """One checkpoint.
 
     Args:
@@ -128,7 +128,7 @@ class Spectrum:
     parameters: int
     threads: int
     options: dict[str, Any]
-    moments: list[Moment]
+    moments: list[CheckpointSpectrum]
 
     def points(self) -> dict[int, dict[str, float]]:
         """The figures by step, under the names that MLflow has them by."""

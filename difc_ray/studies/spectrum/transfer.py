@@ -41,7 +41,7 @@ from difc_ray.studies.spectrum.risks import Risk
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
+class TransferBound:
     """The bound for one radius, and what was measured beside it.
 
     Args:
@@ -72,7 +72,7 @@ def rises(source: Risk, target: Risk, unit_S: Float[Tensor, " S"], delta: float)
 
 def bound_beside_gap(
     measured: Mapping[str, list[tuple[float, float]]], delta: float, gradient_norm: float, hessian_norm: float
-) -> Bound:
+) -> TransferBound:
     """Puts what was measured beside the bound.
 
     Args:
@@ -84,7 +84,7 @@ def bound_beside_gap(
     largest = {kind: max(abs(value) for pair in pairs for value in pair) for kind, pairs in measured.items() if pairs}
     worst = max(largest, key=lambda kind: largest[kind])
     gradient_term, curvature_term = delta * gradient_norm, 0.5 * delta**2 * hessian_norm
-    return Bound(
+    return TransferBound(
         delta=delta,
         gradient_term=gradient_term,
         curvature_term=curvature_term,
