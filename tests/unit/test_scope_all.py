@@ -107,7 +107,7 @@ def test_statistics_are_of_the_size_of_the_network() -> None:
     step = GlobalStep(config, local.layout, prepare(config, None).state)
     from difc_ray.step.worker import Token
 
-    answer = local.statistics(step.home.model_state(), Token(run="r", attempt=0, step=0, domain="mnist"))
+    answer = local.statistics(step.store.model_state(), Token(run="r", attempt=0, step=0, domain="mnist"))
     assert {name: vector.shape for name, vector in answer.vectors.items()} == dict.fromkeys(
         ("g", "D"), (local.layout.size,)
     )

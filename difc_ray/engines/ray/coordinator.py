@@ -22,13 +22,13 @@ from difc_ray.determinism import pin_threads
 from difc_ray.engines.ray.collective import CollectiveDomains
 from difc_ray.engines.ray.gauges import StepGauges
 from difc_ray.engines.ray.object_store import ObjectStoreDomains
-from difc_ray.engines.ray.planning import Plan
+from difc_ray.engines.ray.planning import PlacementPlan
 from difc_ray.engines.ray.replica import ReplicaArrays
 from difc_ray.engines.ray.rpc import StepRedo, WaitInterrupted
 from difc_ray.engines.ray.transport import Transport
 from difc_ray.engines.ray.worker import WorkerInfo, session_logs
 from difc_ray.errors import DifcError
-from difc_ray.step.coordinator import GlobalStep, Replicated, StepRecord, TrainState
+from difc_ray.step.coordinator import GlobalStep, ReplicatedStore, StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics
 from difc_ray.step.worker import ModelState
 from difc_ray.tracing import Span, traced_steps
@@ -111,7 +111,7 @@ class Coordinator:
     """
 
     def __init__(
-        self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str], transport: Transport
+        self, group: PlacementGroup, plan: PlacementPlan, threads: int, search_path: list[str], transport: Transport
     ) -> None:
         pin_threads(threads)
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
@@ -156,7 +156,7 @@ class Coordinator:
             return GlobalStep(config, layout, arrays.to_state())
         self.domains.hold(ReplicaArrays(theta_P=arrays.theta_P, optimizer=arrays.optimizer))
         state = replace(arrays, theta_P=arrays.theta_P[:0], optimizer={}).to_state()
-        return GlobalStep(config, layout, state, Replicated(config, state, self.domains))
+        return GlobalStep(config, layout, state, ReplicatedStore(config, state, self.domains))
 
     def advance(self, n: int) -> Advance:
         """Takes up to n steps; fewer when :meth:`stop` was called or an error ended them."""
@@ -240,7 +240,7 @@ class Coordinator:
         No metrics when :meth:`stop` was called before all had answered.
         """
         pin_threads(self.threads)
-        reference = ray.put(self.step.home.model_state() if state is None else state)
+        reference = ray.put(self.step.store.model_state() if state is None else state)
         try:
             with self.step.recorder.span("evaluation"):
                 found = self.domains.evaluate(reference, jobs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from difc_ray.step.coordinator.parameter_store import Central, Home, Replicated, RowSpace
+from difc_ray.step.coordinator.parameter_store import CentralStore, ParameterStore, ReplicatedStore, RowSpace
 from difc_ray.step.coordinator.protocols import Domains, ReplicatedDomains, Update
 from difc_ray.step.coordinator.record import StepRecord
 from difc_ray.step.coordinator.rows import merged_buffers, raw_rows
@@ -10,12 +10,12 @@ from difc_ray.step.coordinator.state import TrainState
 from difc_ray.step.coordinator.step import GlobalStep
 
 __all__ = [
-    "Central",
+    "CentralStore",
     "Domains",
     "GlobalStep",
-    "Home",
-    "Replicated",
+    "ParameterStore",
     "ReplicatedDomains",
+    "ReplicatedStore",
     "RowSpace",
     "StepRecord",
     "TrainState",

@@ -37,11 +37,11 @@ class RowSpace:
 
 
 @runtime_checkable
-class Home(Protocol):
-    """Where θ, the optimizer and the rows live."""
+class ParameterStore(Protocol):
+    """Where the parameters θ, the optimizer and the rows of a step are kept."""
 
-    def model_state(self, told: Mapping[str, np.ndarray] | None = None) -> ModelState:
-        """What workers are told at the start of a step: the model, and ``told`` of the loss."""
+    def model_state(self, loss_vectors: Mapping[str, np.ndarray] | None = None) -> ModelState:
+        """What workers are told at the start of a step: the model, and the vectors of the loss."""
 
     def row_space(self, replies: Sequence[Rows], domains: Domains) -> RowSpace | None:
         """The rows of the step in hand; None where they are not finite."""
@@ -53,8 +53,8 @@ class Home(Protocol):
         """After the update: keeps what was learnt of the curvature, and returns diagnostics by name."""
 
 
-class Central:
-    """θ, the optimizer and the rows with whoever takes the step: inline, and with rows sent to the coordinator.
+class CentralStore:
+    """θ, the optimizer and the rows in the process that takes the step: engine `inline`, transport `object_store`.
 
     Args:
         config: the run's configuration.
@@ -68,9 +68,9 @@ class Central:
         self.flatness = Flatness(config, layout, weights_K, state.curvature) if metric_kind(config) else None
         self.optimizer = FlatOptimizer(config.optimizer, config.steps, state.theta_P, state.optimizer, layout)
 
-    def model_state(self, told: Mapping[str, np.ndarray] | None = None) -> ModelState:
+    def model_state(self, loss_vectors: Mapping[str, np.ndarray] | None = None) -> ModelState:
         """Parameters and buffers over the memory of the training state."""
-        return self.state.model_state(told)
+        return self.state.model_state(loss_vectors)
 
     def row_space(self, replies: Sequence[Rows], domains: Domains) -> RowSpace | None:
         """The rows, and behind a metric those that it adds."""
@@ -117,30 +117,30 @@ class Central:
         return lr
 
 
-class Replicated:
-    """θ, the optimizer and the rows with every domain: whoever takes the step sees inner products and gives weights.
+class ReplicatedStore:
+    """θ, the optimizer and the rows in every worker (transport `collective`): here are only inner products and weights.
 
     Args:
         config: the run's configuration.
         state: the training state; its parameters and the optimizer's tensors are elsewhere.
-        domains: who holds them.
+        domains: the workers that hold them.
     """
 
     def __init__(self, config: Config, state: TrainState, domains: ReplicatedDomains) -> None:
         assert not metric_kind(config), "a metric needs the rows in one place"
         self.config, self.state, self.domains = config, state, domains
 
-    def model_state(self, told: Mapping[str, np.ndarray] | None = None) -> ModelState:
-        """Buffers only; parameters are where they are needed."""
+    def model_state(self, loss_vectors: Mapping[str, np.ndarray] | None = None) -> ModelState:
+        """Buffers only: the workers have the parameters."""
         buffers = {name: buffer.numpy() for name, buffer in self.state.buffers.items()}
-        return ModelState(theta_P=None, buffers=buffers, loss=dict(told or {}))
+        return ModelState(theta_P=None, buffers=buffers, loss=dict(loss_vectors or {}))
 
     def row_space(self, replies: Sequence[Rows], domains: Domains) -> RowSpace | None:
-        """What the domains have made of their rows."""
+        """The Gram matrix that the workers have made of their rows."""
         return RowSpace(gram=self.domains.gram(), move=self._move)
 
     def bad_row(self, replies: Sequence[Rows]) -> str:
-        """Asks those who hold the rows."""
+        """Asks the workers, which hold the rows."""
         return next((found for found in self.domains.bad_rows() if found), "")
 
     def settle(self) -> dict[str, float]:

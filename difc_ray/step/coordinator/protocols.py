@@ -1,4 +1,4 @@
-"""Who answers for the source domains: the interface between the algorithm and an engine.
+"""The interface between the algorithm and an engine: the source domains' workers, as the coordinator sees them.
 
 Shape suffixes: P parameters, N raw rows, V vectors, S entries of the scope.
 """
@@ -18,7 +18,7 @@ from difc_ray.step.worker import ModelState, Products, Rows, Statistics
 
 @runtime_checkable
 class Domains(Protocol):
-    """Whoever answers for the source domains; answers come in the order of the configuration."""
+    """The source domains' workers, as the coordinator sees them; answers come in the order of the configuration."""
 
     def statistics(self, state: ModelState, step: int) -> list[Statistics]:
         """First answers of all domains."""
@@ -38,11 +38,11 @@ class Domains(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What the holders of θ are told to do with the rows of a step.
+    """The update of a step, as it is sent to workers that hold θ, the optimizer and the rows themselves.
 
     Args:
         step: index of the step.
-        weights_N: what each raw row is multiplied with.
+        weights_N: the factor of each raw row.
         reset: whether the optimizer forgets its moments first.
     """
 
@@ -53,13 +53,13 @@ class Update:
 
 @runtime_checkable
 class ReplicatedDomains(Domains, Protocol):
-    """Domains that hold θ, the optimizer and the rows themselves; rows stay where they are (``rows_RP`` is None)."""
+    """Workers that hold θ, the optimizer and the rows themselves: their answers come without rows (``rows_RP`` is None)."""
 
     def gram(self) -> np.ndarray:
         """(N, N) inner products of the rows of the step in hand, in float64."""
 
     def move(self, update: Update) -> None:
-        """Lets all of them take the update, or none: returns when every one has the direction."""
+        """Lets all workers take the update, or none: returns when every one has the direction."""
 
     def bad_rows(self) -> list[str]:
         """What is not finite in the rows of each domain in turn; empty where nothing is."""

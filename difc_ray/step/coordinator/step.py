@@ -2,10 +2,10 @@
 
 Shape suffixes: K domains, P parameters, N raw rows (K or 2K), V rows of the view that a rule sees.
 
-:meth:`GlobalStep.take` is the algorithm, top to bottom. Who answers (a function call in this process, or actors on a
-cluster) is behind the small :class:`~difc_ray.step.coordinator.protocols.Domains` interface, and where the parameters
-are is behind :class:`~difc_ray.step.coordinator.parameter_store.Home`, so every engine and every transport runs the
-same lines.
+:meth:`GlobalStep.take` is the algorithm, top to bottom. The workers (functions in this process, or actors on a cluster)
+are behind the small :class:`~difc_ray.step.coordinator.protocols.Domains` interface, and where the parameters are is
+behind :class:`~difc_ray.step.coordinator.parameter_store.ParameterStore`: every engine and every transport runs these
+lines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
 from difc_ray.harmonizers.views import make_view
 from difc_ray.objectives import Coefficients
 from difc_ray.objectives.losses import LOSSES
-from difc_ray.step.coordinator.parameter_store import Central, Home
+from difc_ray.step.coordinator.parameter_store import CentralStore, ParameterStore
 from difc_ray.step.coordinator.protocols import Domains
 from difc_ray.step.coordinator.record import StepRecord
 from difc_ray.step.coordinator.rows import first_bad_statistic, merged_buffers, pareto_gap, upper
@@ -42,13 +42,15 @@ class GlobalStep:
         config: the run's configuration, resolved.
         layout: the model's parameters.
         state: where to start.
-        home: where θ, the optimizer and the rows live; None: in ``state``, and with whoever calls :meth:`take`.
+        store: where θ, the optimizer and the rows live; None: in ``state``, and with whoever calls :meth:`take`.
 
     Attributes:
         recorder: takes the times of steps that are traced.
     """
 
-    def __init__(self, config: Config, layout: ParameterLayout, state: TrainState, home: Home | None = None) -> None:
+    def __init__(
+        self, config: Config, layout: ParameterLayout, state: TrainState, store: ParameterStore | None = None
+    ) -> None:
         self.config = config
         self.state = state
         self.weights_K = domain_weights(config)
@@ -58,7 +60,7 @@ class GlobalStep:
         self.view = make_view(config.harmonize.between, self.weights_K, config.sources)
         if not state.harmonizer:
             state.harmonizer = self.harmonizer.init(len(self.view.base_V))
-        self.home = home or Central(config, layout, self.weights_K, state)
+        self.store = store or CentralStore(config, layout, self.weights_K, state)
         self.recorder = Recorder("coordinator")
 
     def take(self, domains: Domains) -> StepRecord:
@@ -67,18 +69,18 @@ class GlobalStep:
         if self.loss.learns_at(self.state.loss, step):
             with span("look at the target"):
                 self._look_at_target(domains)
-        told = self.loss.vectors(self.state.loss, step)
+        loss_vectors = self.loss.vectors(self.state.loss, step)
         with span("statistics"):
-            answers = domains.statistics(self.home.model_state(told), step)
+            answers = domains.statistics(self.store.model_state(loss_vectors), step)
         if bad := first_bad_statistic(answers):
             return self._skip(answers, bad)
         vectors = [dict(answer.vectors) for answer in answers]
         for number in range(1, self.objective.exchanges):
-            told_K = self.objective.broadcasts(number, vectors, self.weights_K)
+            broadcasts_K = self.objective.broadcasts(number, vectors, self.weights_K)
             with span("exchange"):
-                more = domains.exchange(step, number, told_K)
-            for known, answer in zip(vectors, more, strict=True):
-                known.update(answer.vectors)
+                more = domains.exchange(step, number, broadcasts_K)
+            for own_vectors, answer in zip(vectors, more, strict=True):
+                own_vectors.update(answer.vectors)
         with span("means and cotangents"):
             cotangents, penalty = self.objective.cotangents(vectors, self.weights_K, self.coefficients(step))
         with span("rows"):
@@ -95,9 +97,9 @@ class GlobalStep:
         """Rows -> Gram -> weights -> direction -> the next state."""
         started, span = time.perf_counter(), self.recorder.span
         with span("Gram matrix"):
-            space = self.home.row_space(replies, domains)
+            space = self.store.row_space(replies, domains)
         if space is None or not np.isfinite(np.diag(space.gram)).all():
-            return self._skip(answers, self.home.bad_row(replies) or "the Gram matrix is not finite")
+            return self._skip(answers, self.store.bad_row(replies) or "the Gram matrix is not finite")
         view_VN = self.rescale(self.state.step) * self.view.matrix_VN
         spaces = len(space.gram) // view_VN.shape[1]
         matrix = np.kron(np.eye(spaces), view_VN)  # the same view of the rows behind the metric
@@ -122,7 +124,7 @@ class GlobalStep:
             "lr": lr,
             "pareto_gap": pareto_gap(gram_VV[seen, seen]),
         } | ({} if limit is None else {"clipped": float(clipped)})
-        values |= self.home.settle()
+        values |= self.store.settle()
         self.state.step += 1
         return StepRecord(
             step=self.state.step - 1,
@@ -142,8 +144,8 @@ class GlobalStep:
 
     def _look_at_target(self, domains: Domains) -> None:
         """Lets the loss learn from the target's images; depends on the state and the step alone."""
-        found = domains.confusion(self.home.model_state(), self.state.step)
-        self.state.loss = self.loss.learn(self.state.loss, functools.reduce(operator.add, found))
+        confusions = domains.confusion(self.store.model_state(), self.state.step)
+        self.state.loss = self.loss.learn(self.state.loss, functools.reduce(operator.add, confusions))
 
     def coefficients(self, step: int) -> Coefficients:
         """α and β at a step: annealed, and for `reduction: sum` times K (equal weights: Σ instead of the mean)."""
@@ -163,8 +165,8 @@ class GlobalStep:
     def _harmonize(self, gram_VV: np.ndarray, answers: Sequence[Statistics]) -> Harmonization:
         """The rule's decision, with randomness from the step's own generator."""
         rng = generator(self.config.seed, "harmonizer", step=self.state.step)
-        asked = self.harmonizer.needs_losses and self.config.harmonize.between == "domains"
-        losses = np.array([answer.loss for answer in answers]) if asked else None
+        needs_losses = self.harmonizer.needs_losses and self.config.harmonize.between == "domains"
+        losses = np.array([answer.loss for answer in answers]) if needs_losses else None
         statistics = GramStatistics(gram_NN=gram_VV, weights_N=self.view.base_V, losses_N=losses)
         return self.harmonizer.update(statistics, self.state.harmonizer, rng)
 
