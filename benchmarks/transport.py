@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 from difc_ray.determinism import pin_threads, thread_environment
 from difc_ray.engines.ray.planning import Member
-from difc_ray.engines.ray.process_group import Group, Meeting, make_store
+from difc_ray.engines.ray.process_group import Group, Rendezvous, make_store
 from difc_ray.engines.ray.replica import ReplicaWorker
 from difc_ray.step.coordinator import Update
 from difc_ray.step.worker import Token
@@ -47,8 +47,8 @@ TOKEN = Token(run="benchmark", attempt=0, step=0, domain="")
 class Exchanger(ReplicaWorker):
     """A worker of the transport `collective` with rows, and without anything to make them from."""
 
-    def prepare(self, size: int, rows: int, workers: int, rank: int, meeting: Meeting | None) -> None:
-        """Fresh rows; with a meeting also a place in a group."""
+    def prepare(self, size: int, rows: int, workers: int, rank: int, rendezvous: Rendezvous | None) -> None:
+        """Fresh rows; with a rendezvous also a place in a group."""
         pin_threads(1)
         noise = torch.Generator().manual_seed(rank)
         rows_RP = torch.randn(rows, size, generator=noise)
@@ -56,9 +56,9 @@ class Exchanger(ReplicaWorker):
         self.members = [Member(domain=str(i), part=0, parts=1) for i in range(workers)]
         self.config = SimpleNamespace(batch_size=1)  # type: ignore[assignment]
         self._received, self._theta_P = torch.empty(0), torch.empty(size)
-        if meeting is not None:
+        if rendezvous is not None:
             self.leave()
-            self.group = Group(meeting, rank, meeting.host)
+            self.group = Group(rendezvous, rank, rendezvous.host)
 
     def all_reduce(self) -> None:
         """What data-parallel training would do."""
@@ -157,8 +157,8 @@ def main() -> int:
     for k in counts:
         actor = ray.remote(Exchanger).options(num_cpus=0, runtime_env={"env_vars": thread_environment(1)})
         workers = [actor.remote(1, [], "gloo") for _ in range(k)]
-        meeting = Meeting(host=host, port=store.port, name=f"k{k}", size=k, backend="gloo", timeout_s=60)
-        ray.get([worker.prepare.remote(1, 1, k, rank, meeting) for rank, worker in enumerate(workers)])
+        rendezvous = Rendezvous(host=host, port=store.port, name=f"k{k}", size=k, backend="gloo", timeout_s=60)
+        ray.get([worker.prepare.remote(1, 1, k, rank, rendezvous) for rank, worker in enumerate(workers)])
         for size in sizes:
             for rows in (1, 2):
                 ms, sent = measure(workers, size, rows, told.rounds)

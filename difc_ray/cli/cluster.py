@@ -11,8 +11,8 @@ from rich.table import Table
 from difc_ray.cli.tables import console, print_facts, print_table
 from difc_ray.config import Config, resolve
 from difc_ray.engines.ray.placement import cluster_nodes, connect
-from difc_ray.engines.ray.planning import Node, Plan, amounts, lacks_of, node_names, plan_for
-from difc_ray.engines.ray.preflight import Report, examine, memory_notices, node_problems
+from difc_ray.engines.ray.planning import Node, PlacementPlan, amounts, lacks_of, node_names, plan_for
+from difc_ray.engines.ray.preflight import NodeReport, examine, memory_notices, node_problems
 from difc_ray.errors import ClusterError
 from difc_ray.step.worker import model_of
 from difc_ray.vectors import ParameterLayout
@@ -51,14 +51,14 @@ def examine_cluster(config: Config) -> int:
     return 4 if problems else 0
 
 
-def _planned(config: Config, nodes: Sequence[Node]) -> tuple[Plan | None, list[str]]:
+def _planned(config: Config, nodes: Sequence[Node]) -> tuple[PlacementPlan | None, list[str]]:
     try:
         return plan_for(config, nodes), []
     except ClusterError as error:
         return None, [str(error)]
 
 
-def _memory_problems(config: Config, reports: Sequence[Report], names: Mapping[str, str]) -> list[str]:
+def _memory_problems(config: Config, reports: Sequence[NodeReport], names: Mapping[str, str]) -> list[str]:
     """What /dev/shm is too small for, node by node."""
     size = ParameterLayout.of(model_of(config)[0]).size
     return [
@@ -69,12 +69,12 @@ def _memory_problems(config: Config, reports: Sequence[Report], names: Mapping[s
     ]
 
 
-def _bundle_lines(plan: Plan) -> list[str]:
+def _bundle_lines(plan: PlacementPlan) -> list[str]:
     """What each process asks for."""
     return [f"{o}: {amounts(b, w)}" for o, b, w in zip(plan.owners, plan.bundles, plan.labels, strict=True)]
 
 
-def _node_table(reports: Sequence[Report], names: Mapping[str, str], here: Mapping[str, str]) -> Table:
+def _node_table(reports: Sequence[NodeReport], names: Mapping[str, str], here: Mapping[str, str]) -> Table:
     table = Table(title="nodes", title_justify="left")
     for title in ("node", "CPU", "GPU", "resources", "labels", "versions", "sees output", "has root", "/dev/shm free"):
         table.add_column(title, justify="right" if title in ("CPU", "GPU", "/dev/shm free") else "left")
@@ -91,7 +91,7 @@ def _node_table(reports: Sequence[Report], names: Mapping[str, str], here: Mappi
     return table
 
 
-def _different(report: Report, here: Mapping[str, str]) -> list[str]:
+def _different(report: NodeReport, here: Mapping[str, str]) -> list[str]:
     """The versions of a node that are not the driver's."""
     found = [f"{name} {report.versions.get(name)}" for name in here if here[name] != report.versions.get(name)]
     return found or ["as here"]

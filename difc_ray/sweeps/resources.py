@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 
 from difc_ray.config import Config
-from difc_ray.engines.ray.planning import Node, Plan, plan_for
+from difc_ray.engines.ray.planning import Node, PlacementPlan, plan_for
 from difc_ray.engines.ray.preflight import check_nodes
 from difc_ray.errors import ClusterError
 
@@ -38,7 +38,7 @@ class Resources:
                 f"{self.base.trial.cpus:g}, available {most:g} on the largest node). Lower `trial.cpus`, or add nodes."
             )
         k = len(self.base.sources)
-        self.plans = {"": Plan(cpus=self.base.trial.cpus, gpus=0.0, owners=self.base.sources, labels=({},) * k,
+        self.plans = {"": PlacementPlan(cpus=self.base.trial.cpus, gpus=0.0, owners=self.base.sources, labels=({},) * k,
                                bundles=({"CPU": self.base.trial.cpus},) * k)}  # fmt: skip
         if not self.inline:
             self.plans = {fold: plan_for(self._config_of(fold), self.nodes)

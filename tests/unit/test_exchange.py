@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from difc_ray.config import Config
-from difc_ray.engines.ray.planning import Node, Plan, plan_for
+from difc_ray.engines.ray.planning import Node, PlacementPlan, plan_for
 from difc_ray.engines.ray.process_group import interface_of, make_store, shards_of
 from difc_ray.engines.ray.transport import LARGE, choose_transport
 from difc_ray.errors import ClusterError
@@ -66,7 +66,7 @@ def nodes(count: int, gpus: float) -> list[Node]:
     return [Node(id=f"n{i}", host=f"h{i}", resources={"CPU": 8.0, "GPU": gpus}) for i in range(count)]
 
 
-def planned(count: int, gpus: float, **cluster: object) -> tuple[Config, Plan]:
+def planned(count: int, gpus: float, **cluster: object) -> tuple[Config, PlacementPlan]:
     config = small_config(cluster=cluster)
     return config, plan_for(config, nodes(count, gpus))
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from difc_ray.config import ConfigProblems, load_config, wishes
-from difc_ray.engines.ray.planning import Node, Plan, find_room, fits, plan_for
-from difc_ray.engines.ray.preflight import Report, marker_beside, memory_notices, node_problems, step_bytes
+from difc_ray.engines.ray.planning import Node, PlacementPlan, find_room, fits, plan_for
+from difc_ray.engines.ray.preflight import NodeReport, marker_beside, memory_notices, node_problems, step_bytes
 from difc_ray.errors import ClusterError
 from difc_ray.sweeps.resources import Resources
 from tests.runs import small_config
@@ -22,11 +22,11 @@ def node(name: str, cpu: float = 4, gpu: float = 0, labels: dict[str, str] | Non
     return Node(id=name * 8, host=name, resources=resources, labels=labels or {})
 
 
-def lives(plan: Plan) -> dict[str, str]:
+def lives(plan: PlacementPlan) -> dict[str, str]:
     return {owner: where.host for owner, where in zip(plan.owners, plan.nodes, strict=True)}
 
 
-def gpus_hold(plan: Plan, nodes: list[Node]) -> bool:
+def gpus_hold(plan: PlacementPlan, nodes: list[Node]) -> bool:
     """Recounts GPU by GPU: first fit of equal shares is exact."""
     for each in nodes:
         shares = [b.get("GPU", 0.0) for b, at in zip(plan.bundles, plan.nodes, strict=True) if at is each]
@@ -174,8 +174,8 @@ def test_trials_ask_for_the_same_bundles() -> None:
 HERE = {"python": "3.11.7", "torch": "2.14.1", "difc-ray": "0.1.0", "code": "abc"}
 
 
-def report(where: Node, **changes: Any) -> Report:
-    return Report(**{"node": where, "versions": HERE, "sees_output": True, "has_root": True, **changes})
+def report(where: Node, **changes: Any) -> NodeReport:
+    return NodeReport(**{"node": where, "versions": HERE, "sees_output": True, "has_root": True, **changes})
 
 
 def problems_with(changes: dict[str, Any], bundles: dict[str, Any] | None = None) -> list[str]:

@@ -70,7 +70,7 @@ class Accounts(Supervision):
     def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
         raise NotImplementedError  # whole steps come back in test_faults; here a call of it would be a mistake
 
-    def _bring_back(self, index: int) -> None:
+    def restore_replacement(self, index: int) -> None:
         if fate := self.fates.pop(0):
             raise fate
 

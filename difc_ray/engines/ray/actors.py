@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment
-from difc_ray.engines.ray.planning import Plan, members_of
+from difc_ray.engines.ray.planning import PlacementPlan, members_of
 from difc_ray.engines.ray.processes import LOST, describe, end_process
 from difc_ray.engines.ray.rpc import WaitInterrupted, check_same_model, say_goodbye
 from difc_ray.engines.ray.stragglers import Stragglers
@@ -42,7 +42,7 @@ class Actors:
     actor_arguments: tuple[Any, ...] = ()
     """What its constructor takes besides threads and search path."""
 
-    def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str]) -> None:
+    def __init__(self, group: PlacementGroup, plan: PlacementPlan, threads: int, search_path: list[str]) -> None:
         self.group, self.plan, self.threads, self.search_path = group, plan, threads, search_path
         self.workers: list[Any] = []
         self.infos: list[WorkerInfo] = []

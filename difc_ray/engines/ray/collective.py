@@ -22,11 +22,11 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
 from torch._C._distributed_c10d import TCPStore
 
-from difc_ray.engines.ray.planning import Plan
-from difc_ray.engines.ray.process_group import Meeting, make_store
+from difc_ray.engines.ray.planning import PlacementPlan
+from difc_ray.engines.ray.process_group import Rendezvous, make_store
 from difc_ray.engines.ray.processes import LOST, Failure
 from difc_ray.engines.ray.replica import Broken, Moved, ReplicaArrays, ReplicaWorker, Shared
-from difc_ray.engines.ray.rpc import Commit, LostWhileMeeting, Question, StepRedo
+from difc_ray.engines.ray.rpc import Commit, LostDuringRendezvous, Question, StepRedo
 from difc_ray.engines.ray.workers import Workers
 from difc_ray.errors import ClusterError, WorkerError
 from difc_ray.objectives import Vectors
@@ -41,7 +41,7 @@ PATIENCE_S = 5.0
 SETTLE_S = 5.0
 """Seconds that the times of the last traced step are waited for."""
 
-MEETINGS_IN_A_ROW = 5
+RENDEZVOUS_IN_A_ROW = 5
 """So often a group may break at one step without the loss of a worker."""
 
 
@@ -58,12 +58,14 @@ class CollectiveDomains(Workers):
 
     actor = ReplicaWorker
 
-    def __init__(self, group: PlacementGroup, plan: Plan, threads: int, search_path: list[str], backend: str) -> None:
+    def __init__(
+        self, group: PlacementGroup, plan: PlacementPlan, threads: int, search_path: list[str], backend: str
+    ) -> None:
         super().__init__(group, plan, threads, search_path)
         self.backend, self.actor_arguments = backend, (backend,)
         self._address = ray.util.get_node_ip_address()
         self._store: TCPStore | None = None
-        self._meetings = 0
+        self._formed = 0
         self._broken_at = (0, 0)
         self._joining = self._exchanging = False
         self._broken_s = math.inf
@@ -81,7 +83,7 @@ class CollectiveDomains(Workers):
         reference = ray.put(arrays)
         everybody = list(range(len(self.members)))
         self._ask_some(everybody, [Question(method="hold", arguments=(reference,)) for _ in everybody])
-        self._meet()
+        self._rendezvous()
 
     def replica(self) -> ReplicaArrays:
         """θ and the optimizer, of the first worker; the others are compared with it, and follow it if they differ.
@@ -233,7 +235,7 @@ class CollectiveDomains(Workers):
         self._exchanging, self._broken_s = questions[0].method in ("share", "combine"), math.inf
         replies = self._ask_some(list(range(len(self.members))), questions)
         if broken := [reply for reply in replies if isinstance(reply, Broken)]:
-            self._meet_again(broken[0].reason)
+            self._rendezvous_again(broken[0].reason)
         for index, reply in enumerate(replies):
             if isinstance(reply, (Shared, Moved)):
                 self.sent_bytes[index] += reply.sent_bytes
@@ -267,7 +269,7 @@ class CollectiveDomains(Workers):
 
         Raises:
             StepRedo: the failures came in a step.
-            LostWhileMeeting: they came while a group formed.
+            LostDuringRendezvous: they came while a group formed.
         """
         if not failures:
             return []
@@ -283,9 +285,9 @@ class CollectiveDomains(Workers):
                 lost[failure.index] = failure
                 self._end(failure.index)
         if self._joining:
-            raise LostWhileMeeting(list(lost.values()))
+            raise LostDuringRendezvous(list(lost.values()))
         self._replace_all(list(lost.values()))
-        self._meet()
+        self._rendezvous()
         if self._tokens:
             raise StepRedo("")
         return list(lost.values())
@@ -301,7 +303,7 @@ class CollectiveDomains(Workers):
             waiting += self._lost_givers
             self._lost_givers = []
 
-    def _bring_back(self, index: int) -> None:
+    def restore_replacement(self, index: int) -> None:
         """Gives a replacement the state of a worker that is left."""
         limit = self.config.cluster.step_timeout_s
         while True:
@@ -322,7 +324,7 @@ class CollectiveDomains(Workers):
             self._lost_givers.append(failure)
         self._hear(index, self.workers[index].hold.remote(held), self.config.cluster.start_timeout_s)
 
-    def _meet_again(self, reason: str) -> None:
+    def _rendezvous_again(self, reason: str) -> None:
         """A group that broke although nobody is lost.
 
         Raises:
@@ -332,15 +334,15 @@ class CollectiveDomains(Workers):
         step, times = self._broken_at
         times = times + 1 if step == self._step else 1
         self._broken_at = (self._step, times)
-        if times > MEETINGS_IN_A_ROW:
+        if times > RENDEZVOUS_IN_A_ROW:
             raise ClusterError(
                 f"Workers must reach each other, got {times} broken exchanges at step {self._step}, the last: "
                 f"{reason}. Look at the network between the nodes, or write `cluster.transport=object_store`."
             )
-        self._meet()
+        self._rendezvous()
         raise StepRedo(f"step {self._step}: the exchange between the workers broke ({reason}); all repeat the step")
 
-    def _meet(self) -> None:
+    def _rendezvous(self) -> None:
         """All workers form a new group; those that are lost meanwhile are replaced first.
 
         Raises:
@@ -351,17 +353,17 @@ class CollectiveDomains(Workers):
         tokens, self._tokens, self._joining = self._tokens, [], True
         exchanging, self._exchanging = self._exchanging, True
         try:
-            for _ in range(MEETINGS_IN_A_ROW):
-                self._meetings, self._store, self._broken_s = self._meetings + 1, make_store(self._address), math.inf
-                meeting = Meeting(
-                    host=self._address, port=self._store.port, name=f"{self.run}/{self._meetings}",
+            for _ in range(RENDEZVOUS_IN_A_ROW):
+                self._formed, self._store, self._broken_s = self._formed + 1, make_store(self._address), math.inf
+                rendezvous = Rendezvous(
+                    host=self._address, port=self._store.port, name=f"{self.run}/{self._formed}",
                     size=len(everybody), backend=self.backend, timeout_s=limit,
                 )  # fmt: skip
                 addresses = [info.address for info in self.infos]
-                asked = [Question(method="join", arguments=(meeting, *own)) for own in enumerate(addresses)]
+                asked = [Question(method="join", arguments=(rendezvous, *own)) for own in enumerate(addresses)]
                 try:
                     broken = [reply for reply in self._ask_some(everybody, asked) if reply is not None]
-                except LostWhileMeeting as news:
+                except LostDuringRendezvous as news:
                     self._replace_all(news.failures)
                     continue
                 if not broken:
@@ -370,7 +372,7 @@ class CollectiveDomains(Workers):
         finally:
             self._tokens, self._joining, self._exchanging = tokens, False, exchanging
         raise ClusterError(
-            f"Workers must reach each other, got {MEETINGS_IN_A_ROW} failures in a row, the last: "
+            f"Workers must reach each other, got {RENDEZVOUS_IN_A_ROW} failures in a row, the last: "
             f"{reason or 'a worker was lost'}. Open the ports between the nodes, or write "
             "`cluster.transport=object_store`."
         )

@@ -1,6 +1,6 @@
 """Domain workers asked and watched, and replaced when they die or hang, or when their node is lost.
 
-What a replacement needs in order to go on is the affair of a transport: :meth:`Supervision._bring_back`.
+What a replacement needs in order to go on is the affair of a transport: :meth:`Supervision.restore_replacement`.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Supervision(Actors, ABC):
         """
 
     @abstractmethod
-    def _bring_back(self, index: int) -> None:
+    def restore_replacement(self, index: int) -> None:
         """Lets a replacement, which was told what it is, catch up with the step in hand."""
 
     def _replace(self, failure: Failure) -> None:
@@ -206,7 +206,7 @@ class Supervision(Actors, ABC):
                 self._await_place(index)
                 self.workers[index] = self._spawn(index)
                 self.infos[index] = self._hear(index, self._begin(index), self.config.cluster.start_timeout_s)
-                self._bring_back(index)
+                self.restore_replacement(index)
             except LOST as error:
                 reason = self._death(index, error)
                 continue

@@ -9,7 +9,7 @@ import ray
 from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
-from difc_ray.engines.ray.planning import Plan
+from difc_ray.engines.ray.planning import PlacementPlan
 
 ANSWER_S = 2.0
 """How long the Ray of a node may take to accept a connection."""
@@ -45,7 +45,7 @@ def has_place(group: PlacementGroup, bundle: int) -> bool:
     return bool(node) and lives(str(node))
 
 
-def wanted_and_free(plan: Plan, bundle: int) -> str:
+def wanted_and_free(plan: PlacementPlan, bundle: int) -> str:
     """What a bundle asks for, and what is free of it in the whole cluster."""
     free, total = ray.available_resources(), ray.cluster_resources()
     parts = [

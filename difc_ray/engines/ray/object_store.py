@@ -65,7 +65,7 @@ class ObjectStoreDomains(Workers):
             self._replace(failure)
         return failures
 
-    def _bring_back(self, index: int) -> None:
+    def restore_replacement(self, index: int) -> None:
         """Lets a replacement repeat the answers of this step and compares them with the lost ones."""
         if not self._tokens:
             return

@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 
 from difc_ray.config import Config, masked
 from difc_ray.engines.ray.access import check_head, on_loopback_only, token_found
-from difc_ray.engines.ray.planning import Node, Plan, wanted_by
+from difc_ray.engines.ray.planning import Node, PlacementPlan, wanted_by
 from difc_ray.engines.ray.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
 
@@ -224,7 +224,7 @@ def nodes_of(group: PlacementGroup) -> list[str]:
 
 
 def reserve(
-    config: Config, plan: Plan, interrupted: Callable[[], bool], notice: Callable[[str], None]
+    config: Config, plan: PlacementPlan, interrupted: Callable[[], bool], notice: Callable[[str], None]
 ) -> tuple[PlacementGroup, bool]:
     """The trial's own placement group if there is one, else a new one; says now and then what it waits for.
 
@@ -263,7 +263,7 @@ def reserve(
     return group, True
 
 
-def _wanted_and_free(plan: Plan) -> str:
+def _wanted_and_free(plan: PlacementPlan) -> str:
     """What all bundles want together, and what is free of it now."""
     free, total = ray.available_resources(), ray.cluster_resources()
     return "; ".join(

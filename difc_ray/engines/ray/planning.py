@@ -90,7 +90,7 @@ def members_of(config: Config) -> list[Member]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PlacementPlan:
     """Resources of one run.
 
     Args:
@@ -155,7 +155,7 @@ def node_names(nodes: Sequence[Node]) -> dict[str, str]:
     return {n.id: n.host if hosts.count(n.host) == 1 else f"{n.host}/{n.id[:6]}" for n in nodes}
 
 
-def plan_for(config: Config, nodes: Sequence[Node]) -> Plan:
+def plan_for(config: Config, nodes: Sequence[Node]) -> PlacementPlan:
     """Resolves `auto` resources against what the nodes have, and checks that there is room for all actors at once.
 
     `auto` takes the largest GPU share, then the largest CPU share, for which there is: fewer GPUs than domains are
@@ -188,13 +188,13 @@ def plan_for(config: Config, nodes: Sequence[Node]) -> Plan:
     raise _no_room(_plan(config, cpus[-1], gpus[-1]), nodes)
 
 
-def _plan(config: Config, cpus: float, gpus: float) -> Plan:
+def _plan(config: Config, cpus: float, gpus: float) -> PlacementPlan:
     """The bundles for given shares."""
     asked = wishes(config)
     members = members_of(config)
     each = [asked.get(member.domain, Wish()) for member in members]
     share = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    return Plan(
+    return PlacementPlan(
         cpus=cpus,
         gpus=gpus,
         owners=("coordinator", *map(str, members)),
@@ -290,7 +290,7 @@ class _Room:
         return _Room(amounts, tuple(gpus))
 
 
-def _check_wishes(plan: Plan, nodes: Sequence[Node]) -> None:
+def _check_wishes(plan: PlacementPlan, nodes: Sequence[Node]) -> None:
     """Whether each domain has a node with the resources and labels that it names.
 
     Raises:
@@ -332,7 +332,7 @@ def _check_totals(cpus: float, gpus: float, k: int, have: Mapping[str, float]) -
         )
 
 
-def _no_room(plan: Plan, nodes: Sequence[Node]) -> ClusterError:
+def _no_room(plan: PlacementPlan, nodes: Sequence[Node]) -> ClusterError:
     """The bundles that no node has room for, or all of them where each would fit alone."""
     lonely = [
         f"{owner}: {amounts(bundle, labels)}"
@@ -358,7 +358,7 @@ def amounts(bundle: Mapping[str, float], labels: Mapping[str, str]) -> str:
     return ", ".join(told + [f"label {key}={value}" for key, value in labels.items()])
 
 
-def lacks_of(plan: Plan, free: Mapping[str, float]) -> str:
+def lacks_of(plan: PlacementPlan, free: Mapping[str, float]) -> str:
     """Which resources others use at the moment, of those that all bundles want together; empty: none."""
     wanted = wanted_by(plan)
     return "; ".join(
@@ -368,7 +368,7 @@ def lacks_of(plan: Plan, free: Mapping[str, float]) -> str:
     )
 
 
-def wanted_by(plan: Plan) -> dict[str, float]:
+def wanted_by(plan: PlacementPlan) -> dict[str, float]:
     """What all bundles want together."""
     names = dict.fromkeys(name for bundle in plan.bundles for name in bundle)
     return {name: math.fsum(bundle.get(name, 0.0) for bundle in plan.bundles) for name in names}

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from difc_ray.config import Config, Problem
 from difc_ray.engines.ray import probe
-from difc_ray.engines.ray.planning import Node, Plan, fits, members_of, node_names
+from difc_ray.engines.ray.planning import Node, PlacementPlan, fits, members_of, node_names
 from difc_ray.errors import ClusterError
 
 ANSWER_S = 20.0
@@ -29,7 +29,7 @@ SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class NodeReport:
     """What a node said of itself; see :func:`difc_ray.engines.ray.probe.look`.
 
     Args:
@@ -64,7 +64,7 @@ class NodesUnfit(ClusterError):
         return type(self), (self.problems,)
 
 
-def check_nodes(config: Config, plan: Plan, nodes: Sequence[Node]) -> None:
+def check_nodes(config: Config, plan: PlacementPlan, nodes: Sequence[Node]) -> None:
     """Looks at every node, if there is more than the driver's own.
 
     Raises:
@@ -76,7 +76,7 @@ def check_nodes(config: Config, plan: Plan, nodes: Sequence[Node]) -> None:
             raise NodesUnfit(problems)
 
 
-def examine(config: Config, nodes: Sequence[Node]) -> tuple[Mapping[str, str], list[Report]]:
+def examine(config: Config, nodes: Sequence[Node]) -> tuple[Mapping[str, str], list[NodeReport]]:
     """Our own versions, and what each node says within the deadline."""
     with marker_beside(config.output) as (path, content):
         root = None if config.root is None else str(config.root)
@@ -102,15 +102,15 @@ def examine(config: Config, nodes: Sequence[Node]) -> tuple[Mapping[str, str], l
         return here, reports
 
 
-def _report(node: Node, reference: Any, timeout_s: float) -> Report:
+def _report(node: Node, reference: Any, timeout_s: float) -> NodeReport:
     try:
-        return Report(node=node, **ray.get(reference, timeout=timeout_s))
+        return NodeReport(node=node, **ray.get(reference, timeout=timeout_s))
     except ray.exceptions.GetTimeoutError:
         ray.cancel(reference, force=True)
-        return Report(node=node, versions={}, silence=f"no answer within {ANSWER_S:g} s")
+        return NodeReport(node=node, versions={}, silence=f"no answer within {ANSWER_S:g} s")
     except ray.exceptions.RayError as error:
         words = " ".join(str(getattr(error, "cause", None) or error).split())
-        return Report(node=node, versions={}, silence=words[:200] or type(error).__name__)
+        return NodeReport(node=node, versions={}, silence=words[:200] or type(error).__name__)
 
 
 @contextmanager
@@ -137,7 +137,9 @@ def marker_beside(output: Path) -> Iterator[tuple[Path, str]]:
             os.unlink(name)
 
 
-def node_problems(config: Config, plan: Plan, here: Mapping[str, str], reports: Sequence[Report]) -> list[str]:
+def node_problems(
+    config: Config, plan: PlacementPlan, here: Mapping[str, str], reports: Sequence[NodeReport]
+) -> list[str]:
     """What is wrong with the nodes that a process of the run may live on, one sentence each.
 
     Args:
@@ -149,13 +151,13 @@ def node_problems(config: Config, plan: Plan, here: Mapping[str, str], reports: 
     names = node_names([report.node for report in reports])
     problems: list[str] = []
     for report in reports:
-        lodgers = lodgers_of(plan, report.node)
-        if lodgers:
-            problems += _problems_of(config, names[report.node.id], lodgers, here, report)
+        owners = bundles_fitting(plan, report.node)
+        if owners:
+            problems += _problems_of(config, names[report.node.id], owners, here, report)
     return problems
 
 
-def lodgers_of(plan: Plan, node: Node) -> list[str]:
+def bundles_fitting(plan: PlacementPlan, node: Node) -> list[str]:
     """The processes of a run that a node has room for, one at a time."""
     return [
         owner for owner, bundle, labels in zip(plan.owners, plan.bundles, plan.labels, strict=True)
@@ -164,7 +166,7 @@ def lodgers_of(plan: Plan, node: Node) -> list[str]:
 
 
 def _problems_of(
-    config: Config, name: str, lodgers: Sequence[str], here: Mapping[str, str], report: Report
+    config: Config, name: str, owners: Sequence[str], here: Mapping[str, str], report: NodeReport
 ) -> Iterator[str]:
     if report.silence:
         yield str(
@@ -187,7 +189,7 @@ def _problems_of(
         remedy = "Put `output` on storage that all nodes share, under the same path."
         yield str(Problem(what=what, got=got, where="output", remedy=remedy, keys=("output",)))
     named = {str(member): member.domain for member in members_of(config)}
-    domains = list(dict.fromkeys(named[owner] for owner in lodgers if owner in named))
+    domains = list(dict.fromkeys(named[owner] for owner in owners if owner in named))
     if report.has_root is False and domains:
         what = f"node {name} must have the dataset's folder, as {', '.join(f'`{d}`' for d in domains)} may live there"
         remedy = (

@@ -39,8 +39,8 @@ class GroupBroken(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
-    """Where the members of a group find each other.
+class Rendezvous:
+    """Where and under which name the members of a group find each other.
 
     Args:
         host: of the store.
@@ -60,7 +60,7 @@ class Meeting:
 
 
 def make_store(host: str) -> TCPStore:
-    """The store where groups meet, on a free port of one address of this machine; nobody else can reach it there."""
+    """The store of the rendezvous, on a free port of one address of this machine; nobody else can reach it there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.bind((host, 0))
@@ -97,7 +97,7 @@ class Group:
     """This worker's place in a group.
 
     Args:
-        meeting: where the group meets.
+        rendezvous: of the group.
         rank: the worker's number.
         address: of this node, as the others reach it.
 
@@ -106,8 +106,8 @@ class Group:
         ClusterError: nothing listens to this address here.
     """
 
-    def __init__(self, meeting: Meeting, rank: int, address: str) -> None:
-        self.rank, self.size = rank, meeting.size
+    def __init__(self, rendezvous: Rendezvous, rank: int, address: str) -> None:
+        self.rank, self.size = rank, rendezvous.size
         self.sent_bytes = 0
         interface = interface_of(address)
         if interface is None:
@@ -116,16 +116,16 @@ class Group:
                 f"{socket.gethostname()}. Start Ray there with `--node-ip-address`, or write "
                 "`cluster.transport=object_store`."
             )
-        os.environ[INTERFACE[meeting.backend]] = interface
-        limit = timedelta(seconds=meeting.timeout_s)
+        os.environ[INTERFACE[rendezvous.backend]] = interface
+        limit = timedelta(seconds=rendezvous.timeout_s)
         try:  # a store that is gone: its own client would try for `timeout_s`
-            socket.create_connection((meeting.host, meeting.port), timeout=REACH_S).close()
+            socket.create_connection((rendezvous.host, rendezvous.port), timeout=REACH_S).close()
         except OSError as error:
-            raise GroupBroken(f"nobody meets at {meeting.host}:{meeting.port}: {error}") from error
+            raise GroupBroken(f"nobody listens at {rendezvous.host}:{rendezvous.port}: {error}") from error
         try:
-            store = TCPStore(meeting.host, meeting.port, is_master=False, timeout=limit)
+            store = TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=limit)
             dist.init_process_group(
-                meeting.backend, store=PrefixStore(meeting.name, store), rank=rank, world_size=meeting.size,
+                rendezvous.backend, store=PrefixStore(rendezvous.name, store), rank=rank, world_size=rendezvous.size,
                 timeout=limit,
             )  # fmt: skip
         except RuntimeError as error:

@@ -19,7 +19,7 @@ from torch import Tensor
 from difc_ray.actor_logs import reports_errors
 from difc_ray.config import Config
 from difc_ray.engines.ray.planning import members_of
-from difc_ray.engines.ray.process_group import Group, GroupBroken, Meeting, shards_of
+from difc_ray.engines.ray.process_group import Group, GroupBroken, Rendezvous, shards_of
 from difc_ray.engines.ray.worker import DomainWorker, WorkerInfo, assigned_device
 from difc_ray.objectives import Vectors
 from difc_ray.step.coordinator import Update
@@ -124,11 +124,11 @@ class ReplicaWorker(DomainWorker):
             found.update(tensor.tobytes())
         return found.hexdigest()
 
-    def join(self, meeting: Meeting, rank: int, address: str) -> Broken | None:
+    def join(self, rendezvous: Rendezvous, rank: int, address: str) -> Broken | None:
         """Becomes a member of a group, after leaving an earlier one; returns why that did not succeed."""
         self.leave()
         try:
-            self.group = Group(meeting, rank, address)
+            self.group = Group(rendezvous, rank, address)
         except GroupBroken as error:
             return Broken(token=None, reason=str(error))
         return None

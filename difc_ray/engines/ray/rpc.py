@@ -51,7 +51,7 @@ def say_goodbye(workers: Sequence[Any]) -> None:
             ray.wait(told, num_returns=len(told), timeout=GOODBYE_S)
 
 
-class LostWhileMeeting(Exception):
+class LostDuringRendezvous(Exception):
     """Workers were lost while a group formed.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from difc_ray.config import Config, metric_kind
-from difc_ray.engines.ray.planning import Plan
+from difc_ray.engines.ray.planning import PlacementPlan
 from difc_ray.errors import ClusterError
 
 LARGE = 1_000_000
@@ -30,7 +30,7 @@ class Transport:
         return f"{self.kind} ({self.backend})" if self.backend else self.kind
 
 
-def choose_transport(config: Config, plan: Plan, size: int) -> Transport:
+def choose_transport(config: Config, plan: PlacementPlan, size: int) -> Transport:
     """Resolves `cluster.transport` and `cluster.backend`.
 
     `auto` takes `collective` for models of a million parameters or more, if every domain worker has a GPU of its own
