@@ -53,7 +53,7 @@ class Update:
 
 @runtime_checkable
 class ReplicatedDomains(Domains, Protocol):
-    """Workers that hold θ, the optimizer and the rows themselves: their answers come without rows (``rows_RP`` is None)."""
+    """Workers that hold θ, the optimizer and the rows themselves: answers have no rows (``rows_RP`` is None)."""
 
     def gram(self) -> np.ndarray:
         """(N, N) inner products of the rows of the step in hand, in float64."""
