@@ -13,7 +13,6 @@ import typer
 
 from difc_ray import __version__
 from difc_ray.cli.data import data_app
-from difc_ray.cli.jobs import WORDS, jobs_app, submit
 from difc_ray.cli.usage import checked, whole_number, with_profile
 from difc_ray.errors import ConfigError
 
@@ -29,7 +28,6 @@ app = typer.Typer(
     context_settings=HELP,
 )
 app.add_typer(data_app, name="data")
-app.add_typer(jobs_app, name="jobs")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")]
 Settings = Annotated[
@@ -386,6 +384,3 @@ def sync(
     console.print("sending ...")
     print_sync(report := run(run_dir, uri))
     raise typer.Exit(4 if report.pending else 0)
-
-
-app.command(context_settings=WORDS)(submit)

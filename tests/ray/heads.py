@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,16 +11,20 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.checkpoints import environment
+from tests.clusters import FOLDER
 from tests.ports import free_port
 from tests.waiting import PATIENCE_S
 
 FAMILY = "DIFC_RAY_TEST_HEAD"
 """An environment variable that every process of the cluster inherits."""
 
+RUNTIME_ENV = FOLDER / "runtime_env.yaml"
+"""What people submit with."""
 
 PATIENT = {"RAY_timeout_ms_task_wait_for_death_info": "60000"}
 """The news of why an actor does not answer may be late on a busy machine."""
@@ -82,6 +87,24 @@ class Head:
             except psutil.Error:
                 continue
         return found
+
+    def ask(self, path: str) -> Any:
+        """The dashboard's answer to a request for a path, as any client that has the token gets it."""
+        headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=60) as answer:
+            return json.load(answer)
+
+    def job(self, verb: str, *words: str, cwd: Path) -> subprocess.Popen[str]:
+        """`ray job VERB ...` on this cluster, from a folder."""
+        command = [str(Path(sys.executable).with_name("ray")), "job", verb, "--address", self.url, *words]
+        return subprocess.Popen(
+            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def submit(self, name: str, *command: str, cwd: Path) -> subprocess.Popen[str]:
+        """`ray job submit` of a command of ours with our runtime environment, which follows the job until it ends."""
+        ours = ("--runtime-env", str(RUNTIME_ENV), "--submission-id", name)
+        return self.job("submit", *ours, "--", "python", "-m", "difc_ray", *command, cwd=cwd)
 
     def end(self) -> None:
         """Ends it, gently first, and all that it has started."""

@@ -20,9 +20,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from difc_ray.engines.ray.placement import SEVERAL_NODES
-from difc_ray.jobs import Jobs, api_address
 from tests.checkpoints import sha256sum
-from tests.cli.shell import MODULE, difc_ray, environment
+from tests.cli.shell import difc_ray
 from tests.faults import end_of, train
 from tests.mlflow.servers import MlflowServer
 from tests.processes import alive
@@ -48,7 +47,7 @@ PROCESSES = re.compile(r"processes: coordinator (\d+) on \S+, mnist (\d+) on \S+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, MlflowServer]]:
     """A cluster and an MLflow server, which start at the same time."""
-    head, server = Head(**{SEVERAL_NODES: "0"}), MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
+    head, server = Head(**{SEVERAL_NODES: "0", PATIENCE: "100"}), MlflowServer(tmp_path_factory.mktemp("mlflow-server"))
     try:
         with ThreadPoolExecutor() as both:
             for each in (both.submit(head.wait), both.submit(server.start)):
@@ -57,18 +56,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, Ml
     finally:
         head.end()
         server.stop()
-
-
-def submitted(home: Path, head: Head, server: MlflowServer, name: str) -> subprocess.Popen[str]:
-    """`difc-ray submit` of a run of that name, which follows its job."""
-    command = [
-        *MODULE, "submit", "--address", head.url, "--env", "MLFLOW_TRACKING_URI", "--env", PATIENCE,
-        "--submission-id", name, "--", "train", "-c", "run.yaml", f"output={home.parent / 'runs'}", f"name={name}",
-    ]  # fmt: skip
-    variables = environment({"MLFLOW_TRACKING_URI": server.url, PATIENCE: "100"})
-    return subprocess.Popen(
-        command, cwd=home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def actors(head: Head) -> set[int]:
@@ -85,8 +72,8 @@ def actors(head: Head) -> set[int]:
 
 def used(head: Head) -> dict[str, float]:
     """Amounts that are taken, by resource; bytes of the object store aside, which Ray gives back when it likes."""
-    found = Jobs(api_address(head.url, {})).resources()
-    return {name: amount for name, (amount, _) in found.items() if "memory" not in name and amount}
+    usage = head.ask("/api/cluster_status")["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
+    return {name: amount for name, (amount, _) in usage.items() if "memory" not in name and amount}
 
 
 def kill_one(run_dir: Path, job: subprocess.Popen[str]) -> int:
@@ -108,7 +95,8 @@ def test_a_worker_killed_under_a_job(servers: tuple[Head, MlflowServer], tmp_pat
     home.mkdir()
     write_yaml(home / "run.yaml", RUN)
     before = actors(head), used(head)
-    job = submitted(home, head, server, "disturbed")
+    settings = (f"output={tmp_path / 'runs'}", "name=disturbed", f"tracking.uri={server.url}")
+    job = head.submit("disturbed", "train", "-c", "run.yaml", *settings, cwd=home)
     try:
         pid = kill_one(run_dir, job)
         said, _ = job.communicate(timeout=PATIENCE_S)

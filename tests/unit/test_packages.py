@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ray._private import ray_constants
 from ray._private.runtime_env.packaging import create_package
+from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
 from tests.cli.shell import ROOT
+from tests.clusters import data_of
 
 
 def modules() -> set[str]:
@@ -26,6 +28,23 @@ def test_a_job_gets_every_module_of_a_checkout(tmp_path: Path) -> None:
     assert len(modules()) > 100
     assert not modules() - packed
     assert not {name for name in packed if name.startswith(("tests/", "benchmarks/", ".git/", ".venv/"))}
+
+
+def test_no_secret_travels_with_our_runtime_env(tmp_path: Path) -> None:
+    """From a folder that ignores nothing itself, at any depth."""
+    home, packed = tmp_path / "home", set[str]()
+    for folder in (home, home / "deep", home / "deep" / "deeper"):
+        folder.mkdir()
+        for name in (".env", ".env.local", "host.pem", "id.key", "run.yaml"):
+            (folder / name).touch()
+
+    def pack(folder: str, excludes: list[str]) -> None:
+        create_package(folder, tmp_path / "package.zip", include_gitignore=True, excludes=excludes)
+        packed.update(name for name in zipfile.ZipFile(tmp_path / "package.zip").namelist() if name[-1] != "/")
+
+    runtime_env = {**data_of("runtime_env.yaml"), "working_dir": str(home)}
+    upload_working_dir_if_needed(runtime_env, True, str(tmp_path), upload_fn=pack)
+    assert packed == {"run.yaml", "deep/run.yaml", "deep/deeper/run.yaml"}
 
 
 def test_git_ignores_no_module() -> None:

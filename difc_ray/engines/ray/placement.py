@@ -54,7 +54,7 @@ def connect(config: Config) -> bool:
     if address.startswith(("http://", "https://")):
         raise ClusterError(
             f"a run connects to a Ray head, not to its dashboard, got `{masked(address)}` ({where(config)}). "
-            "Give `cluster.address=HOST:6379`, or run it there as a job: `difc-ray submit -- train …`."
+            "Give `cluster.address=HOST:6379`, or run it there as a job, with `ray job submit`."
         )
     if address != "auto":
         probe_address(address, where(config))
