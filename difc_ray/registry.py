@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -62,16 +63,28 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
         self._adapters: dict[str, Callable[[str], T]] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str, *, options: type[Any] | None = None) -> Callable[[T], T]:
         """Decorator that stores the object under ``name``.
 
+        Args:
+            name: what users call it.
+            options: a dataclass whose fields are its options (:mod:`difc_ray.options`); it becomes the object's
+                ``option_type``. None: that of its base class, if there is one, else there are no options.
+
         Raises:
-            ConfigError: another object already has the name. (The same definition registered
-                again, as when a plug-in module is imported a second time, replaces itself.)
+            ConfigError: ``options`` is no dataclass, or another object already has the name. (The same definition
+                registered again, as when a plug-in module is imported a second time, replaces itself.)
         """
+        if options is not None and not (isinstance(options, type) and dataclasses.is_dataclass(options)):
+            raise ConfigError(
+                f"The options of {self.kind} `{name}` must be a dataclass. Found {options!r}. "
+                "Write `@dataclass(frozen=True, kw_only=True)` above the class."
+            )
 
         def store(item: T) -> T:
-            """Puts the object into the table, and gives it back unchanged."""
+            """Puts the object into the table, and gives it back with its ``option_type``."""
+            if options is not None:
+                item.option_type = options  # type: ignore[attr-defined]
             held = self._items.get(name)
             if held is not None and _definition(held) != _definition(item):
                 raise ConfigError(
@@ -104,6 +117,11 @@ class Registry(Generic[T]):
         if name not in self._items:
             raise ConfigError(f"Unknown {self.kind} `{name}`. {did_you_mean(name, self._items)}")
         return self._items[name]
+
+    def title(self, item: object) -> str:
+        """A registered object as messages call it, such as "loss `ldam`"; by its own name if it is not registered."""
+        names = [name for name, held in self._items.items() if held is item]
+        return f"{self.kind} `{names[0] if names else getattr(item, '__name__', item)}`"
 
     def names(self) -> list[str]:
         """All names, sorted."""

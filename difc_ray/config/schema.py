@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from difc_ray.config.tree import Config
-from difc_ray.config.types import Rule, Section
+from difc_ray.config.types import Section
+from difc_ray.options import Rule, rule_of
 
 Kind = Literal["text", "texts", "values", "value", "options"]
 """How a key's value is read: text as written, a list of texts, a list of values, one value, or a free mapping."""
@@ -109,7 +110,7 @@ def _leaves_of(section: type[Section], prefix: str) -> list[Leaf]:
         if isinstance(annotation, type) and issubclass(annotation, Section):
             found += _leaves_of(annotation, f"{key}.")
             continue
-        rule = next((item for item in field.metadata if isinstance(item, Rule)), None) or _rule(annotation)
+        rule = next((item for item in field.metadata if isinstance(item, Rule)), None) or rule_of(annotation)
         assert field.description, f"{key} has no docstring"
         found.append(
             Leaf(
@@ -143,15 +144,3 @@ def _kind(annotation: Any) -> Kind:
     if origin is tuple:
         return "texts" if _members(get_args(members[0])[0]) == (str,) else "values"
     return "text" if all(member in (str, Path) or get_origin(member) is Literal for member in members) else "value"
-
-
-def _rule(annotation: Any) -> Rule:
-    """The rule of an annotation that does not carry one at the top."""
-    if annotation is bool:
-        return Rule("true or false", "Write `true` or `false`.")
-    if get_origin(annotation) is Literal:
-        return Rule("one of " + ", ".join(f"`{choice}`" for choice in get_args(annotation)))
-    if get_origin(annotation) is Annotated:
-        return next(item for item in get_args(annotation) if isinstance(item, Rule))
-    rule = _rule(next(member for member in get_args(annotation) if member is not type(None)))
-    return Rule(f"{rule.text} or null", rule.remedy)

@@ -15,21 +15,14 @@ from difc_ray.config.types import (
     MODULE,
     RUN_NAME,
     Bundles,
-    Count,
-    Decay,
-    FilePath,
     Names,
-    Natural,
-    NonNegative,
     Options,
-    Positive,
-    Rule,
     Section,
     Seed,
     Text,
-    UnitInterval,
     tuple_from_list,
 )
+from difc_ray.options import Count, Decay, FilePath, Natural, NonNegative, Positive, Rule, Share, UnitInterval
 
 Penalty = Literal["hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd", "dann_domain"]
 """The objectives that `alignment.penalty` names."""
@@ -65,7 +58,7 @@ class OptimizerConfig(Section):
     """Learning rate after the warm-up: constant, half a cosine down to 0 at the last step, or `step`-wise lower."""
     step_every: Count = 100
     """Steps after the warm-up between two cuts of `schedule: step`, >= 1."""
-    step_factor: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Rule("a number in (0, 1]")] = 0.1
+    step_factor: Share = 0.1
     """What `schedule: step` multiplies the learning rate with, in (0, 1]."""
     warmup_steps: Natural = 0
     """Steps of linear warm-up, >= 0 and < `steps`."""

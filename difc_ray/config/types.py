@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value must be, as it ends the sentence "`key` must be ...".
-
-    Args:
-        text: the rule, unit and range included.
-        remedy: how to fix a value that breaks it; empty for the general remedy.
-    """
-
-    text: str
-    remedy: str = ""
+from difc_ray.options import Rule
 
 
 class Section(BaseModel):
     """Base of the tree's nodes: frozen, no unknown keys, no conversion between types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-def _path_from_text(value: object) -> object:
-    """Text becomes a path; empty text and text with a NUL stay as they are, to be refused."""
-    return Path(value) if isinstance(value, str) and value.strip() and "\0" not in value else value
 
 
 def tuple_from_list(value: object) -> object:
@@ -58,19 +40,12 @@ def _plain(value: object) -> Any:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63), Rule("an integer in [0, 2^63)")]
-Count = Annotated[int, Field(ge=1), Rule("an integer >= 1")]
-Natural = Annotated[int, Field(ge=0), Rule("an integer >= 0")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Rule("a finite number > 0")]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Rule("a finite number >= 0")]
-UnitInterval = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Rule("a number in [0, 1]")]
-Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), Rule("a number in [0, 1)")]
 
 _ONE_LINE = r"^[^\x00-\x1f\x7f]+$"
 Text = Annotated[str, Field(pattern=_ONE_LINE), Rule("non-empty text on one line")]
 Names = Annotated[
     tuple[Annotated[str, Field(pattern=_ONE_LINE)], ...], BeforeValidator(tuple_from_list), Rule("a list of names")
 ]
-FilePath = Annotated[Path, BeforeValidator(_path_from_text), Rule("a path")]
 Options = Annotated[
     dict[str, Any],
     AfterValidator(_plain),

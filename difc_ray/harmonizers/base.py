@@ -9,23 +9,21 @@ into the checkpoint); randomness comes only from ``rng``. So a rule gives the sa
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, cast, final, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
 
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.harmonizers import metrics
 from difc_ray.harmonizers.checking import check_gram, check_vector
-from difc_ray.registry import Registry, did_you_mean
+from difc_ray.options import make_options
+from difc_ray.registry import Registry
 
 Guarantee = Literal["proven", "n = 2 only", "no"]
 """Whether ``direction · row_k >= 0`` for every k is proven, proven for two rows, or not promised."""
@@ -234,39 +232,7 @@ def make_harmonizer(rule: str, options: Mapping[str, Any]) -> Harmonizer:
     >>> make_harmonizer("ghpp", {"lam": 0.25}).lam
     0.25
     """
-    cls = HARMONIZERS.get(rule)
-    known = _option_types(cls)
-    for option in options:
-        if option not in known:
-            hint = did_you_mean(option, known) if known else "It has no options."
-            raise ConfigError(f"Unknown option `{option}` of harmonizer `{rule}`. {hint}")
-    missing = [f"`{field.name}`" for field in dataclasses.fields(cls) if _required(field) and field.name not in options]
-    if missing:
-        raise ConfigError(f"Harmonizer `{rule}` needs its option{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-    return cls(**{option: _typed(rule, option, value, known[option]) for option, value in options.items()})
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    """Whether an option has no default."""
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-@cache
-def _option_types(cls: type[Harmonizer]) -> dict[str, Any]:
-    """Option -> the pydantic ``TypeAdapter`` of its field's annotation."""
-    hints = get_type_hints(cls)
-    return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
-
-
-def _typed(rule: str, option: str, value: Any, kind: Any) -> Any:
-    """The value as the type of its field: integers become float where the field is one; nothing else changes type."""
-    try:
-        return kind.validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise ConfigError(
-            f"`{option}` of `{rule}` is of the wrong type: {reason}. Found `{option} = {value!r}`."
-        ) from None
+    return make_options(HARMONIZERS.get(rule), options, f"harmonizer `{rule}`")
 
 
 def harmonize(

@@ -149,10 +149,13 @@ def test_shares_of_the_target_are_its_train_split() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_margin": -1}, r"`loss_options.max_margin` must be a number >= 0, got -1"),
+        (
+            {"max_margin": -1},
+            r"`loss_options.max_margin` must be a finite number >= 0, got -1 \(loss `ldam`\). The default is 0.3.",
+        ),
         ({"reweight_from": 1.5}, r"`loss_options.reweight_from` must be a number in \[0, 1\], got 1.5"),
         ({"beta": 1.0}, r"`loss_options.beta` must be a number in \[0, 1\), got 1.0"),
-        ({"bump": "much"}, r"`loss_options.bump` must be a number >= 0, got 'much'"),
+        ({"bump": "much"}, r"`loss_options.bump` must be a finite number >= 0, got 'much'"),
         ({"confusion": 1}, r"`loss_options.confusion` must be true or false, got 1"),
         ({"margin": 1}, r"Unknown option `margin` of loss `ldam`. Did you mean `max_margin`\?"),
     ],

@@ -160,7 +160,7 @@ def test_every_torchjd_rule_that_can_be_made_answers() -> None:
         ("torchjd:SDMGrad", {}, "wants more than a Gram"),
         ("torchjd:MGDA", {"eps": 1.0}, "Did you mean `epsilon`"),
         ("torchjd:MGDA", {"epsilon": -1.0}, "epsilon must be positive"),
-        ("torchjd:MGDA", {"max_iters": 1.5}, "wrong type"),
+        ("torchjd:MGDA", {"max_iters": 1.5}, r"`max_iters` must be an integer, got 1.5 \(harmonizer `torchjd:MGDA`\)"),
         ("torchjd:FairGrad", {}, "needs its option `alpha`"),
         ("torchdj:MGDA", {}, "Unknown harmonizer `torchdj:MGDA`"),
     ],
@@ -181,7 +181,7 @@ def test_torchjd_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "words"),
     [
-        ("mgda", {"solver": "exactly"}, "`solver` of `mgda` is of the wrong type"),
+        ("mgda", {"solver": "exactly"}, r"`solver` must be one of .*, got 'exactly' \(harmonizer `mgda`\)"),
         ("mgda", {"entropy": -1.0}, "`entropy` of `mgda` must be a number of at least 0"),
         ("mgda", {"entropy": 1.0, "lower_bounds": 0.1}, "`entropy` of `mgda` must be alone"),
         ("mgda", {"entropy": 1.0, "solver": "softmax"}, "`entropy` of `mgda` must be alone"),
@@ -192,8 +192,8 @@ def test_torchjd_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cagrad", {"c": -0.1}, r"`c` of `cagrad` must be a number in \[0, 100\]"),
         ("fairgrad", {"alpha": 0.0}, "`alpha` of `fairgrad`"),
         ("ghpp_k", {"s_min": 2.0}, "`s_min` of `ghpp_k`"),
-        ("aligned", {"scale_mode": "max"}, "`scale_mode` of `aligned`"),
-        ("normalized", {"length": "two"}, "`length` of `normalized`"),
+        ("aligned", {"scale_mode": "max"}, r"`scale_mode` must be one of .*, got .max. \(harmonizer `aligned`\)"),
+        ("normalized", {"length": "two"}, r"`length` must be one of .*, got .two. \(harmonizer `normalized`\)"),
         ("uncertainty", {"rate": 0.0}, "`rate` of `uncertainty`"),
         ("group_dro", {"rate": 2.0}, "`rate` of `group_dro`"),
         ("ema", {"decay": 1.0}, "`decay` of `ema`"),

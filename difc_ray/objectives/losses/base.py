@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difc_ray.registry import Registry, check_option_names
+from difc_ray.options import NoOptions, options_of
+from difc_ray.registry import Registry
 
 LossState = dict[str, np.ndarray]
 """What a loss carries from step to step, by name: small float64 arrays, part of the training state."""
@@ -47,20 +48,23 @@ class Loss(ABC):
     :meth:`told` is the loss that they compute with.
 
     Args:
-        options: the loss's own options from the configuration.
+        options: the loss's own options from the configuration (`loss_options`).
 
     Raises:
         ConfigError: an option is unknown or has a wrong value.
     """
 
-    option_names: ClassVar[tuple[str, ...]] = ()
+    option_type: ClassVar[type[Any]] = NoOptions
+    """The dataclass of its options, as ``LOSSES.register(name, options=...)`` sets it."""
+
+    balances: ClassVar[bool] = False
+    """Whether it makes up for rare classes."""
 
     needs_target: bool = False
     """Whether :meth:`learn` is to be told of the target's images, without their labels."""
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        name = next((name for name in LOSSES if LOSSES.get(name) is type(self)), type(self).__name__)
-        check_option_names(f"loss `{name}`", options or {}, self.option_names)
+        self.options = options_of(type(self), options, LOSSES, "loss_options")
 
     def begin(self, counts_K: Int[np.ndarray, " K"], epoch_steps: int, steps: int) -> LossState:
         """The memory at step 0; empty for a loss without one.

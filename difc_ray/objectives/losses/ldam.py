@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,21 +20,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from difc_ray.errors import ConfigError
 from difc_ray.objectives.losses.base import LOSSES, Confusion, Loss, LossState
 from difc_ray.objectives.losses.cross_entropy import CrossEntropy
+from difc_ray.options import Decay, NonNegative, UnitInterval
 
-MAX_MARGIN: Final = 0.3
-"""Default margin of the rarest class. Source: DIFC, section 5.2 (LDAM itself: 0.5, with logits of cosines times 30)."""
 
-EFFECTIVE_BETA: Final = 0.9999
-"""Default β of the effective number of examples ``(1 − β^N) / (1 − β)``; 0: all weights equal, towards 1: 1/N."""
+@dataclass(frozen=True, kw_only=True)
+class LdamOptions:
+    """Options of `loss=ldam`."""
 
-HALFWAY: Final = 0.5
-"""Default share of the run after which classes are weighted, and margins follow the confusion."""
+    max_margin: NonNegative = 0.3
+    """Margin of the rarest class, >= 0. Source: DIFC, section 5.2 (LDAM: 0.5, with logits of cosines times 30)."""
+    reweight_from: UnitInterval = 0.5
+    """Share of the run, in [0, 1], after which classes are weighted; 1: never."""
+    beta: Decay = 0.9999
+    """β of the effective number of examples ``(1 − β^N) / (1 − β)``, in [0, 1); 0: equal weights, towards 1: 1/N."""
+    confusion: bool = False
+    """Whether margins follow the confusion on the target's images."""
+    confusion_from: UnitInterval = 0.5
+    """Share of the run, in [0, 1], after which they do; 1: never."""
+    bump: NonNegative = 0.02
+    """ε >= 0, what is added to the margin of the most confused class. Source: DIFC, Eq. 6."""
 
-BUMP: Final = 0.02
-"""Default ε, what is added to the margin of the most confused class. Source: DIFC, Eq. 6."""
+
+@dataclass(frozen=True, kw_only=True)
+class DifcOptions(LdamOptions):
+    """Options of `loss=difc`: those of `ldam`, with `confusion` on."""
+
+    confusion: bool = True
+    """Whether margins follow the confusion on the target's images."""
 
 
 def ldam_margins(counts_K: Int[np.ndarray, " K"] | Sequence[int], max_margin: float) -> Float[np.ndarray, " K"]:
@@ -119,47 +134,31 @@ def confusion_margins(
     return margins
 
 
-@LOSSES.register("ldam")
+@LOSSES.register("ldam", options=LdamOptions)
 class Ldam(CrossEntropy):
     """Softmax cross-entropy with label-distribution-aware margins and, later in the run, class weights.
-
-    Args:
-        options: ``max_margin``: of the rarest class, >= 0, default 0.3. ``reweight_from``: share of the run, in [0, 1],
-            after which classes are weighted; 1: never; default 0.5. ``beta``: of the effective number, in [0, 1),
-            default 0.9999. ``confusion``: whether margins follow the target's confusion, default false.
-            ``confusion_from``: share of the run after which they do; 1: never; default 0.5. ``bump``: ε >= 0, default
-            0.02.
 
     Source: Cao et al. 2019 (LDAM with deferred re-weighting), as in DIFC's Eq. 3.
     Differs from the source: linear head and no scale on the logits, as DIFC has it; counts over all source domains.
     """
 
-    option_names: ClassVar = ("max_margin", "reweight_from", "beta", "confusion", "confusion_from", "bump")
-    confused: ClassVar = False
+    balances = True
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        given = dict(options or {})
-        self.max_margin = _number(given, "max_margin", MAX_MARGIN, math.inf)
-        self.bump = _number(given, "bump", BUMP, math.inf)
-        self.reweight_from = _number(given, "reweight_from", HALFWAY, 1.0)
-        self.confusion_from = _number(given, "confusion_from", HALFWAY, 1.0)
-        self.beta = _number(given, "beta", EFFECTIVE_BETA, math.nextafter(1.0, 0.0))
-        self.needs_target = given.get("confusion", self.confused)
-        if not isinstance(self.needs_target, bool):
-            raise ConfigError(f"`loss_options.confusion` must be true or false, got {self.needs_target!r}.")
+        self.needs_target = self.options.confusion
         self._margins_K: Tensor | None = None
         self._weights_K: Tensor | None = None
 
     def begin(self, counts_K: Int[np.ndarray, " K"], epoch_steps: int, steps: int) -> LossState:
         """Base margins, class weights, the margins in use, and the steps at which things change."""
-        base_K = ldam_margins(counts_K, self.max_margin)
+        base_K = ldam_margins(counts_K, self.options.max_margin)
         return {
             "base": base_K,
             "margins": base_K.copy(),
-            "weights": class_weights(counts_K, self.beta),
-            "reweight_from": np.array([_first_step(self.reweight_from, steps)]),
-            "confusion_from": np.array([_first_step(self.confusion_from, steps)]),
+            "weights": class_weights(counts_K, self.options.beta),
+            "reweight_from": np.array([_first_step(self.options.reweight_from, steps)]),
+            "confusion_from": np.array([_first_step(self.options.confusion_from, steps)]),
             "epoch_steps": np.array([epoch_steps], dtype=np.float64),
         }
 
@@ -170,7 +169,7 @@ class Ldam(CrossEntropy):
 
     def learn(self, state: LossState, confusion: Confusion) -> LossState:
         """New margins from the base ones."""
-        return state | {"margins": confusion_margins(state["base"], confusion_scores(confusion), self.bump)}
+        return state | {"margins": confusion_margins(state["base"], confusion_scores(confusion), self.options.bump)}
 
     def vectors(self, state: LossState, step: int) -> dict[str, np.ndarray]:
         """The margins, and the weights once they count."""
@@ -226,7 +225,7 @@ class Ldam(CrossEntropy):
         return self._weights_K.to(logits_NC)[labels_N]
 
 
-@LOSSES.register("difc")
+@LOSSES.register("difc", options=DifcOptions)
 class Difc(Ldam):
     """LDAM whose margins follow the confusion on the target's images, without their labels: `confusion` is on.
 
@@ -235,17 +234,7 @@ class Difc(Ldam):
     the target's train split.
     """
 
-    confused: ClassVar = True
-
 
 def _first_step(share: float, steps: int) -> float:
     """The step at which a share of the run is over; infinity for the whole, also of a run that is made longer."""
     return math.inf if share >= 1 else float(math.ceil(share * steps))
-
-
-def _number(options: Mapping[str, Any], name: str, default: float, largest: float) -> float:
-    value = options.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest or math.isinf(value):
-        bound = ">= 0" if largest == math.inf else "in [0, 1)" if largest < 1 else "in [0, 1]"
-        raise ConfigError(f"`loss_options.{name}` must be a number {bound}, got {value!r}. The default is {default}.")
-    return float(value)
