@@ -20,7 +20,7 @@ import torch
 
 from difc_ray.determinism import generator, pin_threads
 from difc_ray.harmonizers import HARMONIZERS, harmonize, solvers
-from difc_ray.harmonizers.catalog import torchjd_weighting
+from difc_ray.harmonizers.adapters import torchjd_weighting
 from difc_ray.vectors import combine, gram
 
 SIZES = (2, 5, 10, 20)

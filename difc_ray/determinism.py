@@ -6,8 +6,6 @@ import hashlib
 import os
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
 _POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -76,5 +74,8 @@ def pin_threads(threads: int) -> None:
     Sums of floats depend on how many threads share them (one against two: 2.5e-6 relative, measured), so the
     number is part of a run's identity: the same in every process, and recorded.
     """
+    import torch  # here, as seeds alone need neither
+    from threadpoolctl import threadpool_limits
+
     torch.set_num_threads(threads)
     threadpool_limits(limits=threads)

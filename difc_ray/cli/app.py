@@ -214,7 +214,8 @@ def rules(
     difc-ray rules --check --draws 1000   conflicts, worst cosine, worst KKT residual, time; TorchJD beside it
     """  # noqa: D301
     from difc_ray.cli.rules import print_rule, print_rule_check, print_rules
-    from difc_ray.harmonizers.catalog import check_rules, rule_table
+    from difc_ray.harmonizers.catalog import rule_table
+    from difc_ray.harmonizers.rule_check import check_rules
 
     number = whole_number("--draws", draws, 200)
     if rule is not None and check:

@@ -12,7 +12,8 @@ from difc_ray.cli.tables import console, print_facts, print_table
 from difc_ray.config.overrides import as_argument
 from difc_ray.errors import ConfigError
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.harmonizers.catalog import CheckRow, RuleRow, rule_table
+from difc_ray.harmonizers.catalog import RuleRow, rule_table
+from difc_ray.harmonizers.rule_check import CheckRow
 from difc_ray.registry import did_you_mean
 
 ROWS = {"2": "exactly two", "n": "any number", "2n": "any number, each with what the curvature makes of it"}

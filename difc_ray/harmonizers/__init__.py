@@ -18,14 +18,7 @@ from difc_ray.harmonizers import (
     pairwise,
     smoothing,
 )
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    GramStatistics,
-    Harmonization,
-    Harmonizer,
-    harmonize,
-    make_harmonizer,
-)
+from difc_ray.harmonizers.base import HARMONIZERS, GramStatistics, Harmonization, Harmonizer, harmonize, make_harmonizer
 
 __all__ = [
     "HARMONIZERS",

@@ -1,6 +1,6 @@
 """Rules of other libraries under a name with a colon: ``torchjd:UPGrad``.
 
-The library is imported when such a rule is asked for, not before.
+The library, and torch with it, is imported when such a rule is asked for, not before.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from types import ModuleType
 from typing import Any, ClassVar, get_args, get_origin
 
 import numpy as np
-import torch
 
 from difc_ray.errors import ConfigError, NumericError
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    GramStatistics,
-    Guarantee,
-    Harmonization,
-    Harmonizer,
-    State,
-)
+from difc_ray.harmonizers import solvers
+from difc_ray.harmonizers.base import HARMONIZERS, GramStatistics, Harmonization, Harmonizer, State
 from difc_ray.registry import did_you_mean
 
 SUFFIX = "Weighting"
 
 NOT_ON_A_GRAM = ("CRMOGM", "Constant", "ExcessMTL", "MoDo", "SDMGrad")
 """Weightings that want something else than the Gram matrix of the rows."""
+
+
+SAME_IN_TORCHJD = {
+    "aligned": "AlignedMTL", "cagrad": "CAGrad", "dualproj": "DualProj", "fairgrad": "FairGrad", "imtl_g": "IMTLG",
+    "mgda": "MGDA", "pcgrad": "PCGrad", "upgrad": "UPGrad",
+}  # fmt: skip
+"""Our name -> TorchJD's name of the same rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,8 @@ class TorchJDHarmonizer(Harmonizer):
         The TorchJD library (github.com/SimplexLab/TorchJD).
     """
 
-    two_rows: ClassVar[bool] = False
-    guarantee: ClassVar[Guarantee] = "no"
-    cost: ClassVar[str] = "the library's"
+    guarantee = "no"
+    cost = "the library's"
     weighting_class: ClassVar[Any]
     """The class of TorchJD."""
 
@@ -62,6 +61,8 @@ class TorchJDHarmonizer(Harmonizer):
         """
         options: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self._has_preference():
+            import torch
+
             options["pref_vector"] = torch.from_numpy(weights_N.copy())
         try:
             return self.weighting_class(**options)
@@ -80,6 +81,8 @@ class TorchJDHarmonizer(Harmonizer):
         Raises:
             NumericError: it fails, or answers with numbers that are not finite.
         """
+        import torch
+
         stats = self.checked(stats)
         scale_N = np.ones(len(stats.weights_N))
         if not self._has_preference() and stats.weights_N.any():
@@ -168,3 +171,47 @@ def _is_plain(kind: Any) -> bool:
         return kind in (int, float, str, bool, type(None))
     parts = get_args(kind)
     return all(isinstance(part, str | int | float) or _is_plain(part) for part in parts)
+
+
+def torchjd_weighting(name: str) -> tuple[Any, str]:
+    """A weighting of TorchJD with its defaults and a note, or None where it cannot be made.
+
+    Its quadratic programs come with an extra; without it they are solved by ours, after TorchJD's own default
+    safeguards: division by the trace (zero below 1e-4), then 1e-4 on the diagonal.
+    """
+    import torchjd.aggregation as library
+
+    options = {"CAGrad": {"c": 0.5}, "FairGrad": {"alpha": 2.0}}.get(name, {})
+    cls = getattr(library, f"{name}Weighting")
+    try:
+        return cls(**options), ""
+    except ImportError:
+        if name not in ("DualProj", "UPGrad"):
+            return None, ""
+        note = "TorchJD's default safeguards (1e-4) with our QP solver: its own is not installed"
+        return cls(projector=safeguarded_projector()), note
+
+
+def safeguarded_projector(norm_eps: float = 1e-4, reg_eps: float = 1e-4) -> Any:
+    """A dual-cone projector for TorchJD: its safeguards (0: none), then our exact solver.
+
+    Args:
+        norm_eps: a trace below it makes the Gram zero.
+        reg_eps: what is added to the diagonal of the Gram after division by the trace.
+    """
+    import torch
+    from torchjd.linalg import DualConeProjector
+
+    class Projector(DualConeProjector):
+        """``argmin_{v >= u} vᵀGv`` for every row u of U."""
+
+        def __call__(self, U: Any, G: Any) -> Any:
+            gram_NN = G.detach().numpy().astype(np.float64)
+            trace = float(np.trace(gram_NN))
+            gram_NN = gram_NN / trace if trace >= max(norm_eps, 1e-300) else np.zeros_like(gram_NN)
+            gram_NN = gram_NN + reg_eps * np.eye(len(gram_NN))
+            bounds_MN = np.atleast_2d(U.detach().numpy().astype(np.float64))
+            found = [solution.weights for solution in solvers.dual_cones(gram_NN, bounds_MN)]
+            return torch.from_numpy(np.stack(found).reshape(tuple(U.shape))).to(G.dtype)
+
+    return Projector()

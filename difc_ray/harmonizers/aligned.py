@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    Guarantee,
-    Multipliers,
-    ScaledHarmonizer,
-)
+from difc_ray.harmonizers.base import HARMONIZERS, Multipliers, ScaledHarmonizer
 
 
 @HARMONIZERS.register("aligned")
@@ -36,13 +30,12 @@ class Aligned(ScaledHarmonizer):
     scale_mode: Literal["min", "median", "mean"] = "min"
     """Which eigenvalue gives the common length: the smallest (the paper), the median, or their mean."""
 
-    name: ClassVar[str] = "aligned"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "replace the rows by the nearest orthogonal ones of one length, then add (Aligned-MTL)"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Senushkin et al. 2023, Independent Component Alignment (CVPR), Algorithm 1"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation"})
+    name = "aligned"
+    summary = "replace the rows by the nearest orthogonal ones of one length, then add (Aligned-MTL)"
+    guarantee = "no"
+    source = "Senushkin et al. 2023, Independent Component Alignment (CVPR), Algorithm 1"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation"})
 
     def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
         """The closed form; ones where every row is zero."""

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from difc_ray.harmonizers import metrics
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    GramStatistics,
-    Guarantee,
-    Harmonization,
-    Harmonizer,
-    State,
-)
+from difc_ray.harmonizers.base import HARMONIZERS, GramStatistics, Harmonization, Harmonizer, State
 
 
 @HARMONIZERS.register("mean")
@@ -26,11 +18,10 @@ class Mean(Harmonizer):
     The direction may oppose a row; the diagnostics say when it does.
     """
 
-    name: ClassVar[str] = "mean"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the weighted mean of the rows: no harmonization, the baseline"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "empirical risk minimization"
+    name = "mean"
+    summary = "the weighted mean of the rows: no harmonization, the baseline"
+    guarantee = "no"
+    source = "empirical risk minimization"
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """The base weights, with the conflict metrics of the rows."""

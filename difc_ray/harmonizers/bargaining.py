@@ -16,26 +16,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Float64
 
 from difc_ray.errors import NumericError
 from difc_ray.harmonizers import solvers
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    GramStatistics,
-    Guarantee,
-    Harmonization,
-    Harmonizer,
-    State,
-    check_number,
-)
-
-Array = npt.NDArray[np.float64]
+from difc_ray.harmonizers.active_set import TOLERANCE
+from difc_ray.harmonizers.base import HARMONIZERS, GramStatistics, Harmonization, Harmonizer, State, check_number
+from difc_ray.harmonizers.metrics import Array
+from difc_ray.harmonizers.unit_rows import UnitRows, equilibrate
 
 STATIONARY = 1e-10
 """Unit rows with a weighted mean of this squared length, or less, count as Pareto stationary."""
@@ -108,10 +99,9 @@ def _rise(cosines_AA: Array, powers_A: Array, q: float, beta_A: Array, move_A: A
 class FairHarmonizer(Harmonizer):
     """Base of the two rules: a subclass says what its exponent q is."""
 
-    two_rows: ClassVar[bool] = False
-    guarantee: ClassVar[Guarantee] = "proven"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation"})
+    guarantee = "proven"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation"})
 
     @property
     @abstractmethod
@@ -127,7 +117,7 @@ class FairHarmonizer(Harmonizer):
         """
         stats = self.checked(stats)
         used_N = stats.weights_N > 0.0
-        rows = solvers.equilibrate(np.where(used_N[:, None] & used_N, stats.gram_NN, 0.0))
+        rows = equilibrate(np.where(used_N[:, None] & used_N, stats.gram_NN, 0.0))
         weights_N, alive_N = stats.weights_N.copy(), rows.alive_N
         diagnostics = {"kkt_residual": 0.0, "iterations": 0.0, "stationary": 1.0}
         if alive_N.any():
@@ -139,7 +129,7 @@ class FairHarmonizer(Harmonizer):
                 diagnostics |= {"kkt_residual": point.residual, "iterations": float(point.steps)}
         return self.answer(stats, weights_N, state, diagnostics)
 
-    def _weights(self, base_A: Array, rows: solvers.UnitRows) -> tuple[Array, FairPoint]:
+    def _weights(self, base_A: Array, rows: UnitRows) -> tuple[Array, FairPoint]:
         """Weights of the rows that count; lengths in units of their root mean square.
 
         Raises:
@@ -150,9 +140,9 @@ class FairHarmonizer(Harmonizer):
         lengths_A = lengths_A / lengths_A.max()
         lengths_A = lengths_A / math.sqrt(float((lengths_A**2).mean()))
         point = fair_point(rows.cosines_AA, n * base_A / total * lengths_A ** (q - 1.0), q)
-        if not point.residual <= solvers.TOLERANCE:
+        if not point.residual <= TOLERANCE:
             raise NumericError(
-                f"The residual of `{self.name}` must be at most {solvers.TOLERANCE:g}. Found {point.residual:.3g} "
+                f"The residual of `{self.name}` must be at most {TOLERANCE:g}. Found {point.residual:.3g} "
                 f"after {point.steps} steps, for cosines {rows.cosines_AA.tolist()}. Accumulate the inner products in "
                 "float64."
             )
@@ -178,9 +168,9 @@ class NashBargaining(FairHarmonizer):
         3. Base weights as bargaining powers; the source has equal ones.
     """
 
-    name: ClassVar[str] = "nash"
-    summary: ClassVar[str] = "the direction with the largest product of margins (Nash-MTL, Newton)"
-    source: ClassVar[str] = "Navon et al. 2022, Nash-MTL (arXiv 2202.01017), Claim 3.1"
+    name = "nash"
+    summary = "the direction with the largest product of margins (Nash-MTL, Newton)"
+    source = "Navon et al. 2022, Nash-MTL (arXiv 2202.01017), Claim 3.1"
 
     @property
     def exponent(self) -> float:
@@ -206,9 +196,9 @@ class FairGrad(FairHarmonizer):
     alpha: float = 2.0
     """Fairness, in [0.1, 20]."""
 
-    name: ClassVar[str] = "fairgrad"
-    summary: ClassVar[str] = "margins of largest alpha-fair utility (FairGrad, Newton)"
-    source: ClassVar[str] = "Ban and Ji 2024, FairGrad (arXiv 2402.15638), Eq. 4"
+    name = "fairgrad"
+    summary = "margins of largest alpha-fair utility (FairGrad, Newton)"
+    source = "Ban and Ji 2024, FairGrad (arXiv 2402.15638), Eq. 4"
 
     def __post_init__(self) -> None:
         check_number(self.name, "alpha", self.alpha, 0.1, 20.0)

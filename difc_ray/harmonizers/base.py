@@ -66,7 +66,7 @@ class GramStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Harmonizer(ABC):
-    """Base of every rule. Subclasses are frozen dataclasses whose fields are the options.
+    """Base of every rule. Subclasses are frozen dataclasses: fields (with a type) are options, the rest describes.
 
     A rule acts on the scaled rows ``w_i * row_i`` with the base weights w: it finds multipliers tau for the
     Gram ``diag(w) gram diag(w)`` and answers ``w * tau``. With ``w = (1, 1)`` that is tau itself.
@@ -74,7 +74,7 @@ class Harmonizer(ABC):
 
     name: ClassVar[str]
     """The name in the registry."""
-    two_rows: ClassVar[bool]
+    two_rows: ClassVar[bool] = False
     """True when the rule is defined for exactly two rows (row 1 alignment, row 2 classification)."""
     summary: ClassVar[str]
     """One line for tables and ``--help``."""

@@ -10,19 +10,12 @@ cosines may differ, even in sign; two rows are always well served (opposed ones 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float64
 
-from difc_ray.harmonizers import solvers
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    Guarantee,
-    Multipliers,
-    ScaledHarmonizer,
-)
+from difc_ray.harmonizers.base import HARMONIZERS, Multipliers, ScaledHarmonizer
+from difc_ray.harmonizers.unit_rows import equilibrate
 
 DEPENDENT = 1e-12
 """Eigenvalues of the cosine matrix below this part of the largest count as zero: rows within 1e-6 rad of dependence."""
@@ -62,17 +55,16 @@ class ImpartialGradient(ScaledHarmonizer):
         and then the published direction opposes *every* row. No absolute threshold.
     """
 
-    name: ClassVar[str] = "imtl_g"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the direction with equal projections on all rows, weights of sum 1 (IMTL-G)"
-    guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = "Liu et al. 2021, Towards Impartial Multi-task Learning (ICLR), IMTL-G"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation"})
+    name = "imtl_g"
+    summary = "the direction with equal projections on all rows, weights of sum 1 (IMTL-G)"
+    guarantee = "n = 2 only"
+    source = "Liu et al. 2021, Towards Impartial Multi-task Learning (ICLR), IMTL-G"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation"})
 
     def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
         """The closed form, on the unit rows."""
-        rows = solvers.equilibrate(gram_NN)
+        rows = equilibrate(gram_NN)
         tau_N = np.ones(len(gram_NN))
         if not rows.alive_N.any():
             return Multipliers(tau_N, {"sum_share": 1.0})
@@ -99,17 +91,16 @@ class ConflictFreeGram(ScaledHarmonizer):
         Computed from the Gram alone: ``U⁺ 1 = Uᵀ C⁺ 1`` for unit rows U.
     """
 
-    name: ClassVar[str] = "config_gram"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the direction with equal cosines to all rows, as long as their projections (ConFIG)"
-    guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = "Liu et al. 2024, ConFIG (arXiv 2408.11104), Eq. 2"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear"})
+    name = "config_gram"
+    summary = "the direction with equal cosines to all rows, as long as their projections (ConFIG)"
+    guarantee = "n = 2 only"
+    source = "Liu et al. 2024, ConFIG (arXiv 2408.11104), Eq. 2"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation", "linear"})
 
     def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
         """The closed form, on the unit rows: there ``Γâ`` is ``|g| · C b`` with b the unit direction's multipliers."""
-        rows = solvers.equilibrate(gram_NN)
+        rows = equilibrate(gram_NN)
         tau_N = np.ones(len(gram_NN))
         if not rows.alive_N.any():
             return Multipliers(tau_N)

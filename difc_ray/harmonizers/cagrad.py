@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from difc_ray.errors import NumericError
 from difc_ray.harmonizers import solvers
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    Guarantee,
-    Multipliers,
-    ScaledHarmonizer,
-    check_number,
-)
-
-Array = npt.NDArray[np.float64]
+from difc_ray.harmonizers.active_set import TOLERANCE
+from difc_ray.harmonizers.base import HARMONIZERS, Multipliers, ScaledHarmonizer, check_number
+from difc_ray.harmonizers.metrics import Array
+from difc_ray.harmonizers.unit_rows import equilibrate
 
 _SMALLEST, _LARGEST = 1e-7, 1e7
 """Where the step s is looked for; beyond, the direction is the mean's or zero to 1e-7."""
@@ -57,20 +50,19 @@ class ConflictAverse(ScaledHarmonizer):
     c: float = 0.5
     """Radius of the ball in units of ``|ḡ|``, in [0, 100]."""
 
-    name: ClassVar[str] = "cagrad"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the best worst-case progress within a ball around the mean (CAGrad)"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Liu et al. 2021, CAGrad (arXiv 2110.14048), Algorithm 1"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation"})
+    name = "cagrad"
+    summary = "the best worst-case progress within a ball around the mean (CAGrad)"
+    guarantee = "no"
+    source = "Liu et al. 2021, CAGrad (arXiv 2110.14048), Algorithm 1"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation"})
 
     def __post_init__(self) -> None:
         check_number(self.name, "c", self.c, 0.0, 100.0)
 
     def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
         """The root in s, and from it tau; ones where the ball is a point."""
-        alive_N = solvers.equilibrate(gram_NN).alive_N
+        alive_N = equilibrate(gram_NN).alive_N
         tau_N, solved, residual = np.ones(len(gram_NN)), 0, 0.0
         if alive_N.any() and self.c > 0.0:
             longest = math.sqrt(float(np.diagonal(gram_NN).max()))
@@ -94,9 +86,9 @@ class ConflictAverse(ScaledHarmonizer):
         dual = 0.0 if stationary else float(found.omega_A @ sums_A) + radius * length
         size = float(np.abs(tau_A) @ np.sqrt(np.diagonal(gram_AA)))
         residual = max(0.0, dual - float((gram_AA @ tau_A).min())) / size
-        if not residual <= solvers.TOLERANCE:
+        if not residual <= TOLERANCE:
             raise NumericError(
-                f"The duality gap of `cagrad` must be at most {solvers.TOLERANCE:g}. Found {residual:.3g} for the Gram "
+                f"The duality gap of `cagrad` must be at most {TOLERANCE:g}. Found {residual:.3g} for the Gram "
                 f"matrix {gram_AA.tolist()} (divided by its largest entry). Accumulate the inner products in float64."
             )
         return tau_A, residual, solved

@@ -8,31 +8,12 @@ are the same; a row with base weight 0 still has its say: the direction must not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from difc_ray.harmonizers import solvers
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    GramStatistics,
-    Guarantee,
-    Harmonization,
-    Harmonizer,
-    State,
-)
-
-
-def _certificate(solutions: Sequence[solvers.Solution]) -> dict[str, float]:
-    """Diagnostics of one or more solves: the worst residual, systems solved, and how many constraints are tight."""
-    return {
-        "kkt_residual": max(solution.kkt_residual for solution in solutions),
-        "iterations": float(sum(solution.iterations for solution in solutions)),
-        "active": float(np.logical_or.reduce([solution.active for solution in solutions]).sum()),
-    }
+from difc_ray.harmonizers.base import HARMONIZERS, GramStatistics, Harmonization, Harmonizer, State
 
 
 @HARMONIZERS.register("dualproj")
@@ -56,19 +37,18 @@ class DualProjection(Harmonizer):
         no small gradient is replaced by the mean, as solvers with absolute or trace-relative safeguards do.
     """
 
-    name: ClassVar[str] = "dualproj"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the direction nearest to the weighted mean that opposes no row (exact QP)"
-    guarantee: ClassVar[Guarantee] = "proven"
-    source: ClassVar[str] = "Lopez-Paz and Ranzato 2017, GEM (arXiv 1706.08840), Eq. 11"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "base"})
+    name = "dualproj"
+    summary = "the direction nearest to the weighted mean that opposes no row (exact QP)"
+    guarantee = "proven"
+    source = "Lopez-Paz and Ranzato 2017, GEM (arXiv 1706.08840), Eq. 11"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation", "base"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """The QP's minimiser, with its certificate."""
         stats = self.checked(stats)
         solution = solvers.dual_cone(stats.gram_NN, stats.weights_N)
-        return self.answer(stats, solution.weights, state, _certificate([solution]))
+        return self.answer(stats, solution.weights, state, solvers.certificate([solution]))
 
 
 @HARMONIZERS.register("upgrad")
@@ -89,17 +69,16 @@ class UnconflictingProjection(Harmonizer):
         Solved exactly on the equilibrated Gram; see ``dualproj``.
     """
 
-    name: ClassVar[str] = "upgrad"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "project every row so that it opposes none, then add (UPGrad, exact QPs)"
-    guarantee: ClassVar[Guarantee] = "proven"
-    source: ClassVar[str] = "Quinton and Rey 2024, Jacobian Descent (arXiv 2406.16232), Eq. 3"
-    cost: ClassVar[str] = "n^4"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear", "base"})
+    name = "upgrad"
+    summary = "project every row so that it opposes none, then add (UPGrad, exact QPs)"
+    guarantee = "proven"
+    source = "Quinton and Rey 2024, Jacobian Descent (arXiv 2406.16232), Eq. 3"
+    cost = "n^4"
+    claims = frozenset({"scale", "permutation", "linear", "base"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """The sum of the minimisers of n QPs."""
         stats = self.checked(stats)
         solutions = solvers.dual_cones(stats.gram_NN, np.diag(stats.weights_N))
         weights_N = np.sum([solution.weights for solution in solutions], axis=0)
-        return self.answer(stats, weights_N, state, _certificate(solutions))
+        return self.answer(stats, weights_N, state, solvers.certificate(solutions))

@@ -11,22 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from difc_ray.errors import NumericError
 from difc_ray.harmonizers import metrics, solvers
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    GramStatistics,
-    Guarantee,
-    Harmonization,
-    Harmonizer,
-    State,
-)
+from difc_ray.harmonizers.base import HARMONIZERS, GramStatistics, Harmonization, Harmonizer, State
 
 SYMMETRY = 1e-5
 """Largest difference between ``g_i · M g_j`` and ``g_j · M g_i``, relative to the product of the lengths."""
@@ -38,8 +29,7 @@ _SOURCE = "joint model of PCGrad and flatness: min |d - mean|² + λ dᵀHd, <d,
 class FlatHarmonizer(Harmonizer):
     """Base of the rules on ``[g_1 … g_K, M g_1 … M g_K]``."""
 
-    two_rows: ClassVar[bool] = False
-    needs_metric: ClassVar[bool] = True
+    needs_metric = True
 
     def default_weights(self, n: int) -> npt.NDArray[np.float64]:
         """K = n/2 base weights, 1/K each."""
@@ -119,23 +109,18 @@ class FlatDualProjection(FlatHarmonizer):
            (0, 1.3636), one Neumann term gives the printed (0, 1.35).
     """
 
-    name: ClassVar[str] = "flat_dualproj"
-    summary: ClassVar[str] = "the flattest direction near the weighted mean that opposes no row (exact QP)"
-    guarantee: ClassVar[Guarantee] = "proven"
-    source: ClassVar[str] = f"{_SOURCE}, corrected"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation"})
+    name = "flat_dualproj"
+    summary = "the flattest direction near the weighted mean that opposes no row (exact QP)"
+    guarantee = "proven"
+    source = f"{_SOURCE}, corrected"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """The minimiser of the QP on A, as weights of the rows M g_k."""
         stats = self.checked(stats)
         solution = solvers.dual_cone(metric_gram(stats.gram_NN), stats.weights_N)
-        diagnostics = {
-            "kkt_residual": solution.kkt_residual,
-            "iterations": float(solution.iterations),
-            "active": float(solution.active.sum()),
-        }
-        return self.answer_behind(stats, solution.weights, state, diagnostics)
+        return self.answer_behind(stats, solution.weights, state, solvers.certificate([solution]))
 
 
 @HARMONIZERS.register("flat_pcgrad_paper")
@@ -155,10 +140,10 @@ class PublishedFlatPCGrad(FlatHarmonizer):
         The joint model of PCGrad and flatness, step 5 of its algorithm.
     """
 
-    name: ClassVar[str] = "flat_pcgrad_paper"
-    summary: ClassVar[str] = "the flat correction as printed: leaves half of every violation; for comparison"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = f"{_SOURCE}, step 5 as printed"
+    name = "flat_pcgrad_paper"
+    summary = "the flat correction as printed: leaves half of every violation; for comparison"
+    guarantee = "no"
+    source = f"{_SOURCE}, step 5 as printed"
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """One pass over the rows, in the space of weights."""

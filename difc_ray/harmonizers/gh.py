@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float64
@@ -28,7 +28,6 @@ from difc_ray.harmonizers import metrics
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     GramStatistics,
-    Guarantee,
     Harmonization,
     Harmonizer,
     State,
@@ -104,7 +103,7 @@ def rotation(pair: Conflict, beta: float) -> Float64[np.ndarray, "2 2"]:
 class TwoRowHarmonizer(Harmonizer):
     """Base of the rules for two rows: a subclass says how a conflicting pair is mixed."""
 
-    two_rows: ClassVar[bool] = True
+    two_rows = True
 
     @abstractmethod
     def mix(self, pair: Conflict) -> Mixing:
@@ -149,10 +148,10 @@ class GradientHarmonization(TwoRowHarmonizer):
         Huang et al. 2024 (arXiv 2408.00288), Eq. 28 and 42.
     """
 
-    name: ClassVar[str] = "gh"
-    summary: ClassVar[str] = "subtract from each row its projection on the other (GH; = PCGrad for two rows)"
-    guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = f"{_SOURCE}, Eq. 28 and 42"
+    name = "gh"
+    summary = "subtract from each row its projection on the other (GH; = PCGrad for two rows)"
+    guarantee = "n = 2 only"
+    source = f"{_SOURCE}, Eq. 28 and 42"
 
     def mix(self, pair: Conflict) -> Mixing:
         """Mutual projection."""
@@ -218,10 +217,10 @@ class SafeRotation(RotatingHarmonizer):
         3. Nearly opposed rows fall back to ``gh``.
     """
 
-    name: ClassVar[str] = "ghpp"
-    summary: ClassVar[str] = "rotate both rows until orthogonal, by angles that keep the sum non-conflicting (GH++)"
-    guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = f"{_SOURCE}, Eq. 33-43, corrected"
+    name = "ghpp"
+    summary = "rotate both rows until orthogonal, by angles that keep the sum non-conflicting (GH++)"
+    guarantee = "n = 2 only"
+    source = f"{_SOURCE}, Eq. 33-43, corrected"
 
     def beta(self, pair: Conflict) -> float:
         """λφ, clipped to the angles at which the sum opposes no row."""
@@ -244,10 +243,10 @@ class PlainRotation(RotatingHarmonizer):
         The vector AE of Eq. 34 is not along g1; the rotation is done exactly.
     """
 
-    name: ClassVar[str] = "ghpp_rotation"
-    summary: ClassVar[str] = "rotate both rows until orthogonal by λφ and (1-λ)φ, unclipped; may conflict"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = f"{_SOURCE}, Eq. 33 and 36-38, exact"
+    name = "ghpp_rotation"
+    summary = "rotate both rows until orthogonal by λφ and (1-λ)φ, unclipped; may conflict"
+    guarantee = "no"
+    source = f"{_SOURCE}, Eq. 33 and 36-38, exact"
 
     def beta(self, pair: Conflict) -> float:
         """λφ."""
@@ -274,10 +273,10 @@ class PublishedRotation(TwoRowHarmonizer):
     lam: float = 0.5
     """λ in [0, 1]."""
 
-    name: ClassVar[str] = "ghpp_paper"
-    summary: ClassVar[str] = "GH++ as printed (Eq. 43): rescales only, may conflict; for comparison"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = f"{_SOURCE}, Eq. 43 as printed"
+    name = "ghpp_paper"
+    summary = "GH++ as printed (Eq. 43): rescales only, may conflict; for comparison"
+    guarantee = "no"
+    source = f"{_SOURCE}, Eq. 43 as printed"
 
     def __post_init__(self) -> None:
         check_number(self.name, "lam", self.lam, 0.0, 1.0)

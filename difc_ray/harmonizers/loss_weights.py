@@ -10,9 +10,7 @@ import numpy as np
 from difc_ray.errors import NumericError
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
-    Claim,
     GramStatistics,
-    Guarantee,
     Harmonization,
     Harmonizer,
     State,
@@ -40,10 +38,9 @@ def losses_of(rule: str, stats: GramStatistics) -> np.ndarray:
 class LossDriven(Harmonizer):
     """Base of the rules whose weights follow the losses, for any number of rows."""
 
-    two_rows: ClassVar[bool] = False
-    guarantee: ClassVar[Guarantee] = "no"
-    cost: ClassVar[str] = "n"
-    needs_losses: ClassVar[bool] = True
+    guarantee = "no"
+    cost = "n"
+    needs_losses = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +81,10 @@ class LossProportional(LossDriven):
         losses' relative pace.
     """
 
-    name: ClassVar[str] = "loss_proportional"
-    summary: ClassVar[str] = "weights proportional to the losses"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 86"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale"})
+    name = "loss_proportional"
+    summary = "weights proportional to the losses"
+    source = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 86"
+    claims = frozenset({"scale"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """The formula."""
@@ -121,11 +118,11 @@ class Uncertainty(LearnsFromLosses):
     rate: float = 0.025
     """Largest change of s in one step, in (0, 1]."""
 
-    name: ClassVar[str] = "uncertainty"
-    memory: ClassVar[str] = "log_variance"
-    summary: ClassVar[str] = "weights 1/σ² with variances learned from the losses (homoscedastic uncertainty)"
-    source: ClassVar[str] = "Kendall et al. 2018 (arXiv 1705.07115)"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "base"})
+    name = "uncertainty"
+    memory = "log_variance"
+    summary = "weights 1/σ² with variances learned from the losses (homoscedastic uncertainty)"
+    source = "Kendall et al. 2018 (arXiv 1705.07115)"
+    claims = frozenset({"scale", "base"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """Weights of the present variances; the variances after this step's losses.
@@ -161,11 +158,11 @@ class GroupDro(LearnsFromLosses):
     rate: float = 0.01
     """η, in (0, 1]."""
 
-    name: ClassVar[str] = "group_dro"
-    memory: ClassVar[str] = "exponent"
-    summary: ClassVar[str] = "weights that grow exponentially with the losses (group DRO)"
-    source: ClassVar[str] = "Sagawa et al. 2020 (arXiv 1911.08731)"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale"})
+    name = "group_dro"
+    memory = "exponent"
+    summary = "weights that grow exponentially with the losses (group DRO)"
+    source = "Sagawa et al. 2020 (arXiv 1911.08731)"
+    claims = frozenset({"scale"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """The weights after this step's losses.

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float64
 
+Array = npt.NDArray[np.float64]
+
 ZERO_LENGTH = 1e-150
 """A row shorter than this is a zero row: its squared length leaves the range of float64."""
 
@@ -19,7 +21,7 @@ _ROUNDING = 16 * np.finfo(np.float64).eps
 
 def lengths(gram_NN: Float64[np.ndarray, "N N"]) -> Float64[np.ndarray, " N"]:
     """Euclidean length of each row, the square root of the diagonal (0 where rounding left it negative)."""
-    lengths_N: npt.NDArray[np.float64] = np.sqrt(np.maximum(np.diagonal(gram_NN), 0.0))
+    lengths_N: Array = np.sqrt(np.maximum(np.diagonal(gram_NN), 0.0))
     return lengths_N
 
 
@@ -32,7 +34,7 @@ def pairwise_cosines(gram_NN: Float64[np.ndarray, "N N"]) -> Float64[np.ndarray,
     lengths_N = lengths(gram_NN)
     alive_N = lengths_N > ZERO_LENGTH
     unit_N = np.divide(1.0, lengths_N, out=np.zeros_like(lengths_N), where=alive_N)
-    cosines_NN: npt.NDArray[np.float64] = np.clip(gram_NN * unit_N[:, None] * unit_N[None, :], -1.0, 1.0)
+    cosines_NN: Array = np.clip(gram_NN * unit_N[:, None] * unit_N[None, :], -1.0, 1.0)
     return cosines_NN
 
 
@@ -103,7 +105,7 @@ def margin_cosines(
     """
     scale = lengths(gram_NN) * direction_length(gram_NN, weights_N)
     alive_N = scale > ZERO_LENGTH
-    cosines_N: npt.NDArray[np.float64] = np.zeros_like(scale)
+    cosines_N: Array = np.zeros_like(scale)
     np.divide(margins(gram_NN, weights_N), scale, out=cosines_N, where=alive_N)
     return cosines_N.clip(-1.0, 1.0)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from difc_ray.errors import ConfigError
 from difc_ray.harmonizers import simplex, solvers
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
-    Claim,
     GramStatistics,
-    Guarantee,
     Harmonization,
     Harmonizer,
     Multipliers,
@@ -75,13 +73,12 @@ class MinNorm(ScaledHarmonizer):
     rate: float = 1.0
     """Step size of ``softmax``, in units of one over the largest squared length."""
 
-    name: ClassVar[str] = "mgda"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the shortest weighted mean of the rows (MGDA, exact)"
-    guarantee: ClassVar[Guarantee] = "proven"
-    source: ClassVar[str] = _SOURCE
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation"})
+    name = "mgda"
+    summary = "the shortest weighted mean of the rows (MGDA, exact)"
+    guarantee = "proven"
+    source = _SOURCE
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation"})
 
     def __post_init__(self) -> None:
         check_number(self.name, "entropy", self.entropy, 0.0, math.inf)
@@ -177,11 +174,10 @@ class PublishedMinNorm(Harmonizer):
     entropy: float = 0.0
     """τ >= 0 of Eq. 83."""
 
-    name: ClassVar[str] = "mgda_paper"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "MGDA as printed: unclipped for two rows, ten Frank-Wolfe steps for more; for comparison"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 59, 78, 83, Algorithm 8.1"
+    name = "mgda_paper"
+    summary = "MGDA as printed: unclipped for two rows, ten Frank-Wolfe steps for more; for comparison"
+    guarantee = "no"
+    source = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 59, 78, 83, Algorithm 8.1"
 
     def __post_init__(self) -> None:
         check_number(self.name, "entropy", self.entropy, 0.0, math.inf)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from difc_ray.harmonizers import metrics, solvers
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    GramStatistics,
-    Guarantee,
-    Harmonization,
-    Harmonizer,
-    State,
-)
+from difc_ray.harmonizers import metrics
+from difc_ray.harmonizers.base import HARMONIZERS, GramStatistics, Harmonization, Harmonizer, State
+from difc_ray.harmonizers.unit_rows import equilibrate
 
 
 @HARMONIZERS.register("normalized")
@@ -43,18 +36,17 @@ class Normalized(Harmonizer):
     length: Literal["mean", "one"] = "mean"
     """Length that every row gets: the mean of the rows' lengths, or 1 as printed."""
 
-    name: ClassVar[str] = "normalized"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the mean of the unit rows, at their mean length"
-    guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 60"
-    cost: ClassVar[str] = "n"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear"})
+    name = "normalized"
+    summary = "the mean of the unit rows, at their mean length"
+    guarantee = "n = 2 only"
+    source = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 60"
+    cost = "n"
+    claims = frozenset({"scale", "permutation", "linear"})
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """``w_i L / |g_i|``."""
         stats = self.checked(stats)
-        rows, weights_N = solvers.equilibrate(stats.gram_NN), stats.weights_N.copy()
+        rows, weights_N = equilibrate(stats.gram_NN), stats.weights_N.copy()
         alive_N, total = rows.alive_N, float(stats.weights_N[rows.alive_N].sum())
         if total > 0.0:
             mean = float(weights_N[alive_N] @ rows.lengths_N[alive_N]) / total if self.length == "mean" else 1.0
@@ -75,12 +67,11 @@ class PublishedNormalized(Harmonizer):
         Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 77.
     """
 
-    name: ClassVar[str] = "normalized_paper"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the sum of the unit rows as printed, with an absolute ε; for comparison"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 77"
-    cost: ClassVar[str] = "n"
+    name = "normalized_paper"
+    summary = "the sum of the unit rows as printed, with an absolute ε; for comparison"
+    guarantee = "no"
+    source = "Su Jianlin 2022 (spaces.ac.cn/archives/8896, annotated), Eq. 77"
+    cost = "n"
 
     def update(self, stats: GramStatistics, state: State, rng: np.random.Generator | None) -> Harmonization:
         """``w_i / (|g_i| + 1e-8)``."""

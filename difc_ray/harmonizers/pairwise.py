@@ -7,21 +7,13 @@ For two rows, ``pcgrad`` and ``gh_symmetric`` are ``gh``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float64
 
 from difc_ray.errors import ConfigError
-from difc_ray.harmonizers import solvers
-from difc_ray.harmonizers.base import (
-    HARMONIZERS,
-    Claim,
-    Guarantee,
-    Multipliers,
-    ScaledHarmonizer,
-    check_number,
-)
+from difc_ray.harmonizers.base import HARMONIZERS, Multipliers, ScaledHarmonizer, check_number
+from difc_ray.harmonizers.unit_rows import UnitRows, equilibrate
 
 _INDEPENDENT = 1e-12
 """Singular values below this part of the largest are rounding: the rows do not span that dimension."""
@@ -45,13 +37,12 @@ class PCGrad(ScaledHarmonizer):
         its own.
     """
 
-    name: ClassVar[str] = "pcgrad"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "project each row off the rows it conflicts with, in random order, then add (PCGrad)"
-    guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = "Yu et al. 2020, Gradient Surgery (arXiv 2001.06782), Algorithm 1"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "linear", "base"})
+    name = "pcgrad"
+    summary = "project each row off the rows it conflicts with, in random order, then add (PCGrad)"
+    guarantee = "n = 2 only"
+    source = "Yu et al. 2020, Gradient Surgery (arXiv 2001.06782), Algorithm 1"
+    cost = "n^3"
+    claims = frozenset({"scale", "linear", "base"})
 
     def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
         """Algorithm 1 in the space of weights.
@@ -65,7 +56,7 @@ class PCGrad(ScaledHarmonizer):
                 f"`pcgrad` draws an order of the rows, and must be given `rng`. Found none for {n} rows. "
                 "Pass `rng=np.random.default_rng(seed)`, or take `gh_symmetric`, which needs no order."
             )
-        rows = solvers.equilibrate(gram_NN)
+        rows = equilibrate(gram_NN)
         cosines_AA, lengths_A = rows.cosines_AA, rows.lengths_N[rows.alive_N]
         total_A = np.zeros(len(lengths_A))
         for i in range(len(lengths_A)):
@@ -96,20 +87,19 @@ class SymmetricHarmonization(ScaledHarmonizer):
         The extension to more rows is ours: PCGrad with every projection computed from the original rows.
     """
 
-    name: ClassVar[str] = "gh_symmetric"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "GH for any number of rows: subtract all conflicting projections at once; no order"
-    guarantee: ClassVar[Guarantee] = "n = 2 only"
-    source: ClassVar[str] = "Huang et al. 2024 (arXiv 2408.00288), Eq. 28, extended"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear", "base"})
+    name = "gh_symmetric"
+    summary = "GH for any number of rows: subtract all conflicting projections at once; no order"
+    guarantee = "n = 2 only"
+    source = "Huang et al. 2024 (arXiv 2408.00288), Eq. 28, extended"
+    claims = frozenset({"scale", "permutation", "linear", "base"})
 
     def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
         """The closed form."""
-        rows = solvers.equilibrate(gram_NN)
+        rows = equilibrate(gram_NN)
         return Multipliers(_symmetric(rows))
 
 
-def _symmetric(rows: solvers.UnitRows) -> Float64[np.ndarray, " N"]:
+def _symmetric(rows: UnitRows) -> Float64[np.ndarray, " N"]:
     """Multipliers of ``gh_symmetric``, from the unit rows."""
     lengths_A = rows.lengths_N[rows.alive_N]
     tau_N = np.ones(len(rows.alive_N))
@@ -141,20 +131,19 @@ class ManyRowRotation(ScaledHarmonizer):
     s_min: float = 0.05
     """In [0, 1]: falls back where W stretches more than it does for two rows at this sine of their angle."""
 
-    name: ClassVar[str] = "ghpp_k"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "the smallest rotation after which no two rows conflict, then add; the sum may conflict"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Huang et al. 2024 (arXiv 2408.00288), section 3.5, extended"
-    cost: ClassVar[str] = "n^3"
-    claims: ClassVar[frozenset[Claim]] = frozenset({"scale", "permutation", "linear", "base"})
+    name = "ghpp_k"
+    summary = "the smallest rotation after which no two rows conflict, then add; the sum may conflict"
+    guarantee = "no"
+    source = "Huang et al. 2024 (arXiv 2408.00288), section 3.5, extended"
+    cost = "n^3"
+    claims = frozenset({"scale", "permutation", "linear", "base"})
 
     def __post_init__(self) -> None:
         check_number(self.name, "s_min", self.s_min, 0.0, 1.0)
 
     def multipliers(self, gram_NN: np.ndarray, rng: np.random.Generator | None) -> Multipliers:
         """Column sums of W, with the lengths of the rows put back."""
-        rows = solvers.equilibrate(gram_NN)
+        rows = equilibrate(gram_NN)
         if not (rows.cosines_AA < 0.0).any():
             return Multipliers(np.ones(len(gram_NN)), {"s_min_active": 0.0})
         mixing_AA = nearest_mixing(rows.cosines_AA)

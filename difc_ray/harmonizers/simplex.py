@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Float64
 
-Array = npt.NDArray[np.float64]
+from difc_ray.harmonizers.metrics import Array
 
 _EPS = float(np.finfo(np.float64).eps)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,6 @@ from difc_ray.errors import ConfigError
 from difc_ray.harmonizers.base import (
     HARMONIZERS,
     GramStatistics,
-    Guarantee,
     Harmonization,
     Harmonizer,
     State,
@@ -51,12 +50,11 @@ class Smoothed(Harmonizer):
     decay: float = 0.9
     """β in [0, 1): 0 is the other rule itself."""
 
-    name: ClassVar[str] = "ema"
-    two_rows: ClassVar[bool] = False
-    summary: ClassVar[str] = "another rule's weights, averaged over the steps (loses its guarantee)"
-    guarantee: ClassVar[Guarantee] = "no"
-    source: ClassVar[str] = "Su Jianlin 2022 (annotated), Eq. 82; Zhou et al. 2022 (CR-MOGM)"
-    cost: ClassVar[str] = "the other rule's"
+    name = "ema"
+    summary = "another rule's weights, averaged over the steps (loses its guarantee)"
+    guarantee = "no"
+    source = "Su Jianlin 2022 (annotated), Eq. 82; Zhou et al. 2022 (CR-MOGM)"
+    cost = "the other rule's"
 
     def __post_init__(self) -> None:
         check_number(self.name, "decay", self.decay, 0.0, 1.0 - 1e-9)

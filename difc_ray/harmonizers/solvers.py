@@ -8,14 +8,12 @@ Two problems, both over the weights of the rows g_1 … g_N with Gram matrix ``�
   no row;
 * :func:`min_norm`: ``argmin ‖Σ α_i g_i‖`` over the simplex, or over ``{α >= a, Σα = 1}``.
 
-Method: active set (Lawson and Hanson) in float64 on the *equilibrated* Gram, the Gram of the unit rows, so that
-rows of any lengths are treated alike. Its diagonal is raised by :data:`SHIFTS`, first by a few units of rounding:
-that makes every subproblem definite, and changes the answer by no more than rounding does; one step of iterative
-refinement takes it back out where the rows are independent.
+Method: active set (Lawson and Hanson, :mod:`difc_ray.harmonizers.active_set`) in float64 on the *equilibrated* Gram,
+the Gram of the unit rows, so that rows of any lengths are treated alike.
 
 Certificate: the answer comes with its KKT residual, measured on the Gram that was given, relative to the lengths
-that went into the direction. Above :data:`TOLERANCE` it is not an answer: the Gram is written to a file and
-:class:`NumericError` names it. Nothing falls back to the mean.
+that went into the direction. Above 1e-8 it is not an answer: the Gram is written to a file and
+:class:`~difc_ray.errors.NumericError` names it. Nothing falls back to the mean.
 
 Degenerate input: a *zero row* has no say in :func:`dual_cone`, and its weight stays at the bound; it is one that is
 shorter than 1e-150, or than 1e-12 of the longest. In :func:`min_norm` a row shorter than 1e-150 *is* the shortest
@@ -26,34 +24,15 @@ row: its bound, or 1.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
-from difc_ray.errors import NumericError
-
-Array = npt.NDArray[np.float64]
-
-ZERO_LENGTH = 1e-150
-"""A row shorter than this is a zero row: its squared length leaves the range of float64."""
-
-NEGLIGIBLE_RATIO = 1e-12
-"""A row shorter than this part of the longest is treated as a zero row."""
-
-TOLERANCE = 1e-8
-"""Largest KKT residual of an answer."""
-
-SHIFTS = (4.0, 1e3, 1e5, 1e7)
-"""Added to the unit diagonal, in units of ``N · 2.2e-16``; a larger one is tried only if the certificate asks."""
-
-_EPS = float(np.finfo(np.float64).eps)
-_GOOD = 1e-13
-"""A residual below this ends the search for a better one."""
+from difc_ray.harmonizers.active_set import certified_minimiser
+from difc_ray.harmonizers.metrics import Array
+from difc_ray.harmonizers.unit_rows import UnitRows, equilibrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,39 +52,13 @@ class Solution:
     their bound, the support."""
 
 
-class UnitRows(NamedTuple):
-    """A Gram matrix without the lengths of its rows, and without its zero rows."""
-
-    cosines_AA: Float64[np.ndarray, "A A"]
-    """Inner products of the unit rows; unit diagonal, entries in [-1, 1]."""
-    lengths_N: Float64[np.ndarray, " N"]
-    """Length of every row, 0 for a zero row."""
-    alive_N: Bool[np.ndarray, " N"]
-    """Which rows are not zero rows."""
-
-
-def equilibrate(gram_NN: Float64[np.ndarray, "N N"], negligible: float = NEGLIGIBLE_RATIO) -> UnitRows:
-    """The Gram matrix of the unit rows.
-
-    Args:
-        gram_NN: (N, N) symmetric, positive semidefinite.
-        negligible: a row shorter than this part of the longest is a zero row.
-
-    >>> equilibrate(np.array([[4.0, -1.0], [-1.0, 1.0]])).cosines_AA.tolist()
-    [[1.0, -0.5], [-0.5, 1.0]]
-    """
-    lengths_N = np.sqrt(np.maximum(np.diagonal(gram_NN), 0.0))
-    alive_N = lengths_N > max(ZERO_LENGTH, negligible * float(lengths_N.max(initial=0.0)))
-    if alive_N.all():
-        cosines_AA = gram_NN / lengths_N[:, None] / lengths_N
-    else:
-        lengths_N = np.where(alive_N, lengths_N, 0.0)
-        lengths_A = lengths_N[alive_N]
-        cosines_AA = gram_NN[alive_N][:, alive_N] / lengths_A[:, None] / lengths_A
-    np.minimum(cosines_AA, 1.0, out=cosines_AA)
-    np.maximum(cosines_AA, -1.0, out=cosines_AA)
-    np.fill_diagonal(cosines_AA, 1.0)
-    return UnitRows(cosines_AA, lengths_N, alive_N)
+def certificate(solutions: Sequence[Solution]) -> dict[str, float]:
+    """Diagnostics of one or more solves: the worst residual, systems solved, and how many constraints are tight."""
+    return {
+        "kkt_residual": max(solution.kkt_residual for solution in solutions),
+        "iterations": float(sum(solution.iterations for solution in solutions)),
+        "active": float(np.logical_or.reduce([solution.active for solution in solutions]).sum()),
+    }
 
 
 def dual_cone(gram_NN: Float64[np.ndarray, "N N"], bounds_N: Float64[np.ndarray, " N"]) -> Solution:
@@ -159,7 +112,7 @@ def _dual_cone(gram_NN: Array, rows: UnitRows, bounds_N: Array) -> Solution:
         worst = max(-float(margins_A.min()), float(np.abs(margins_A[raise_A > 0.0]).max(initial=0.0)))
         return worst / float((np.abs(bounds_A) + raise_A).sum())
 
-    found = _certified(rows.cosines_AA, linear_A, residual, gram_NN, "dual cone")
+    found = certified_minimiser(rows.cosines_AA, linear_A, residual, gram_NN, "dual cone")
     weights_N = bounds_N.copy()
     weights_N[rows.alive_N] += found.z * (largest / lengths_A)
     active_N[rows.alive_N] = found.z > 0.0
@@ -238,7 +191,7 @@ def _min_norm(gram_NN: Array) -> Solution:
         return max(worst / size, -square / size / size)  # a squared length below zero is no Gram's
 
     hessian_NN = rows.cosines_AA + ratios_N[:, None] * ratios_N
-    found = _certified(hessian_NN, -ratios_N, residual, gram_NN, "min-norm")
+    found = certified_minimiser(hessian_NN, -ratios_N, residual, gram_NN, "min-norm")
     weights_N = ratios_N * found.z
     weights_N /= weights_N.sum()
     unit_N = weights_N / ratios_N
@@ -247,116 +200,3 @@ def _min_norm(gram_NN: Array) -> Solution:
         weights=weights_N, value=value, kkt_residual=found.residual,
         iterations=found.iterations, active=found.z > 0.0,
     )  # fmt: skip
-
-
-class _Found(NamedTuple):
-    """A minimiser over ``z >= 0``, its residual, and how many systems it took."""
-
-    z: Array
-    residual: float
-    iterations: int
-
-
-def _certified(
-    hessian_NN: Array, linear_N: Array, residual: Callable[[Array], float], gram_NN: Array, problem: str
-) -> _Found:
-    """``argmin_{z >= 0} ½ zᵀHz + qᵀz``, with the smallest diagonal shift whose certificate holds."""
-    n = len(linear_N)
-    best = _Found(np.zeros(n), residual(np.zeros(n)), 0)
-    if best.residual <= _EPS:
-        return best
-    iterations = 0
-    for shift in SHIFTS:
-        shifted_NN = hessian_NN + (shift * n * _EPS) * np.eye(n)
-        try:
-            z_N, solved = _active_set(shifted_NN, linear_N)
-        except np.linalg.LinAlgError:
-            continue
-        iterations += solved
-        for candidate_N in (z_N, _refined(hessian_NN, shifted_NN, linear_N, z_N)):
-            worst = residual(candidate_N)
-            if worst < best.residual:
-                best = _Found(candidate_N, worst, iterations)
-            if best.residual <= 8.0 * _EPS:
-                return best
-        if best.residual <= max(_GOOD, shift * n * _EPS):
-            return best
-    if not best.residual <= TOLERANCE:
-        raise _failed(gram_NN, problem, best.residual)
-    return best
-
-
-def _active_set(hessian_NN: Array, linear_N: Array) -> tuple[Array, int]:
-    """Lawson and Hanson's method for ``argmin_{z >= 0} ½ zᵀHz + qᵀz``, H definite; z and the number of systems solved.
-
-    All rows with a negative slope at 0 are let in at once at the start; then one enters at a time. Every accepted z is
-    the minimiser over its own support and lower than the one before, so the method ends. A row that is thrown out by
-    rounding as soon as it is let in is barred until another one has changed z.
-    """
-    n = len(linear_N)
-    z_N, free_N, barred_N = np.zeros(n), linear_N < 0.0, np.zeros(n, dtype=bool)
-    solved, entering = 0, -1
-    for _ in range(3 * n + 10):
-        z_N, steps = _walk(hessian_NN, linear_N, z_N, free_N)
-        solved += steps
-        if entering >= 0:
-            barred_N[:] = False if free_N[entering] else barred_N
-            barred_N[entering] = not free_N[entering]
-        slope_N = hessian_NN @ z_N + linear_N
-        slope_N[free_N | barred_N] = np.inf
-        entering = int(slope_N.argmin())
-        if not slope_N[entering] < -4.0 * _EPS * (float(z_N.sum()) + float(np.abs(linear_N).max())):
-            break
-        free_N[entering] = True
-    return z_N, solved
-
-
-def _walk(hessian_NN: Array, linear_N: Array, z_N: Array, free_N: npt.NDArray[np.bool_]) -> tuple[Array, int]:
-    """From ``z >= 0`` towards the minimiser over the free rows, freezing (in place) those that would turn negative."""
-    solved = 0
-    while True:
-        index = np.flatnonzero(free_N)
-        reached_N = np.zeros_like(z_N)
-        if index.size == 0:
-            return reached_N, solved
-        target = np.linalg.solve(hessian_NN[index[:, None], index], -linear_N[index])
-        solved += 1
-        if target.min() > 0.0:
-            reached_N[index] = target
-            return reached_N, solved
-        current = z_N[index]
-        blocking = target <= 0.0
-        fall = current - target
-        share = np.full(index.size, np.inf)
-        share[blocking] = np.divide(current, fall, out=np.zeros_like(fall), where=fall > 0.0)[blocking]
-        step = share.min()
-        leaving = share <= step
-        reached_N[index] = np.where(leaving, 0.0, current - step * fall)
-        z_N = reached_N
-        free_N[index[leaving]] = False
-
-
-def _refined(hessian_NN: Array, shifted_NN: Array, linear_N: Array, z_N: Array) -> Array:
-    """One step of iterative refinement on the support, which takes the diagonal shift back out."""
-    index = np.flatnonzero(z_N > 0.0)
-    if index.size == 0:
-        return z_N
-    error = -linear_N[index] - hessian_NN[index[:, None], index] @ z_N[index]
-    better = z_N[index] + np.linalg.solve(shifted_NN[index[:, None], index], error)
-    if not (better > 0.0).all():
-        return z_N
-    refined_N = np.zeros_like(z_N)
-    refined_N[index] = better
-    return refined_N
-
-
-def _failed(gram_NN: Array, problem: str, residual: float) -> NumericError:
-    """The error of a certificate that does not hold; writes the Gram to a file of the temporary folder."""
-    with tempfile.NamedTemporaryFile(prefix="difc-ray-gram-", suffix=".npz", delete=False) as file:
-        np.savez(file, gram=gram_NN)
-    smallest, *_, largest = np.linalg.eigvalsh(gram_NN) if len(gram_NN) > 1 else (gram_NN[0, 0], gram_NN[0, 0])
-    return NumericError(
-        f"The KKT residual of the {problem} problem must be at most {TOLERANCE:g}. Found {residual:.3g}, for a Gram "
-        f"matrix with eigenvalues from {smallest:.3g} to {largest:.3g}, written to `{file.name}`. A Gram matrix has "
-        "none below zero: accumulate the inner products in float64."
-    )

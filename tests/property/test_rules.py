@@ -1,4 +1,4 @@
-"""What every rule says of itself, held against it: claims x rules, guarantees at bad scales, and the rulebook."""
+"""What every rule says of itself, held against it: claims x rules, guarantees at bad scales, and the tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from difc_ray.harmonizers import HARMONIZERS, harmonize, make_harmonizer
-from difc_ray.harmonizers import catalog as rulebook
+from difc_ray.harmonizers.adapters import safeguarded_projector
+from difc_ray.harmonizers.catalog import rule_table
+from difc_ray.harmonizers.rule_check import check_rules, smallest_cosine
 from tests.properties import (
     assert_direction_permutation_invariant,
     assert_linear_under_scaling,
@@ -232,7 +234,7 @@ def test_state_is_not_changed_in_place(rule: str) -> None:
 
 
 def test_rule_table() -> None:
-    rows = rulebook.rule_table()
+    rows = rule_table()
     assert sorted(row.name for row in rows) == RULES
     by_name = {row.name: row for row in rows}
     assert by_name["ghpp"].options == {"lam": 0.5, "s_min": 0.05, "max_weight": None}
@@ -246,7 +248,7 @@ def test_rule_table() -> None:
 
 
 def test_check_of_the_rules() -> None:
-    rows = rulebook.check_rules(32, seed=1)
+    rows = check_rules(32, seed=1)
     found = {row.rule: row for row in rows}
     assert set(RULES) | {"torchjd:MGDA", "torchjd:UPGrad", "torchjd:DualProj"} <= set(found)
     for row in rows:
@@ -263,7 +265,7 @@ def test_check_of_the_rules() -> None:
     for rule in ("mean", "torchjd:DualProj", "torchjd:UPGrad", "torchjd:MGDA", "flat_pcgrad_paper", "mgda_paper"):
         assert found[rule].conflict_share > 0.1, rule
         assert found[rule].worst_cosine < -0.1
-    again = {row.rule: row for row in rulebook.check_rules(32, seed=1)}
+    again = {row.rule: row for row in check_rules(32, seed=1)}
     for rule, row in found.items():
         assert dataclasses.replace(again[rule], median_us=row.median_us) == row
 
@@ -276,12 +278,12 @@ def test_safeguards_are_what_makes_torchjds_projection_conflict() -> None:
     rng = generator(10)
     worst = {}
     for eps in (1e-4, 0.0):
-        weighting = DualProjWeighting(projector=rulebook.safeguarded_projector(eps, eps))
+        weighting = DualProjWeighting(projector=safeguarded_projector(eps, eps))
         cosines = []
         for _ in range(20):
             rows = gaussian_rows(rng, 8, 12) * np.logspace(-1.5, 1.5, 8)[:, None] - 0.1
             weights = weighting(torch.from_numpy(gram_of(rows))).numpy()
-            cosines.append(rulebook.smallest_cosine(gram_of(rows), weights, 8))
+            cosines.append(smallest_cosine(gram_of(rows), weights, 8))
         worst[eps] = min(cosines)
     assert worst[1e-4] < -0.1
     assert worst[0.0] > -1e-9

@@ -35,16 +35,7 @@ from jaxtyping import Int, UInt8
 
 from difc_ray.data.base import DATASETS
 from difc_ray.data.published.collection import N_CLASSES
-from difc_ray.data.published.pools import (
-    CONTENT_SEED,
-    Content,
-    DealtFamily,
-    Labelled,
-    Of5k,
-    OfMnist,
-    Places,
-    dealt,
-)
+from difc_ray.data.published.pools import CONTENT_SEED, Content, DealtFamily, Labelled, Of5k, OfMnist, Places, dealt
 from difc_ray.determinism import generator
 
 CLASS_NAMES: Final = ("5 to 9", "0 to 4")
