@@ -5,7 +5,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export NO_ALBUMENTATIONS_UPDATE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench docs clean
 
 demo: .venv/installed  ## train on real digits, one Ray worker per source domain
 	$(BIN)/difc-ray train
@@ -33,6 +33,9 @@ bench: .venv/installed  ## the figures of the README
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/soak.py
 
+docs: .venv/docs  ## the documentation as HTML in build/docs; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+
 clean:
 	rm -rf .venv runs
 
@@ -40,4 +43,8 @@ clean:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "difc_ray needs Python 3.11 or newer, found %s" % sys.version'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
