@@ -152,6 +152,25 @@ def option_type(owner: Any) -> type[Any]:
     return kind
 
 
+def absolute_options(kind: type[Any], given: Mapping[str, Any], title: str, key: str = "") -> dict[str, Any]:
+    """What the user gave, with paths from the root of the file system: workers may run in another folder.
+
+    Raises:
+        ConfigError: as :func:`make_options`.
+    """
+    made = make_options(kind, given, title, key)
+    paths = {name: value for name in given if isinstance(value := getattr(made, name), Path)}
+    return dict(given) | {name: str(absolute(path)) for name, path in paths.items()}
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root, with ``~`` written out where that is somebody's home; links are kept."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        return path.absolute()
+
+
 def documentation(kind: type[Any]) -> list[tuple[str, str, Any, str]]:
     """One row per option: name, what its value must be, default, and the docstring under its field.
 

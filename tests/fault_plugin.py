@@ -33,6 +33,7 @@ from difc_ray.data import DATASETS, Batch, DatasetFamily, Domain, Drawn
 from difc_ray.data.base import generator
 from difc_ray.errors import DataError
 from difc_ray.models import MODELS, Model
+from difc_ray.models.small import MlpOptions
 from difc_ray.objectives import OBJECTIVES, Measurement
 from difc_ray.objectives.curvature import HeadCurvature
 from difc_ray.objectives.hgp import Hgp
@@ -194,8 +195,8 @@ class FaultyFamily(DatasetFamily):
         return FaultyDomain(domain_name, self.seed, Faults(self.options))
 
 
-@MODELS.register("faulty_mlp")
-def faulty_mlp(image_shape: tuple[int, int, int], n_outputs: int, options: Mapping[str, Any]) -> Model:
+@MODELS.register("faulty_mlp", options=MlpOptions)
+def faulty_mlp(image_shape: tuple[int, int, int], n_outputs: int, options: MlpOptions) -> Model:
     """An `mlp` whose gradient of ``head.weight`` can have an infinite entry."""
     model = MODELS.get("mlp")(image_shape, n_outputs, options)
     seen = {"now": _now}

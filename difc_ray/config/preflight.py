@@ -12,7 +12,6 @@ import torch
 from difc_ray.config.asking import Where
 from difc_ray.config.checks import origin_by_value
 from difc_ray.config.problems import DataProblems, Problem, show
-from difc_ray.config.resolve import absolute, absolute_model_options
 from difc_ray.config.tree import Config
 from difc_ray.data import (
     AugmentationError,
@@ -23,8 +22,9 @@ from difc_ray.data import (
     open_family,
 )
 from difc_ray.errors import ConfigError, DataError
-from difc_ray.models import build_model, check_weights
+from difc_ray.models import absolute_model_options, build_model, check_weights
 from difc_ray.objectives.losses import LOSSES
+from difc_ray.options import absolute
 
 PROBE_BYTES = 1_000_000
 """What is written, and removed, to learn whether a folder takes it."""
@@ -145,7 +145,7 @@ def _weights_problems(config: Config, where: Where) -> list[Problem]:
     if named in (None, "none"):
         return []
     try:
-        options = absolute_model_options(config)
+        options = absolute_model_options(config.model, config.model_options)
         data, seed = config.dataset_options, config.seed
         family = open_family(config.dataset, data, config.root, seed, config.image_size, config.on_bad_image)
         n_outputs = LOSSES.get(config.loss)().n_outputs(len(family.class_names))

@@ -15,8 +15,9 @@ from difc_ray.config.tree import Config, Penalty
 from difc_ray.data import DATASETS
 from difc_ray.data.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.models import weights_path
+from difc_ray.models import absolute_model_options
 from difc_ray.objectives import OBJECTIVES
+from difc_ray.options import absolute
 
 PENALTIES = get_args(Penalty)
 """The objectives of `alignment.penalty`."""
@@ -43,7 +44,7 @@ def resolve(config: Config, now: datetime | None = None) -> Config:
             "dataset_options": DATASETS.get(config.dataset).absolute_options(config.dataset_options),
             "augment": config.augment if config.augment in NAMED else str(absolute(Path(config.augment))),
             "root": None if config.root is None else absolute(config.root),
-            "model_options": absolute_model_options(config),
+            "model_options": absolute_model_options(config.model, config.model_options),
             "batch_norm": batch_norm_policy(config),
             "resume": resume,
             "objective": objective,
@@ -51,12 +52,6 @@ def resolve(config: Config, now: datetime | None = None) -> Config:
             "harmonize": config.harmonize.model_copy(update={"between": between}),
         }
     )
-
-
-def absolute_model_options(config: Config) -> dict[str, Any]:
-    """The model's options with the absolute path of its file of weights, if they name one."""
-    weights = weights_path(config.model, config.model_options)
-    return config.model_options | ({} if weights is None else {"weights": str(absolute(weights))})
 
 
 def unique_name(config: Config, now: datetime) -> str:
@@ -123,11 +118,3 @@ def run_folder(config: Config) -> Path:
     """``<output>/<name>`` of a resolved configuration."""
     assert config.name is not None, "resolve the configuration first"
     return config.output / config.name
-
-
-def absolute(path: Path) -> Path:
-    """The path from the root, with ``~`` written out where that is somebody's home; links are kept."""
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError:
-        return path.absolute()

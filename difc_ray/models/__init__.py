@@ -11,9 +11,9 @@ from difc_ray.models.base import (
     LoadedWeights,
     Model,
     ModelFactory,
+    absolute_model_options,
     build_model,
     check_weights,
-    weights_path,
     without_weights,
 )
 from difc_ray.models.modes import has_batch_norm, inference, train_mode
@@ -23,6 +23,7 @@ __all__ = [
     "LoadedWeights",
     "Model",
     "ModelFactory",
+    "absolute_model_options",
     "build_model",
     "check_weights",
     "has_batch_norm",
@@ -31,6 +32,5 @@ __all__ = [
     "timm",
     "torchvision",
     "train_mode",
-    "weights_path",
     "without_weights",
 ]

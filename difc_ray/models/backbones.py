@@ -9,34 +9,50 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from difc_ray.errors import ConfigError
-from difc_ray.models.base import ImageShape, LoadedWeights, Model, dropout_of
+from difc_ray.models.base import ImageShape, LoadedWeights, Model
 from difc_ray.models.weights import (
     Shape,
     check_fit,
+    check_weights_name,
     copy_into,
     our_names,
     read_shapes,
     read_tensors,
     sha256,
-    weights_choice,
 )
-from difc_ray.registry import check_option_names, did_you_mean
+from difc_ray.options import Decay, FilePath, Rule
+from difc_ray.registry import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """Options of every network of a library."""
+
+    weights: Annotated[
+        Literal["none", "imagenet"] | FilePath | None, Rule("none, imagenet or the path of a .safetensors file")
+    ] = "none"
+    """Initial weights: `none`, `imagenet` (the library's own), or a safetensors file."""
+    download: bool = False
+    """Whether `weights=imagenet` may fetch a file that is not there yet."""
+    head: str | None = None
+    """Dotted name of the linear classifier, where it cannot be found; null: the last module with parameters."""
+    dropout: Decay = 0.0
+    """Probability in [0, 1) that a feature is dropped."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weights, Path):
+            check_weights_name(self.weights)
 
 
 @dataclass(frozen=True)
 class Backbone(ABC):
-    """A factory of models; its options are `weights`, `download`, `head` and `dropout`.
-
-    * `weights`: `none`, `imagenet` (the library's own), or a safetensors file;
-    * `download`: whether `imagenet` may fetch a file that is not there yet, default false;
-    * `head`: dotted name of the linear classifier, where it cannot be found;
-    * `dropout`: probability in [0, 1) on the features, default 0.
+    """A factory of models, with :class:`BackboneOptions`.
 
     Args:
         name: what the library calls the network.
@@ -44,25 +60,22 @@ class Backbone(ABC):
 
     name: str
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("weights", "download", "head", "dropout")
+    option_type: ClassVar = BackboneOptions
 
     @property
     def title(self) -> str:
         """The model as messages call it."""
         return f"model `{self.name}`"
 
-    def __call__(self, image_shape: ImageShape, n_outputs: int, options: Mapping[str, Any]) -> Model:
+    def __call__(self, image_shape: ImageShape, n_outputs: int, options: BackboneOptions) -> Model:
         """The model at its library's initial values.
 
         On the meta device it is also tried on images of the shape.
 
         Raises:
-            ConfigError: unknown option, wrong value, images that the network cannot take, or no linear head.
+            ConfigError: images that the network cannot take, or no linear head.
         """
-        check_option_names(self.title, options, self.OPTIONS)
-        weights_choice(options)
-        may_download(options)
-        model = split(self.network(image_shape, n_outputs), options.get("head"), dropout_of(options), self.title)
+        model = split(self.network(image_shape, n_outputs), options.head, options.dropout, self.title)
         if model.head.weight.is_meta:
             check_forward(model, image_shape, n_outputs, self.title)
         return model
@@ -99,37 +112,30 @@ class Backbone(ABC):
         """A tensor in the shape that the model has."""
         return tensor
 
-    def weights_path(self, options: Mapping[str, Any]) -> Path | None:
-        """The user's own file of weights, if one is named."""
-        choice = weights_choice(options)
-        return choice if isinstance(choice, Path) else None
-
-    def check_weights(self, model: Model, options: Mapping[str, Any]) -> None:
+    def check_weights(self, model: Model, options: BackboneOptions) -> None:
         """Whether the weights can be loaded; reads the header of a safetensors file, and fetches nothing.
 
         Raises:
             ConfigError: they cannot.
         """
-        choice = weights_choice(options)
-        if isinstance(choice, Path):
-            found = read_shapes(choice)
-            self._fits({ours: found[name] for name, ours in our_names(found, model.head_name).items()}, model, choice)
-        elif choice == "imagenet" and not may_download(options):
+        if isinstance(file := options.weights, Path):
+            found = read_shapes(file)
+            self._fits({ours: found[name] for name, ours in our_names(found, model.head_name).items()}, model, file)
+        elif file == "imagenet" and not options.download:
             self.imagenet_file(download=False)
 
-    def load_weights(self, model: Model, image_shape: ImageShape, options: Mapping[str, Any]) -> LoadedWeights | None:
+    def load_weights(self, model: Model, image_shape: ImageShape, options: BackboneOptions) -> LoadedWeights | None:
         """Overwrites the model's parameters and buffers with those of the file; None: `weights` is `none`.
 
         Raises:
             ConfigError: the file is missing, damaged or of another model.
         """
-        choice = weights_choice(options)
-        if choice == "none":
+        if options.weights in (None, "none"):
             return None
-        if isinstance(choice, Path):
-            file, held = choice, read_tensors(choice)
+        if isinstance(options.weights, Path):
+            file, held = options.weights, read_tensors(options.weights)
         else:
-            file = self.imagenet_file(download=may_download(options))
+            file = self.imagenet_file(download=options.download)
             held = self.imagenet_tensors(file, model, image_shape)
         tensors = {ours: held[name] for name, ours in our_names(held, model.head_name).items()}
         head = self._fits({name: tuple(tensor.shape) for name, tensor in tensors.items()}, model, file)
@@ -143,18 +149,6 @@ class Backbone(ABC):
     def _fits(self, found: Mapping[str, Shape], model: Model, file: Path) -> bool:
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         return check_fit(found, expected, self.title, file, self.resizable)
-
-
-def may_download(options: Mapping[str, Any]) -> bool:
-    """The option `download`, checked.
-
-    Raises:
-        ConfigError: it is neither true nor false.
-    """
-    value = options.get("download", False)
-    if not isinstance(value, bool):
-        raise ConfigError(f"`download` must be true or false. Found `download = {value!r}`.")
-    return value
 
 
 def split(network: nn.Module, named: str | None, dropout: float, what: str) -> Model:
@@ -173,8 +167,8 @@ def split(network: nn.Module, named: str | None, dropout: float, what: str) -> M
     """
     modules = dict(network.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-    if named is not None and (not isinstance(named, str) or named not in modules):
-        hint = did_you_mean(str(named), linear[-5:]) if linear else ""
+    if named is not None and named not in modules:
+        hint = did_you_mean(named, linear[-5:]) if linear else ""
         raise ConfigError(f"`head` must name a module of {what}. Found `head = {named!r}`. {hint}")
     name = named or [n for n, m in modules.items() if next(m.parameters(recurse=False), None) is not None][-1]
     head = modules[name]

@@ -1,13 +1,13 @@
 """A classifier as a featurizer and a linear head, the registry of classifiers, and how one is made.
 
-A model of your own: a function ``(image_shape, n_outputs, options) -> Model`` registered in :data:`MODELS`.
+A model of your own: a function ``(image_shape, n_outputs, options) -> Model`` registered in :data:`MODELS`, with the
+dataclass of its options: ``@MODELS.register("mine", options=MineOptions)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from difc_ray.determinism import derive_seed
 from difc_ray.errors import ConfigError
+from difc_ray.options import absolute_options, make_options, option_type
 from difc_ray.registry import Registry
 
 ImageShape = tuple[int, int, int]
@@ -77,10 +78,11 @@ class Model(nn.Module):
         return logits
 
 
-ModelFactory = Callable[[ImageShape, int, Mapping[str, Any]], Model]
+ModelFactory = Callable[[ImageShape, int, Any], Model]
+"""(image shape, outputs of the head, options) -> model; the options are an instance of its ``option_type``."""
 
 MODELS: Registry[ModelFactory] = Registry("model")
-"""Model factories by name; ``MODELS.get(name)(image_shape, n_outputs, options)``."""
+"""Model factories by name; :func:`build_model` calls one."""
 
 
 @runtime_checkable
@@ -90,10 +92,7 @@ class Pretrained(Protocol):
     Such a factory knows the options `weights` and `download`; it reads no file when it is called.
     """
 
-    def weights_path(self, options: Mapping[str, Any]) -> Path | None:
-        """The user's own file of weights, if one is named."""
-
-    def check_weights(self, model: Model, options: Mapping[str, Any]) -> None:
+    def check_weights(self, model: Model, options: Any) -> None:
         """Whether the file is there and of this model, by the names and shapes of its tensors.
 
         Args:
@@ -104,7 +103,7 @@ class Pretrained(Protocol):
             ConfigError: it is not.
         """
 
-    def load_weights(self, model: Model, image_shape: ImageShape, options: Mapping[str, Any]) -> LoadedWeights | None:
+    def load_weights(self, model: Model, image_shape: ImageShape, options: Any) -> LoadedWeights | None:
         """Overwrites the model's parameters and buffers with those of the file; None: there is no file to load.
 
         Raises:
@@ -136,10 +135,10 @@ def build_model(
         ConfigError: unknown model or option, a wrong value, images that the model cannot take, weights that cannot be
             loaded, or a model (from a plug-in) that does not end in its linear head.
     """
-    factory = MODELS.get(name)
+    factory, chosen = MODELS.get(name), _options(name, options)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "init"))  # torch.manual_seed would reseed GPUs as well
-        model = factory(image_shape, n_outputs, options)
+        model = factory(image_shape, n_outputs, chosen)
     names = [parameter for parameter, _ in model.named_parameters()]
     if not isinstance(model.head, nn.Linear) or names[-1] not in ("head.weight", "head.bias"):
         raise ConfigError(
@@ -147,18 +146,22 @@ def build_model(
             f"parameter of model `{name}`. Return `Model(featurizer, nn.Linear(...))`."
         )
     if load_weights and isinstance(factory, Pretrained) and not model.head.weight.is_meta:
-        model.loaded = factory.load_weights(model, image_shape, options)
+        model.loaded = factory.load_weights(model, image_shape, chosen)
     return model
 
 
-def weights_path(name: str, options: Mapping[str, Any]) -> Path | None:
-    """The user's own file of weights that a model's options name, if they name one.
+def _options(name: str, given: Mapping[str, Any]) -> Any:
+    """The options of a registered model."""
+    return make_options(option_type(MODELS.get(name)), given, f"model `{name}`", "model_options")
+
+
+def absolute_model_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration gives as the model's options, with absolute paths.
 
     Raises:
-        ConfigError: the model is unknown, or `weights` is not text.
+        ConfigError: the model or an option is unknown, or a value is wrong.
     """
-    factory = MODELS.get(name)
-    return factory.weights_path(options) if isinstance(factory, Pretrained) else None
+    return absolute_options(option_type(MODELS.get(name)), given, f"model `{name}`", "model_options")
 
 
 def check_weights(name: str, model: Model, options: Mapping[str, Any]) -> None:
@@ -174,22 +177,10 @@ def check_weights(name: str, model: Model, options: Mapping[str, Any]) -> None:
     """
     factory = MODELS.get(name)
     if isinstance(factory, Pretrained):
-        factory.check_weights(model, options)
+        factory.check_weights(model, _options(name, options))
 
 
 def without_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make the same model, without those that name its initial weights."""
     pretrained = isinstance(MODELS.get(name), Pretrained)
     return {key: value for key, value in options.items() if not (pretrained and key in ("weights", "download"))}
-
-
-def dropout_of(options: Mapping[str, Any]) -> float:
-    """The option `dropout`, checked: a probability in [0, 1), default 0.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    value = options.get("dropout", 0.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(f"`dropout` must be a number in [0, 1). Found `dropout = {value!r}`.")
-    return float(value)

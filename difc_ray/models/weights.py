@@ -11,7 +11,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,25 +35,21 @@ SHOWN = 3
 """Tensors of each kind that an error names."""
 
 
-def weights_choice(options: Mapping[str, Any]) -> Literal["none", "imagenet"] | Path:
-    """The option `weights`, checked: `none` (default), `imagenet`, or the path of a safetensors file.
+def check_weights_name(path: Path) -> None:
+    """Refuses a path of initial weights that cannot be one.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it does not end in ``.safetensors``; with what was probably meant.
     """
-    value = options.get("weights")
-    if value is None or value == "none":
-        return "none"
-    if value == "imagenet":
-        return "imagenet"
-    if isinstance(value, str) and value.endswith(SUFFIX):
-        return Path(value)
-    near = difflib.get_close_matches(str(value).lower(), ("none", "imagenet"), n=1)
+    value = str(path)
+    if value.endswith(SUFFIX):
+        return
+    near = difflib.get_close_matches(value.lower(), ("none", "imagenet"), n=1)
     remedy = f"Did you mean `weights={near[0]}`?" if near else "Write for example `weights=imagenet`."
-    if isinstance(value, str) and value.endswith((".pt", ".pth", ".bin", ".ckpt")):
+    if value.endswith((".pt", ".pth", ".bin", ".ckpt")):
         remedy = (
             "Convert it: `safetensors.torch.save_file(torch.load(PATH, weights_only=True), "
-            f"'{Path(value).with_suffix(SUFFIX).name}')`."
+            f"'{path.with_suffix(SUFFIX).name}')`."
         )
     raise ConfigError(f"`weights` must be none, imagenet or the path of a {SUFFIX} file. Found {value!r}. {remedy}")
 

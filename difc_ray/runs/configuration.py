@@ -10,9 +10,9 @@ from typing import Any
 
 from difc_ray.config import Config, ConfigProblems, load_config, resolve
 from difc_ray.config.overrides import as_argument, owner, parse_overrides
-from difc_ray.config.resolve import absolute
 from difc_ray.config.schema import leaves
 from difc_ray.errors import ConfigError, DifcError
+from difc_ray.options import absolute
 from difc_ray.runs.checkpoint import newest_valid
 from difc_ray.runs.loop import Start
 from difc_ray.runs.setup import recorded_settings, run_tags, run_to_resume, tracking_uri

@@ -56,12 +56,13 @@ def test_what_contributing_shows_trains(cli: Cli, tmp_path: Path) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     command = re.search(r"^difc-ray train (plugins=my_plugin .*)$", text, re.MULTILINE)
     assert command is not None
-    more = ("engine=inline", "steps=3", "batch_size=8", "tracking.mode=off", "name=p", "loss=smoothed")
+    more = ("engine=inline", "steps=3", "batch_size=8", "tracking.mode=off", "name=p")
+    more += ("loss=smoothed", "loss_options.smoothing=0.2", "model_options.hidden=16")
     answer = cli("train", *command[1].split(), *more, "objective=diagonals")
     assert (answer.code, answer.err) == (0, ""), answer.err
     summary = json.loads((tmp_path / "runs" / "p" / "summary.json").read_text())
     assert set(summary["accuracy"]) == {"dim", "normal", "bright"}
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    labels, loss = torch.tensor([0, 1, 2, 1, 0]), LOSSES.get("smoothed")()
+    labels, loss = torch.tensor([0, 1, 2, 1, 0]), LOSSES.get("smoothed")({"smoothing": 0.2})
     (gradient,) = torch.autograd.grad(5 * loss.value(logits, labels), logits)
     torch.testing.assert_close(gradient, loss.residual(logits, labels))
