@@ -29,7 +29,7 @@ from difc_ray.data import Loader, make_augmentation, open_domain, open_family
 from difc_ray.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
 from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.runs.setup import prepare
-from difc_ray.step.worker import model_of
+from difc_ray.step.factory import model_of
 
 DOMAINS, CLASSES, PICTURES, FILE_SIDE, SIDE, BATCH = 4, 10, 20_000, 96, 64, 64
 TURNS, TIMED_BATCHES, WARM_UP = 5, 30, 6

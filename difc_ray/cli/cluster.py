@@ -14,7 +14,7 @@ from difc_ray.engines.ray.placement import cluster_nodes, connect
 from difc_ray.engines.ray.planning import Node, PlacementPlan, amounts, lacks_of, node_names, plan_for
 from difc_ray.engines.ray.preflight import NodeReport, examine, memory_notices, node_problems
 from difc_ray.errors import ClusterError
-from difc_ray.step.worker import model_of
+from difc_ray.step.factory import model_of
 from difc_ray.vectors import ParameterLayout
 
 

@@ -67,7 +67,7 @@ def check_data(config: Config, *, everything: bool) -> int:
     from difc_ray.cli.tables import console, print_facts, print_note, print_table, shortened
     from difc_ray.config.preflight import strange_classes
     from difc_ray.data import open_domain
-    from difc_ray.step.worker import family_of
+    from difc_ray.step.factory import family_of
 
     family = family_of(config)
     names = [*config.sources, *([] if config.target is None else [config.target])]
@@ -139,7 +139,7 @@ def export(
     from difc_ray.cli.usage import checked
     from difc_ray.data import open_domain
     from difc_ray.runs.configuration import requested_config
-    from difc_ray.step.worker import family_of
+    from difc_ray.step.factory import family_of
 
     found = requested_config(config, checked(settings), paths=False)
     family = family_of(found)
@@ -167,7 +167,7 @@ def show_data(config: Config, picture: Path, most: int) -> None:
     from difc_ray.data import make_augmentation, open_domain
     from difc_ray.errors import ConfigError
     from difc_ray.runs import figures
-    from difc_ray.step.worker import family_of
+    from difc_ray.step.factory import family_of
 
     if picture.suffix.lower() not in FORMATS:
         kinds = ", ".join(f"`{each}`" for each in FORMATS)

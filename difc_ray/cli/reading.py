@@ -13,7 +13,7 @@ from difc_ray.config import Config, import_plugins
 from difc_ray.data import Domain, open_domain
 from difc_ray.determinism import usable_cpus
 from difc_ray.errors import DataError
-from difc_ray.step.worker import family_of
+from difc_ray.step.factory import family_of
 
 PART = 64
 """Examples that a process takes at a time."""

@@ -33,7 +33,7 @@ from difc_ray.models import MODELS
 from difc_ray.objectives import OBJECTIVES
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.registry import Registry
-from difc_ray.step.worker import family_of
+from difc_ray.step.factory import family_of
 
 if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list keys
     from difc_ray.runs.train import Result

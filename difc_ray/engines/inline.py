@@ -16,7 +16,8 @@ from difc_ray.objectives import Vectors
 from difc_ray.objectives.losses import Confusion
 from difc_ray.step.coordinator import GlobalStep, StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics, evaluate_state
-from difc_ray.step.worker import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep, ModelState, Products, Rows, Statistics, Token
 from difc_ray.tracing import Span, traced_steps
 
 Answer = TypeVar("Answer", Statistics, Rows, Products)

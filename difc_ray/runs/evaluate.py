@@ -15,7 +15,8 @@ from difc_ray.runs.state import checkpoint_path, model_state
 from difc_ray.runs.train import Result
 from difc_ray.runs.trial_context import Notice
 from difc_ray.step.evaluation import evaluate_state
-from difc_ray.step.worker import LocalStep, family_of, model_of
+from difc_ray.step.factory import family_of, model_of
+from difc_ray.step.worker import LocalStep
 from difc_ray.tracking import figure_path
 from difc_ray.vectors import ParameterLayout
 

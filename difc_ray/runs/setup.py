@@ -34,8 +34,9 @@ from difc_ray.runs.fingerprint import code_tags, data_fingerprint, versions
 from difc_ray.runs.loop import Start
 from difc_ray.runs.state import Progress, train_state
 from difc_ray.step.coordinator import TrainState
-from difc_ray.step.factory import is_divided
-from difc_ray.step.worker import domain_buffer, family_of, model_of
+from difc_ray.step.division import is_divided
+from difc_ray.step.factory import family_of, model_of
+from difc_ray.step.worker import domain_buffer
 from difc_ray.step.worker.dropout import check_divisible
 from difc_ray.step.worker.memory import check_memory
 from difc_ray.step.worker.third_order import check_third_order

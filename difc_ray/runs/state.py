@@ -17,7 +17,8 @@ from difc_ray.models import without_weights
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, load
 from difc_ray.step.coordinator import TrainState
-from difc_ray.step.worker import ModelState, family_of, model_of
+from difc_ray.step.factory import family_of, model_of
+from difc_ray.step.worker import ModelState
 from difc_ray.vectors import ParameterLayout
 
 

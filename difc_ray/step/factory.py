@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a step: objective, dataset, batches, model, loss."""
+"""What a configuration names, made: objective, loss, dataset, batches, model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from difc_ray.determinism import derive_seed
 from difc_ray.models import Model, build_model
 from difc_ray.objectives import OBJECTIVES, Objective, ObjectiveOptions
 from difc_ray.objectives.losses import LOSSES, Loss
+from difc_ray.step.division import is_divided
 
 
 def objective_of(config: Config) -> Objective:
@@ -38,20 +39,9 @@ def objective_of(config: Config) -> Objective:
     return OBJECTIVES.get(config.objective)(options)
 
 
-def parts_of(config: Config) -> int:
-    """How many workers divide the batch of a domain; the calling process of `engine: inline` does it all itself."""
-    return config.cluster.replicas if config.engine == "ray" else 1
-
-
-def pieces_of(config: Config) -> int:
-    """In how many micro-batches a worker's batch is passed forward; one where nothing goes beyond the head."""
-    whole_network = config.alignment.scope == "all" and OBJECTIVES.get(objective_name(config)).has_penalty
-    return config.alignment.micro_batches if whole_network else 1
-
-
-def is_divided(config: Config) -> bool:
-    """Whether the model sees less than a domain's batch at a time: its workers or its micro-batches divide it."""
-    return parts_of(config) > 1 or pieces_of(config) > 1
+def loss_of(config: Config) -> Loss:
+    """The configured loss, with its options."""
+    return LOSSES.get(config.loss)(config.loss_options)
 
 
 def family_of(config: Config) -> DatasetFamily:
@@ -93,7 +83,7 @@ def model_of(config: Config, *, load_weights: bool = False) -> tuple[Model, Loss
     Files of weights are loaded if asked for; where the weights are overwritten anyway, they need not even be there.
     """
     family = family_of(config)
-    loss = LOSSES.get(config.loss)(config.loss_options)
+    loss = loss_of(config)
     n_outputs = loss.n_outputs(len(family.class_names))
     options, seed = config.model_options, config.seed
     model = build_model(config.model, family.image_shape, n_outputs, options, seed, load_weights=load_weights)

@@ -23,7 +23,8 @@ from difc_ray.runs.state import Progress, export_model, make_snapshot, train_sta
 from difc_ray.runs.train import train
 from difc_ray.step.coordinator import TrainState
 from difc_ray.step.evaluation import evaluate_state
-from difc_ray.step.worker import LocalStep, Token, domain_buffer, load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep, Token, domain_buffer
 from difc_ray.vectors import ParameterLayout
 from tests.runs import digest, run_inline, same_records, small_config
 

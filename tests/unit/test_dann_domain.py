@@ -20,7 +20,8 @@ from difc_ray.objectives.losses import LOSSES
 from difc_ray.runs.evaluate import evaluate
 from difc_ray.runs.setup import prepare
 from difc_ray.runs.state import Progress, make_snapshot, train_state
-from difc_ray.step.worker import LocalStep, Token, head_curvature, held_rows, load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep, Token, head_curvature, held_rows
 from difc_ray.tracking.model_upload import rebuild_model
 from difc_ray.vectors import ParameterLayout
 from tests.runs import PENALTIES, digest, run_inline, small_config

@@ -17,7 +17,7 @@ from difc_ray.data.image_folder import (
     read_index,
 )
 from difc_ray.errors import ConfigError
-from difc_ray.step.worker import family_of
+from difc_ray.step.factory import family_of
 from tests.pictures import SIDE, forget, opened, picture, tree
 
 pytestmark = pytest.mark.usefixtures("own_cache")

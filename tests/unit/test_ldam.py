@@ -118,7 +118,7 @@ def test_schedule_of_weights_and_margins() -> None:
 
 def test_margins_come_from_the_training_examples_of_all_sources() -> None:
     config = small_config(loss="ldam", sources=["mnist", "fonts"])
-    from difc_ray.step.worker import load_domain
+    from difc_ray.step.factory import load_domain
 
     counts = sum(load_domain(config, name).class_counts("train") for name in ("mnist", "fonts"))
     assert prepare(config, None).state.loss["base"].tolist() == ldam_margins(counts, 0.3).tolist()

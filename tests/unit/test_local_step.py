@@ -11,7 +11,8 @@ import torch
 from difc_ray.config import Config
 from difc_ray.data import DATASETS, ArrayDomain, Batch
 from difc_ray.data.digits import Digits
-from difc_ray.step.worker import LocalStep, ModelState, Token, held_rows, load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep, ModelState, Token, held_rows
 from tests.runs import digest, run_inline, small_config
 
 

@@ -12,7 +12,7 @@ from difc_ray.config import Config
 from difc_ray.engines.inline import InlineEngine
 from difc_ray.objectives.losses.ldam import ldam_margins
 from difc_ray.runs.setup import prepare
-from difc_ray.step.worker import load_domain, loader_of
+from difc_ray.step.factory import load_domain, loader_of
 from tests.published import needs_fashion
 from tests.runs import small_config
 

@@ -21,8 +21,9 @@ from difc_ray.objectives import MixedLoss, Mixup, ObjectiveOptions
 from difc_ray.objectives.losses import LOSSES, Loss
 from difc_ray.objectives.losses.ldam import Ldam
 from difc_ray.runs.setup import prepare
-from difc_ray.step.worker import LocalStep, Token, head_curvature, held_rows, load_domain, loader_of, model_of
-from difc_ray.step.worker.mixing import Mixing
+from difc_ray.step.factory import load_domain, loader_of, model_of
+from difc_ray.step.worker import LocalStep, Token, head_curvature, held_rows
+from difc_ray.step.worker.mixing import BatchMixer
 from difc_ray.sweeps.unused_keys import reason_for
 from tests.runs import digest, run_inline, same_records, small_config
 
@@ -168,7 +169,7 @@ def test_the_partners_batch_is_as_its_own_worker_draws_it(processes: int, part: 
     cpu = torch.device("cpu")
     own = loader_of(config, load_domain(config, "optdigits"), cpu, part)
     theirs = {name: loader_of(config, load_domain(config, name), cpu, part) for name in ("mnist", "fonts")}
-    mixing = Mixing(config, Mixup(ObjectiveOptions()), own)
+    mixing = BatchMixer(config, Mixup(ObjectiveOptions()), own)
     partners = {}
     for step in (0, 1, 2, 3, 4, 5, 3, 4, 7):  # as where steps are repeated
         found = mixing.loader.batch(step)

@@ -12,7 +12,8 @@ import torch
 
 from difc_ray.runs.setup import prepare
 from difc_ray.step.evaluation import evaluate_domain
-from difc_ray.step.worker import LocalStep, ModelState, Token, load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep, ModelState, Token
 from tests.runs import digest, run_inline, small_config
 
 TOKEN = Token(run="r", attempt=0, step=1, domain="mnist")

@@ -18,20 +18,10 @@ from difc_ray.models import MODELS, Model
 from difc_ray.objectives import Vectors
 from difc_ray.runs.setup import prepare
 from difc_ray.step.coordinator import GlobalStep, TrainState
-from difc_ray.step.worker import (
-    LocalStep,
-    ModelState,
-    Rows,
-    Statistics,
-    Token,
-    held_rows,
-    load_domain,
-    merge_rows,
-    merge_statistics,
-    model_of,
-    part_of,
-)
-from difc_ray.step.worker.dropout import Drawn
+from difc_ray.step.division import part_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep, ModelState, Rows, Statistics, Token, held_rows, merge_rows, merge_statistics
+from difc_ray.step.worker.dropout import SeededDropout
 from tests.runs import PENALTIES, run_inline, small_config
 
 BATCH = 7
@@ -163,7 +153,7 @@ def test_buffers_and_rows_of_one_part_are_its_own() -> None:
 def masks(part: slice) -> Iterator[Tensor]:
     """What several kinds of dropout make of ones."""
     like = torch.ones(part.stop - part.start, 4, 3, 3)
-    with Drawn(5, torch.device("cpu"), part, BATCH):
+    with SeededDropout(5, torch.device("cpu"), part, BATCH):
         yield nn.Dropout(0.5)(like)
         yield nn.Dropout2d(0.3)(like)
         yield stochastic_depth(like, 0.4, "row")
@@ -191,7 +181,7 @@ def test_generators_are_put_back() -> None:
 
 def test_a_tensor_without_samples_is_refused() -> None:
     with (
-        Drawn(5, torch.device("cpu"), slice(0, 4), BATCH),
+        SeededDropout(5, torch.device("cpu"), slice(0, 4), BATCH),
         pytest.raises(ConfigError, match=r"4 examples in front .* shape \(3, 2\)"),
     ):
         functional.dropout(torch.ones(3, 2), 0.5)

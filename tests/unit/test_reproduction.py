@@ -21,7 +21,7 @@ from difc_ray.cli.reproduce import run_reproduction
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError, ConfigError, DataError
 from difc_ray.runs.setup import prepare
-from difc_ray.step.worker import load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
 from difc_ray.studies.colored_mnist import running
 from difc_ray.studies.colored_mnist.checkpoints import Measured, between, measured, on_all_examples
 from difc_ray.studies.colored_mnist.methods import DEFAULT, LAMBDA, METHODS, methods_of

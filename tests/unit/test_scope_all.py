@@ -17,7 +17,8 @@ from difc_ray.objectives.curvature import rademacher
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.runs.setup import prepare
 from difc_ray.step.coordinator import GlobalStep
-from difc_ray.step.worker import LocalStep, load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep
 from difc_ray.step.worker.memory import check_memory
 from difc_ray.step.worker.third_order import check_third_order
 from tests.runs import run_inline, small_config

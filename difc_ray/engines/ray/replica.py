@@ -23,8 +23,9 @@ from difc_ray.engines.ray.process_group import Group, GroupBroken, Rendezvous, s
 from difc_ray.engines.ray.worker import DomainWorker, WorkerInfo, assigned_device
 from difc_ray.objectives import Vectors
 from difc_ray.step.coordinator import Update
+from difc_ray.step.division import part_of
 from difc_ray.step.optimizer import FlatOptimizer
-from difc_ray.step.worker import ModelState, Rows, Statistics, Token, bad_rows, part_of
+from difc_ray.step.worker import ModelState, Rows, Statistics, Token, bad_rows
 from difc_ray.tracing import Span
 from difc_ray.vectors import combine, gram_blocks
 

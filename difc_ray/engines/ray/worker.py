@@ -19,7 +19,8 @@ from difc_ray.determinism import pin_threads
 from difc_ray.objectives import Vectors
 from difc_ray.objectives.losses import Confusion
 from difc_ray.step.evaluation import SplitMetrics, evaluate_state
-from difc_ray.step.worker import LocalStep, ModelState, Products, Rows, Statistics, Token, load_domain, model_of
+from difc_ray.step.factory import load_domain, model_of
+from difc_ray.step.worker import LocalStep, ModelState, Products, Rows, Statistics, Token
 from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")

@@ -21,16 +21,15 @@ from difc_ray.config import Config, batch_norm_policy, domain_weights, rule_opti
 from difc_ray.determinism import generator
 from difc_ray.errors import NumericError
 from difc_ray.harmonizers import GramStatistics, Harmonization, make_harmonizer
-from difc_ray.harmonizers.metrics import margin_cosines, pairwise_cosines
 from difc_ray.harmonizers.views import make_view
-from difc_ray.objectives import Coefficients
-from difc_ray.objectives.losses import LOSSES
-from difc_ray.step.coordinator.parameter_store import CentralStore, ParameterStore
+from difc_ray.objectives import Coefficients, Vectors
+from difc_ray.step.coordinator.parameter_store import CentralStore, ParameterStore, RowSpace
 from difc_ray.step.coordinator.protocols import Domains
-from difc_ray.step.coordinator.record import StepRecord
-from difc_ray.step.coordinator.rows import first_bad_statistic, merged_buffers, pareto_gap, upper
+from difc_ray.step.coordinator.record import StepRecord, taken_step
+from difc_ray.step.coordinator.rows import first_bad_statistic, merged_buffers
 from difc_ray.step.coordinator.state import TrainState
-from difc_ray.step.worker import Rows, Statistics, objective_of
+from difc_ray.step.factory import loss_of, objective_of
+from difc_ray.step.worker import Statistics
 from difc_ray.tracing import Recorder
 from difc_ray.vectors import ParameterLayout
 
@@ -55,7 +54,7 @@ class GlobalStep:
         self.state = state
         self.weights_K = domain_weights(config)
         self.objective = objective_of(config)
-        self.loss = LOSSES.get(config.loss)(config.loss_options)
+        self.loss = loss_of(config)
         self.harmonizer = make_harmonizer(config.harmonize.rule, rule_options(config))
         self.view = make_view(config.harmonize.between, self.weights_K, config.sources)
         if not state.harmonizer:
@@ -66,86 +65,60 @@ class GlobalStep:
     def take(self, domains: Domains) -> StepRecord:
         """One step: ask for statistics, align, ask for rows, harmonize, update."""
         step, span = self.state.step, self.recorder.span
-        if self.loss.learns_at(self.state.loss, step):
-            with span("look at the target"):
-                self._look_at_target(domains)
-        loss_vectors = self.loss.vectors(self.state.loss, step)
+        self._look_at_target(domains)
         with span("statistics"):
-            answers = domains.statistics(self.store.model_state(loss_vectors), step)
-        if bad := first_bad_statistic(answers):
-            return self._skip(answers, bad)
-        vectors = [dict(answer.vectors) for answer in answers]
-        for number in range(1, self.objective.exchanges):
-            broadcasts_K = self.objective.broadcasts(number, vectors, self.weights_K)
-            with span("exchange"):
-                more = domains.exchange(step, number, broadcasts_K)
-            for own_vectors, answer in zip(vectors, more, strict=True):
-                own_vectors.update(answer.vectors)
+            answers = domains.statistics(self.store.model_state(self.loss.vectors(self.state.loss, step)), step)
+        if fault := first_bad_statistic(answers):
+            return self._skip(answers, fault)
+        vectors_K = self._exchanged(domains, answers)
         with span("means and cotangents"):
-            cotangents, penalty = self.objective.cotangents(vectors, self.weights_K, self.coefficients(step))
+            cotangents_K, penalty = self.objective.cotangents(vectors_K, self.weights_K, self.coefficients(step))
         with span("rows"):
-            replies = domains.rows(step, cotangents)
-        return self.update(answers, penalty, replies, domains)
+            replies = domains.rows(step, cotangents_K)
 
-    def update(
-        self,
-        answers: Sequence[Statistics],
-        penalty: dict[str, float],
-        replies: Sequence[Rows],
-        domains: Domains,
-    ) -> StepRecord:
-        """Rows -> Gram -> weights -> direction -> the next state."""
-        started, span = time.perf_counter(), self.recorder.span
+        started = time.perf_counter()
         with span("Gram matrix"):
             space = self.store.row_space(replies, domains)
         if space is None or not np.isfinite(np.diag(space.gram)).all():
             return self._skip(answers, self.store.bad_row(replies) or "the Gram matrix is not finite")
-        view_VN = self.rescale(self.state.step) * self.view.matrix_VN
-        spaces = len(space.gram) // view_VN.shape[1]
-        matrix = np.kron(np.eye(spaces), view_VN)  # the same view of the rows behind the metric
-        gram_VV = matrix @ space.gram @ matrix.T
+        view_VN = self._view_of(space)
+        gram_VV = view_VN @ space.gram @ view_VN.T
         with span("harmonize"):
             decision = self._harmonize(gram_VV, answers)
         norm = float(np.sqrt(max(decision.weights @ gram_VV @ decision.weights, 0.0)))
         if not np.isfinite(norm):
             return self._skip(answers, "the direction is not finite")
-        limit = self.config.optimizer.clip_norm
-        clipped = limit is not None and norm > limit
-        scale = limit / norm if limit is not None and clipped else 1.0  # on the weights: the rows are read once
-        with span("combine and optimizer"):
-            lr = space.move(matrix.T @ (scale * decision.weights))
-        per_domain = batch_norm_policy(self.config) == "per_domain"
-        self.state.buffers = merged_buffers(replies, self.weights_K, per_domain=per_domain)
-        self.state.harmonizer = decision.state
-        seen = slice(len(self.view.base_V))
-        values = {
-            **decision.diagnostics,
-            "direction_norm": norm,
-            "lr": lr,
-            "pareto_gap": pareto_gap(gram_VV[seen, seen]),
-        } | ({} if limit is None else {"clipped": float(clipped)})
-        values |= self.store.settle()
-        self.state.step += 1
-        return StepRecord(
-            step=self.state.step - 1,
-            losses={answer.token.domain: answer.loss for answer in answers},
-            accuracies={answer.token.domain: answer.accuracy for answer in answers},
-            penalty=penalty,
-            values=values,
-            row_cosines=tuple(upper(pairwise_cosines(gram_VV[seen, seen])).tolist()),
-            margins_before=tuple(margin_cosines(gram_VV[seen, seen], self.view.base_V).tolist()),
-            margins_after=tuple(margin_cosines(gram_VV, decision.weights)[seen].tolist()),
-            weights=tuple(decision.weights.tolist()),
-            seconds={
-                "coordinator": time.perf_counter() - started,
-                "loading": max(answer.loading_s for answer in answers),
-            },
+        with span("combine and optimizer"):  # clipped on the weights: the rows are read once
+            lr = space.move(view_VN.T @ (self._clipping(norm) * decision.weights))
+
+        self.state.buffers = merged_buffers(
+            replies, self.weights_K, per_domain=batch_norm_policy(self.config) == "per_domain"
         )
+        self.state.harmonizer = decision.state
+        self.state.step += 1
+        values = {**decision.diagnostics, "direction_norm": norm, "lr": lr}
+        return taken_step(
+            step, answers, penalty, values, gram_VV, decision.weights, self.view.base_V,
+            clip_norm=self.config.optimizer.clip_norm, curvature=self.store.settle(), started=started,
+        )  # fmt: skip
 
     def _look_at_target(self, domains: Domains) -> None:
-        """Lets the loss learn from the target's images; depends on the state and the step alone."""
-        confusions = domains.confusion(self.store.model_state(), self.state.step)
-        self.state.loss = self.loss.learn(self.state.loss, functools.reduce(operator.add, confusions))
+        """Where it is due, the loss learns from the target's images; depends on the state and the step alone."""
+        if self.loss.learns_at(self.state.loss, self.state.step):
+            with self.recorder.span("look at the target"):
+                confusions = domains.confusion(self.store.model_state(), self.state.step)
+                self.state.loss = self.loss.learn(self.state.loss, functools.reduce(operator.add, confusions))
+
+    def _exchanged(self, domains: Domains, answers: Sequence[Statistics]) -> list[Vectors]:
+        """The vectors of every domain after all exchanges that the objective asks for."""
+        vectors_K = [dict(answer.vectors) for answer in answers]
+        for number in range(1, self.objective.exchanges):
+            broadcasts_K = self.objective.broadcasts(number, vectors_K, self.weights_K)
+            with self.recorder.span("exchange"):
+                more = domains.exchange(self.state.step, number, broadcasts_K)
+            for vectors, answer in zip(vectors_K, more, strict=True):
+                vectors.update(answer.vectors)
+        return list(vectors_K)
 
     def coefficients(self, step: int) -> Coefficients:
         """α and β at a step: annealed, and for `reduction: sum` times K (equal weights: Σ instead of the mean)."""
@@ -170,6 +143,16 @@ class GlobalStep:
         statistics = GramStatistics(gram_NN=gram_VV, weights_N=self.view.base_V, losses_N=losses)
         return self.harmonizer.update(statistics, self.state.harmonizer, rng)
 
+    def _view_of(self, space: RowSpace) -> np.ndarray:
+        """The rows that the rule sees as combinations of those there are; the same view of the rows behind a metric."""
+        view_VN = self.rescale(self.state.step) * self.view.matrix_VN
+        return np.kron(np.eye(len(space.gram) // view_VN.shape[1]), view_VN)
+
+    def _clipping(self, norm: float) -> float:
+        """The factor that brings a direction down to `optimizer.clip_norm`."""
+        limit = self.config.optimizer.clip_norm
+        return limit / norm if limit is not None and norm > limit else 1.0
+
     def _skip(self, answers: Sequence[Statistics], reason: str) -> StepRecord:
         """Ends the run, or leaves weights and optimizer as they are and moves on."""
         step = self.state.step
@@ -179,5 +162,6 @@ class GlobalStep:
                 "weights. Lower `optimizer.lr`, or set `on_nonfinite=skip_step`."
             )
         self.state.skip(reason)
-        losses = {answer.token.domain: answer.loss for answer in answers}
-        return StepRecord(step=step, losses=losses, skipped=reason)
+        return StepRecord(
+            step=step, losses={answer.token.domain: answer.loss for answer in answers}, skipped=reason
+        )  # fmt: skip

@@ -23,7 +23,7 @@ EXAMPLES = 11
 """A part of a batch for the check: few sizes of tensors without samples are a multiple of it."""
 
 
-class Drawn:
+class SeededDropout:
     """Context: torch's generators of a device seeded, and put back on the way out.
 
     Args:
@@ -62,12 +62,12 @@ def check_divisible(model: Model, image_shape: tuple[int, ...], *, frozen: bool)
     Raises:
         ConfigError: a dropout of the model cannot be divided.
     """
-    held = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     train_mode(model, frozen=frozen)
-    with torch.no_grad(), Drawn(0, torch.device("cpu"), slice(0, EXAMPLES), 2 * EXAMPLES):
+    with torch.no_grad(), SeededDropout(0, torch.device("cpu"), slice(0, EXAMPLES), 2 * EXAMPLES):
         model.head(model.features(torch.zeros(EXAMPLES, *image_shape)))
     for name, buffer in model.named_buffers():
-        buffer.copy_(held[name])
+        buffer.copy_(before[name])
 
 
 class _PartOfTheMask(TorchFunctionMode):
@@ -84,18 +84,18 @@ class _PartOfTheMask(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        told = dict(kwargs or {})
+        named = dict(kwargs or {})
         if func is functional.dropout or func in _FEATURES:
-            return self._dropped(func in _FEATURES, *args, **told)
+            return self._dropped(func in _FEATURES, *args, **named)
         if func is Tensor.bernoulli_:  # stochastic depth is written with it
-            return args[0].copy_(self._drawn(args[0], tuple(args[0].shape), *args[1:], **told))
-        if func is functional.scaled_dot_product_attention and told.get("dropout_p", 0.0) > 0:
+            return args[0].copy_(self._drawn(args[0], tuple(args[0].shape), *args[1:], **named))
+        if func is functional.scaled_dot_product_attention and named.get("dropout_p", 0.0) > 0:
             raise ConfigError(  # fused kernels draw their own mask, of which nobody else can have a part
                 "dropout of attention weights must be 0 where a batch is divided, got "
-                f"{told['dropout_p']:g} (cluster.replicas, alignment.micro_batches). Set it to 0 in the model, or "
+                f"{named['dropout_p']:g} (cluster.replicas, alignment.micro_batches). Set it to 0 in the model, or "
                 "write 1 for both."
             )
-        return func(*args, **told)
+        return func(*args, **named)
 
     def _dropped(
         self, channels: bool, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False

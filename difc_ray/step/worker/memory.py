@@ -5,7 +5,8 @@ from __future__ import annotations
 from difc_ray.config import Config
 from difc_ray.errors import ConfigError
 from difc_ray.models import Model
-from difc_ray.step.factory import objective_of, parts_of
+from difc_ray.step.division import parts_of
+from difc_ray.step.factory import objective_of
 from difc_ray.vectors import ParameterLayout
 
 

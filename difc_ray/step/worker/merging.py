@@ -1,4 +1,4 @@
-"""Several workers, one domain: how they divide its batch, and how their answers become those of one worker.
+"""Several workers, one domain: how their answers become those of one worker.
 
 Statistics and gradients of a mean loss are means over examples, so those of the whole batch are the means of the parts,
 weighted by their numbers of examples. What is not a mean over examples (products of means, as in HGP) is asked for in
@@ -17,17 +17,6 @@ from torch import Tensor
 
 from difc_ray.step.worker.messages import Rows, Statistics, held_rows
 from difc_ray.vectors import as_tensor, combine
-
-
-def part_of(size: int, part: int, parts: int) -> slice:
-    """The places of a batch that one of several workers takes: neighbours, and shares that differ by one at most.
-
-    >>> [part_of(7, part, 3) for part in range(3)]
-    [slice(0, 3, None), slice(3, 5, None), slice(5, 7, None)]
-    """
-    each, more = divmod(size, parts)
-    start = part * each + min(part, more)
-    return slice(start, start + each + (part < more))
 
 
 def merge_statistics(parts: Sequence[Statistics]) -> Statistics:
@@ -75,5 +64,5 @@ def merge_rows(parts: Sequence[Rows]) -> Rows:
 
 def _by_kind(parts: Sequence[Rows]) -> list[list[Tensor]]:
     """The rows of all parts: first the classification gradients, then the alignment gradients."""
-    held = [held_rows(part) for part in parts]
-    return [[as_tensor(rows_RP[kind]) for rows_RP in held] for kind in range(len(held[0]))]
+    rows = [held_rows(part) for part in parts]
+    return [[as_tensor(rows_RP[kind]) for rows_RP in rows] for kind in range(len(rows[0]))]

@@ -11,7 +11,7 @@ from difc_ray.objectives.losses import Loss
 from difc_ray.step.factory import load_domain, loader_of
 
 
-class Mixing:
+class BatchMixer:
     """Makes the partner's batch, as the partner's own worker does, and blends it in.
 
     Batches are functions of (seed, domain, step), so nobody is asked for one; a part of a batch meets the same part of
@@ -39,7 +39,7 @@ class Mixing:
 
         Args:
             batch: the worker's own.
-            loss: the loss as it was told about.
+            loss: the loss with the vectors of the step.
             step: whose batch it is.
 
         Raises:

@@ -19,7 +19,7 @@ from difc_ray.errors import ConfigError
 from difc_ray.models import Model, train_mode
 from difc_ray.objectives.curvature import NetworkCurvature, WrittenOut, rademacher
 from difc_ray.objectives.losses import Loss
-from difc_ray.step.worker.dropout import Drawn
+from difc_ray.step.worker.dropout import SeededDropout
 from difc_ray.vectors import ParameterLayout, write_theta
 
 EXAMPLES, STEP, TOLERANCE = 2, 1e-6, 1e-3
@@ -83,7 +83,7 @@ def _compare(
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         train_mode(model, frozen=config.batch_norm == "freeze")
-        with Drawn(0, torch.device("cpu"), slice(0, EXAMPLES), EXAMPLES), WrittenOut():
+        with SeededDropout(0, torch.device("cpu"), slice(0, EXAMPLES), EXAMPLES), WrittenOut():
             curvature = NetworkCurvature(loss.value(model.head(model.features(images)), labels), parameters)
         found: Tensor = cotangent_P @ (curvature.hutchinson_diagonal(probes) + curvature.gradient())
         return found

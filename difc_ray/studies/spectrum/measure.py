@@ -29,7 +29,7 @@ from difc_ray.runs.checkpoint import DamagedCheckpointError, Snapshot, compare_l
 from difc_ray.runs.setup import check_run_folder, expected_shapes
 from difc_ray.runs.state import train_state
 from difc_ray.runs.trial_context import Notice
-from difc_ray.step.worker import family_of, model_of
+from difc_ray.step.factory import family_of, model_of
 from difc_ray.studies.spectrum.options import (
     RELATIVE_DELTA,
     Options,
