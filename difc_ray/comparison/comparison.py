@@ -23,7 +23,7 @@ from difc_ray.comparison.statistics import (
 )
 from difc_ray.errors import ConfigError
 from difc_ray.registry import did_you_mean
-from difc_ray.step.evaluation import CHOICE_RULES, Candidate, Choice, choose, choose_all, mean_and_error
+from difc_ray.sweeps.selection import CHOICE_RULES, Candidate, Choice, choose, choose_all, mean_and_error
 
 MIN_CORRELATED: Final = 5
 """Runs that a correlation needs: three points lie on a line by chance too often."""

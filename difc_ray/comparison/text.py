@@ -5,7 +5,7 @@ from __future__ import annotations
 from difc_ray.comparison.comparison import Comparison, MethodResult, SeedMean
 from difc_ray.comparison.statistics import FEW_PAIRS, Difference
 from difc_ray.config import SYMBOLS
-from difc_ray.step.evaluation import Choice
+from difc_ray.sweeps.selection import Choice
 
 
 def estimate(value: SeedMean, *, count: bool = False) -> str:

@@ -12,8 +12,8 @@ from difc_ray.config import Config, load_config, resolve, to_yaml
 from difc_ray.errors import ConfigError
 from difc_ray.runs.checkpoint import load
 from difc_ray.runs.state import export_model, write_json
-from difc_ray.step.evaluation import Candidate, Choice, choose, choose_all
 from difc_ray.sweeps.folder import SweepFolder, TrialRecord
+from difc_ray.sweeps.selection import Candidate, Choice, choose, choose_all
 from difc_ray.sweeps.space import Space
 from difc_ray.sweeps.trials import trial_config
 from difc_ray.tracking import MlflowTracker, TrackingSummary

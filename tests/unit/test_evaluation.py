@@ -15,7 +15,8 @@ from torch import nn
 from difc_ray.data.base import Domain
 from difc_ray.errors import ConfigError
 from difc_ray.objectives.losses import LOSSES
-from difc_ray.step.evaluation import SELECTORS, SplitMetrics, evaluate_domain, metrics_from, worst_domain
+from difc_ray.runs.selection import SELECTORS
+from difc_ray.step.evaluation import SplitMetrics, evaluate_domain, metrics_from, worst_domain
 
 
 def predicted(n: int, n_classes: int, absent: int | None = None, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

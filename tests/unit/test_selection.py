@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from difc_ray.errors import ConfigError
-from difc_ray.step.evaluation import CHOICE_RULES, Candidate, choose, choose_all, mean_and_error
+from difc_ray.sweeps.selection import CHOICE_RULES, Candidate, choose, choose_all, mean_and_error
 
 
 def candidate(

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 
 from difc_ray.comparison.statistics import Difference, paired_difference
-from difc_ray.step.evaluation import mean_and_error
 from difc_ray.studies.colored_mnist.methods import METHODS
 from difc_ray.studies.colored_mnist.running import SMALL, Reproduction, Run, StepAccuracies
+from difc_ray.sweeps.selection import mean_and_error
 
 COLUMNS: Final[dict[str, Callable[[StepAccuracies], float]]] = {
     "train": lambda moment: moment.train,
