@@ -54,7 +54,7 @@ class Conflict(NamedTuple):
     """Sine of the angle between the rows = cos φ, in [0, 1)."""
 
 
-class Mixing(NamedTuple):
+class RowMixing(NamedTuple):
     """How the harmonized rows are made of the rows, and the angle that row 1 was turned by."""
 
     matrix: Float64[np.ndarray, "2 2"]
@@ -77,13 +77,13 @@ def conflict_of(gram: Float64[np.ndarray, "2 2"]) -> Conflict | None:
 
 
 def projection(pair: Conflict) -> Float64[np.ndarray, "2 2"]:
-    """Mixing of GH: each row minus its projection on the other, ``g̃1 = g1 - (c/b²) g2`` and vice versa."""
+    """RowMixing of GH: each row minus its projection on the other, ``g̃1 = g1 - (c/b²) g2`` and vice versa."""
     cosine = -math.sin(pair.phi)
     return np.array([[1.0, -cosine * (pair.a / pair.b)], [-cosine * (pair.b / pair.a), 1.0]])
 
 
 def rotation(pair: Conflict, beta: float) -> Float64[np.ndarray, "2 2"]:
-    """Mixing that turns row 1 by ``beta`` and row 2 by ``φ - beta`` towards each other, keeping both lengths.
+    """RowMixing that turns row 1 by ``beta`` and row 2 by ``φ - beta`` towards each other, keeping both lengths.
 
     The harmonized rows are orthogonal for every ``beta`` in [0, φ].
     """
@@ -106,7 +106,7 @@ class TwoRowHarmonizer(Harmonizer):
     two_rows = True
 
     @abstractmethod
-    def mix(self, pair: Conflict) -> Mixing:
+    def mix(self, pair: Conflict) -> RowMixing:
         """The harmonized rows of a conflicting pair as combinations of the rows."""
 
     @final
@@ -120,7 +120,7 @@ class TwoRowHarmonizer(Harmonizer):
         stats = self.checked(stats)
         gram = scaled_gram(stats)
         pair = conflict_of(gram)
-        mixing = Mixing(np.eye(2)) if pair is None else self.mix(pair)
+        mixing = RowMixing(np.eye(2)) if pair is None else self.mix(pair)
         tau = mixing.matrix.sum(axis=0)
         weights = stats.weights_N * tau
         diagnostics = metrics.conflict_metrics(stats.gram_NN, weights, stats.weights_N) | {
@@ -153,9 +153,9 @@ class GradientHarmonization(TwoRowHarmonizer):
     guarantee = "n = 2 only"
     source = f"{_SOURCE}, Eq. 28 and 42"
 
-    def mix(self, pair: Conflict) -> Mixing:
+    def mix(self, pair: Conflict) -> RowMixing:
         """Mutual projection."""
-        return Mixing(projection(pair))
+        return RowMixing(projection(pair))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class RotatingHarmonizer(TwoRowHarmonizer):
         """Angle that row 1 is turned by, radians, in [0, φ]."""
 
     @final
-    def mix(self, pair: Conflict) -> Mixing:
+    def mix(self, pair: Conflict) -> RowMixing:
         """Rotation by ``beta``, or ``gh`` where the rows are nearly opposed; columns bounded by ``max_weight``."""
         opposed = pair.s < self.s_min or pair.s == 0.0
         beta = 0.0 if opposed else self.beta(pair)
@@ -190,7 +190,7 @@ class RotatingHarmonizer(TwoRowHarmonizer):
         if self.max_weight is not None:
             tau = matrix.sum(axis=0)
             matrix = matrix * (np.minimum(tau, self.max_weight) / tau)
-        return Mixing(matrix, beta, opposed)
+        return RowMixing(matrix, beta, opposed)
 
 
 @HARMONIZERS.register("ghpp")
@@ -281,8 +281,8 @@ class PublishedRotation(TwoRowHarmonizer):
     def __post_init__(self) -> None:
         check_number(self.name, "lam", self.lam, 0.0, 1.0)
 
-    def mix(self, pair: Conflict) -> Mixing:
+    def mix(self, pair: Conflict) -> RowMixing:
         """Each row times its own factor."""
         tau1 = 1.0 + 2.0 * math.sin(self.lam * pair.phi / 2.0)
         tau2 = 1.0 - 2.0 * math.sin((1.0 - self.lam) * pair.phi / 2.0)
-        return Mixing(np.diag([tau1, tau2]))
+        return RowMixing(np.diag([tau1, tau2]))

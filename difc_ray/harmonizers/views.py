@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class RowView:
     """The rows that a rule sees, as combinations of the raw rows.
 
     Args:
@@ -27,7 +27,7 @@ class View:
     names: tuple[str, ...]
 
 
-def make_view(between: str, weights_K: np.ndarray, domains: Sequence[str]) -> View:
+def make_view(between: str, weights_K: np.ndarray, domains: Sequence[str]) -> RowView:
     """The view `tasks`, `domains` or `both` of K classification rows g_e and alignment rows a_e (Σ a_e = ∇Ω).
 
     Args:
@@ -40,8 +40,8 @@ def make_view(between: str, weights_K: np.ndarray, domains: Sequence[str]) -> Vi
     eye, ones, none = np.eye(k), np.ones((1, k)), np.zeros((1, k))
     if between == "tasks":
         matrix = np.vstack([np.hstack([none, ones]), np.hstack([weights_K[None], none])])
-        return View(matrix_VN=matrix, base_V=np.ones(2), names=("alignment", "classification"))
+        return RowView(matrix_VN=matrix, base_V=np.ones(2), names=("alignment", "classification"))
     if between == "domains":
-        return View(matrix_VN=eye, base_V=weights_K, names=tuple(domains))
+        return RowView(matrix_VN=eye, base_V=weights_K, names=tuple(domains))
     matrix = np.vstack([np.hstack([eye, 0 * eye]), np.hstack([none, ones])])
-    return View(matrix_VN=matrix, base_V=np.append(weights_K, 1.0), names=(*domains, "alignment"))
+    return RowView(matrix_VN=matrix, base_V=np.append(weights_K, 1.0), names=(*domains, "alignment"))
