@@ -26,11 +26,11 @@ from functools import wraps
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
-from difc_ray.config import Config, masked, run_folder
-from difc_ray.config.problems import SECRET_KEY
+from difc_ray.files import open_own
+from difc_ray.secrets import masked, secret_texts
 
 FOLDER = "logs"
 
@@ -40,13 +40,9 @@ MOST_BYTES = 4 * 2**20
 MOST_CHARACTERS, MOST_OF_A_TRACE = 4_000, 20_000
 """What a message, and the end of a traceback, are cut to."""
 
-SHORTEST_SECRET = 6
-"""Values of fewer characters are too common to be masked wherever they occur."""
-
 PACKAGE = logging.getLogger("difc_ray")
 
 _BY_LEVEL = {logging.WARNING: "notice", logging.ERROR: "error", logging.CRITICAL: "error"}
-_PATHS = ("_PATH", "_FILE", "_DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +130,13 @@ class JsonLines(logging.Formatter):
         return text
 
 
+class TextLog(logging.FileHandler):
+    """A file of log lines that is no link to another."""
+
+    def _open(self) -> TextIOWrapper:
+        return cast(TextIOWrapper, open_own(Path(self.baseFilename), self.mode))
+
+
 class ActorLog(RotatingFileHandler):
     """Writes the lines of one actor; what goes wrong with the file stays here.
 
@@ -172,28 +175,29 @@ class ActorLog(RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         """The file, at the beginning of a line: a process may have been killed in the middle of one."""
-        if self.away and os.path.islink(self.baseFilename):  # everybody may write into a session's folder
-            raise OSError(f"`{self.baseFilename}` is a link")
-        stream = super()._open()
+        stream = cast(TextIOWrapper, open_own(Path(self.baseFilename), self.mode))
         with suppress(OSError), open(self.baseFilename, "rb") as written:
             if written.seek(0, os.SEEK_END) and (written.seek(-1, os.SEEK_END), written.read(1))[1] != b"\n":
                 stream.write("\n")
         return stream
 
 
-def begin_log(config: Config, who: Who, elsewhere: Path | None = None) -> ActorLog | None:
+def begin_log(
+    run_dir: Path, who: Who, settings: Mapping[str, Any], *, debug: bool = False, elsewhere: Path | None = None
+) -> ActorLog | None:
     """From here on, what the package says in this process goes to a file as well.
 
     Args:
-        config: the run's configuration, resolved.
+        run_dir: the run's folder.
         who: whose log it is.
+        settings: the run's, nested; what is secret among them is masked in every line.
+        debug: whether the finest messages are written too.
         elsewhere: folder for an actor that does not see the run's; None: it makes the run's folder itself.
 
     Returns:
         The log, to be handed to :func:`end_log`; None where there is no place for one.
     """
-    folder = run_folder(config) / FOLDER
-    name, away = who.file, False
+    folder, name, away = run_dir / FOLDER, who.file, False
     try:
         if elsewhere is None:
             folder.mkdir(exist_ok=True)
@@ -203,8 +207,8 @@ def begin_log(config: Config, who: Who, elsewhere: Path | None = None) -> ActorL
             return None
     except OSError:
         return None
-    level = logging.DEBUG if config.log_level == "debug" else logging.INFO
-    log = ActorLog(folder / name, JsonLines(who, secrets_of(config, os.environ)), level, away=away)
+    level = logging.DEBUG if debug else logging.INFO
+    log = ActorLog(folder / name, JsonLines(who, secret_texts(settings, os.environ)), level, away=away)
     if not PACKAGE.handlers and not logging.getLogger().handlers and logging.lastResort is not None:
         PACKAGE.addHandler(logging.lastResort)  # which else falls silent with the first handler
     PACKAGE.addHandler(log)
@@ -232,26 +236,6 @@ def end_log(log: ActorLog | None, message: str = "ended") -> None:
 def place_of(log: ActorLog | None) -> str:
     """Where the log is, if that is not the run's folder; else empty."""
     return log.baseFilename if log is not None and log.away else ""
-
-
-def secrets_of(config: Config, environ: Mapping[str, str]) -> set[str]:
-    """Texts that are secret by the name of their setting, or of their environment variable."""
-    found = {
-        value for name, value in environ.items() if SECRET_KEY.search(name) and not name.upper().endswith(_PATHS)
-    } | set(_secret_values(config.model_dump(mode="json")))
-    return {text for text in found if len(text) >= SHORTEST_SECRET}
-
-
-def _secret_values(value: Any, *, secret: bool = False) -> Iterator[str]:
-    """The scalars of a tree that stand below a key that sounds secret."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _secret_values(item, secret=secret or SECRET_KEY.search(str(name)) is not None)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _secret_values(item, secret=secret)
-    elif secret and value is not None and not isinstance(value, bool):
-        yield str(value)
 
 
 @contextmanager

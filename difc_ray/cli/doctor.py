@@ -20,8 +20,9 @@ from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.engines.ray.preflight import step_bytes
 from difc_ray.errors import DifcError
 from difc_ray.runs.fingerprint import versions
+from difc_ray.secrets import masked
 from difc_ray.step.factory import model_of
-from difc_ray.tracking import masked, probe, resolve_uri
+from difc_ray.tracking import probe, resolve_uri
 from difc_ray.vectors import ParameterLayout
 
 Finding = tuple[bool, str]

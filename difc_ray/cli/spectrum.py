@@ -16,10 +16,10 @@ from rich.table import Table
 from difc_ray.cli.tables import console, print_facts, print_note, print_sync, print_table
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError, DifcError
+from difc_ray.files import write_json
 from difc_ray.registry import did_you_mean
-from difc_ray.runs.checkpoint import RunLock
+from difc_ray.runs.checkpoint import run_lock
 from difc_ray.runs.setup import check_run_folder
-from difc_ray.runs.state import write_json
 from difc_ray.studies.spectrum import Options, PairDistance, Spectrum, measure_run
 from difc_ray.studies.spectrum.options import SPLITS, Precision, Scope
 from difc_ray.tracking import add_afterwards
@@ -137,7 +137,7 @@ def write_files(spectrum: Spectrum, folder: Path) -> list[Path]:
 def record(run_dir: Path, spectrum: Spectrum, files: list[Path]) -> None:
     """To the run in MLflow; that it cannot be reached or written costs a note, not the result."""
     try:
-        with RunLock(run_dir):
+        with run_lock(run_dir):
             report = add_afterwards(run_dir, spectrum.points(), files, FOLDER)
     except (DifcError, OSError) as error:
         rest = " Free some space, or make the run's folder writable." if isinstance(error, OSError) else ""

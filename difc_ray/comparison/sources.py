@@ -12,9 +12,10 @@ from typing import Any
 from difc_ray.comparison.records import RunRecord
 from difc_ray.comparison.store import Store
 from difc_ray.errors import ConfigError
+from difc_ray.files import read_json
 from difc_ray.registry import did_you_mean
-from difc_ray.tracking import TrackingFolder, masked, resolve_uri
-from difc_ray.tracking.folder import read_json
+from difc_ray.secrets import masked
+from difc_ray.tracking import TrackingFolder, resolve_uri
 from difc_ray.tracking.uris import sqlite_path, without_credentials
 
 RUNS = Path("runs")

@@ -11,8 +11,8 @@ from typing import Any, Final
 from difc_ray.comparison.histories import Window, histories
 from difc_ray.comparison.records import Curve, RunRecord, record_of, sources_of, trailing_window, validation_key
 from difc_ray.errors import ConfigError
-from difc_ray.tracking import masked, probe
-from difc_ray.tracking.names import hide_secrets
+from difc_ray.secrets import masked
+from difc_ray.tracking import probe
 from difc_ray.tracking.uris import sqlite_path
 
 HESSIAN: Final = "align/hessian"
@@ -93,7 +93,7 @@ class Store:
             for file in files:
                 self.client.log_artifact(run_id, str(file), artifact_path)
         except Exception as error:  # whatever a store raises: the files lie on disk already
-            words = " ".join(hide_secrets(str(error)).split())[:200]
+            words = " ".join(masked(str(error)).split())[:200]
             return f"MLflow did not take the report as artifacts of run {run_id} ({words}); it lies on disk only."
         return None
 
@@ -128,7 +128,7 @@ class Store:
         try:
             yield
         except (MlflowException, OSError) as error:
-            words = " ".join(hide_secrets(str(error)).split())[:300]
+            words = " ".join(masked(str(error)).split())[:300]
             raise ConfigError(
                 f"the MLflow store must answer, got {type(error).__name__}: {words} ({masked(self.uri)}). "
                 "Check that the server runs, and that its MLflow has the version of this one."

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from difc_ray.comparison.comparison import Comparison
 from difc_ray.comparison.figures import drawings
 from difc_ray.comparison.page import page
 from difc_ray.errors import ConfigError
+from difc_ray.files import replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ def write(comparison: Comparison, folder: Path) -> Report:
         for drawing in drawn:
             (folder / f"{drawing.name}.png").unlink(missing_ok=True)
         for path, image in zip(report.figures, images.values(), strict=True):
-            _replace(path, image)
-        _replace(report.data, numbers.encode())
-        _replace(report.page, page(comparison, drawn, images).encode())
+            replace(path, image)
+        replace(report.data, numbers.encode())
+        replace(report.page, page(comparison, drawn, images).encode())
     except OSError as error:
         raise ConfigError(
             f"the report's folder must be one that can be written, got `{folder}`, {error.strerror} (--out). Name "
@@ -87,10 +87,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """A file at once: a reader finds the old or the new content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

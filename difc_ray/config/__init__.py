@@ -6,7 +6,7 @@ from difc_ray.config.bundles import Wish, wishes
 from difc_ray.config.checks import cautions, check
 from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
-from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem, masked
+from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem
 from difc_ray.config.render import RESUMABLE, SYMBOLS, differences, digest, flat, to_yaml
 from difc_ray.config.resolve import (
     PENALTIES,
@@ -64,7 +64,6 @@ __all__ = [
     "has_penalty",
     "import_plugins",
     "load_config",
-    "masked",
     "metric_kind",
     "objective_name",
     "resolve",

@@ -9,7 +9,7 @@ import torch
 
 from difc_ray.config.asking import Asked, Where, value_of
 from difc_ray.config.cluster_checks import asks_for_curvature, cluster_problems
-from difc_ray.config.problems import Problem, masked_values, show
+from difc_ray.config.problems import Problem, show
 from difc_ray.config.resolve import (
     PENALTIES,
     batch_norm_policy,
@@ -36,6 +36,7 @@ from difc_ray.objectives import OBJECTIVES
 from difc_ray.objectives.curvature import fused_layers
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.registry import Registry, did_you_mean
+from difc_ray.secrets import masked_values
 
 _REGISTRIES: tuple[tuple[str, str, Registry[Any]], ...] = (
     ("dataset", "dataset", DATASETS),

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from difc_ray.config.problems import Problem, masked_argument, masked_values, show
+from difc_ray.config.problems import Problem, masked_argument, show
 from difc_ray.config.schema import Leaf, leaves, nearest_key, sections
 from difc_ray.config.yaml_strict import AMBIGUOUS, UnreadableError, read_value
+from difc_ray.secrets import masked_values
 
 WHERE = "command line"
 LIST_ALL = "`difc-ray config` lists all keys."

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from difc_ray.errors import CheckpointError, ConfigError, DataError
+from difc_ray.secrets import HIDDEN, masked, masked_values
 
-SECRET_KEY = re.compile(r"(?i)(token|secret|passw|key|credential)")
-"""Keys whose values are not shown."""
-
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s]*@")
-_QUERY = re.compile(
-    rf"(?P<start>[?&;][^=&;\s]*{SECRET_KEY.pattern.removeprefix('(?i)')}[^=&;\s]*=)[^&;\s]+", re.IGNORECASE
-)
 _SHOWN = 120
 
 
@@ -89,30 +82,6 @@ class CheckpointProblems(CheckpointError):
         return type(self), (self.problems,)
 
 
-def masked(text: str) -> str:
-    """The text without user names and passwords in addresses.
-
-    >>> masked("http://me:secret@host:5000/?token=abc")
-    'http://***@host:5000/?token=***'
-    """
-    return _QUERY.sub(r"\g<start>***", _USERINFO.sub(r"\g<scheme>***@", text))
-
-
-def masked_values(value: Any, key: str = "") -> Any:
-    """A copy of a value with every secret in it replaced by ``***``.
-
-    >>> masked_values({"api_key": 7, "urls": ["ftp://a:b@c"]})
-    {'api_key': '***', 'urls': ['ftp://***@c']}
-    """
-    if SECRET_KEY.search(key):
-        return "***"
-    if isinstance(value, dict):
-        return {name: masked_values(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(masked_values(item) for item in value)
-    return masked(value) if isinstance(value, str) else value
-
-
 def masked_argument(argument: str) -> str:
     """A ``key=value`` argument without its secrets."""
     key, equals, text = argument.partition("=")
@@ -126,7 +95,7 @@ def show(value: Any, key: str = "") -> str:
     ('the text `64`', 'true', 'null', '[1, a]')
     """
     shown = masked_values(value, key)
-    if isinstance(shown, str) and shown != "***":
+    if isinstance(shown, str) and shown != HIDDEN:
         return f"the text `{_short(shown)}`" if shown else "empty text"
     return _short(_plainly(shown))
 

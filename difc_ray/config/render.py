@@ -12,11 +12,12 @@ import yaml
 
 from difc_ray.config.asking import value_of
 from difc_ray.config.overrides import as_argument
-from difc_ray.config.problems import SECRET_KEY, Problem, masked_values
+from difc_ray.config.problems import Problem
 from difc_ray.config.resolve import resolve
 from difc_ray.config.schema import leaves
 from difc_ray.config.tree import Config
 from difc_ray.config.yaml_strict import Dumper
+from difc_ray.secrets import HIDDEN, masked_values
 
 RESUMABLE = (
     "checkpoint",
@@ -139,5 +140,5 @@ def _flatten_options(key: str, value: Any, found: dict[str, str]) -> None:
         for name, item in value.items():
             _flatten_options(f"{key}.{name}", item, found)
         return
-    hidden = SECRET_KEY.search(key)
-    found[key] = "***" if hidden else as_argument(key, masked_values(value))
+    shown = masked_values(value, key)
+    found[key] = shown if shown == HIDDEN else as_argument(key, shown)

@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from difc_ray.config.problems import Problem, masked
+from difc_ray.config.problems import Problem
+from difc_ray.secrets import masked
 
 MAX_DEPTH = 20
 MAX_VALUES = 10_000

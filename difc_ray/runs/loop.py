@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from difc_ray.actor_logs import now_at
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError
+from difc_ray.files import write_json
 from difc_ray.runs import figures
 from difc_ray.runs.checkpoint import load, save
 from difc_ray.runs.metrics_log import MetricsLog, record_metrics
 from difc_ray.runs.profile import Profile
 from difc_ray.runs.selection import SELECTORS
-from difc_ray.runs.state import Progress, checkpoint_path, make_snapshot, model_state, write_json
+from difc_ray.runs.state import Progress, checkpoint_path, make_snapshot, model_state
 from difc_ray.step.coordinator import StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics, worst_domain
 from difc_ray.step.worker import ModelState

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from difc_ray.config import Config
+from difc_ray.files import replace
 from difc_ray.tracing import Recorder, Span, traced_steps
 
 FILE = "profile.json"
@@ -74,13 +75,10 @@ class Profile:
             return "no step was traced: the run ended in its warm-up"
         begin, end = min(span.start_ns for span in traced), max(span.end_ns for span in traced)
         around = [span for span in self.recorder.take() if span.end_ns > begin and span.start_ns < end]
-        partial = self.path.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps(chrome_trace(self.run, [*around, *traced])), encoding="utf-8")
-            partial.replace(self.path)
+            replace(self.path, json.dumps(chrome_trace(self.run, [*around, *traced])))
             self.written = True
         except OSError as error:
-            partial.unlink(missing_ok=True)
             return f"`{self.path}` could not be written ({error.strerror or error}): the run goes on without a profile"
         steps = sorted({span.step for span in traced})
         return f"profile of the steps {steps[0]} to {steps[-1]}: `{self.path}`, to be opened in {VIEWER}"

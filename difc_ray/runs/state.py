@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from difc_ray.config import Config, to_yaml
+from difc_ray.files import write_json
 from difc_ray.models import without_weights
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, load
@@ -84,13 +84,6 @@ def model_state(snapshot: Snapshot, layout: ParameterLayout) -> ModelState:
 
 def _prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from difc_ray.actor_logs import FOLDER as LOGS
-from difc_ray.actor_logs import Who, begin_log, end_log
+from difc_ray.actor_logs import TextLog, Who, begin_log, end_log
 from difc_ray.config import Config, flat, resolve, to_yaml
 from difc_ray.engines.inline import InlineEngine
 from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted, ended
-from difc_ray.runs.checkpoint import RunLock, save
+from difc_ray.files import replace
+from difc_ray.runs.checkpoint import run_lock, save
 from difc_ray.runs.configuration import repetition_warnings
 from difc_ray.runs.loop import Display, Evaluation, Outcome, Start, Training
 from difc_ray.runs.setup import (
@@ -198,7 +199,7 @@ def get_ready(
     config, point = resume_point(wanted)
     uri = tracking_uri(config)
     if point is not None:
-        stack.enter_context(RunLock(point.run_dir))
+        stack.enter_context(run_lock(point.run_dir))
         if wanted.resume == "auto":
             notice(f"the newest run is `{point.run_dir}`: it goes on from step {point.snapshot.step}")
     elif wanted.resume == "auto":
@@ -225,10 +226,10 @@ def open_folder(ready: Ready, repeats: Mapping[str, str], notice: Notice, stack:
     start, point = ready.start, ready.point
     run_dir = open_run(start.config, resumed=point is not None)
     if point is None:
-        stack.enter_context(RunLock(run_dir))
-    (run_dir / "config.yaml").write_text(to_yaml(start.config), encoding="utf-8")
+        stack.enter_context(run_lock(run_dir))
+    replace(run_dir / "config.yaml", to_yaml(start.config))
     if "augmentation" in start.identity:
-        (run_dir / AUGMENTATION_FILE).write_text(start.identity["augmentation"], encoding="utf-8")
+        replace(run_dir / AUGMENTATION_FILE, start.identity["augmentation"])
     stack.enter_context(run_log(run_dir, start.config, notice))
     for message in [*(point.rejected if point else []), *version_warnings(start), *weights_notices(start)]:
         notice(message)
@@ -349,14 +350,15 @@ TOLD_TO_END = (Interrupted, KeyboardInterrupt, GeneratorExit, SystemExit)
 @contextmanager
 def run_log(run_dir: Path, config: Config, notice: Notice) -> Iterator[None]:
     """Everything that the package logs, to the run's files as well; an error with its traceback and a note on it."""
-    handler = logging.FileHandler(run_dir / "run.log", encoding="utf-8", delay=True)
+    handler = TextLog(run_dir / "run.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
     root = logging.getLogger("difc_ray")
     root.addHandler(handler)
     level = root.level
     root.setLevel(logging.INFO)
-    lines = begin_log(config, Who(run=str(config.name), actor="driver"))
+    who, settings = Who(run=str(config.name), actor="driver"), config.model_dump(mode="json")
+    lines = begin_log(run_dir, who, settings, debug=config.log_level == "debug")
     if lines is None:
         notice(f"`{run_dir / LOGS}` cannot be written: the run goes on without the logs of its actors")
     log.info("run `%s` on engine `%s`", config.name, config.engine, extra={"event": "started"})

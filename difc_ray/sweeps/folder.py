@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from difc_ray.config import Config, ConfigProblems, to_yaml
 from difc_ray.errors import CheckpointError
+from difc_ray.files import write_json
 from difc_ray.runs.checkpoint import newest_valid
-from difc_ray.runs.state import write_json
 from difc_ray.sweeps.space import Space, read_space
 from difc_ray.sweeps.trials import Point
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from difc_ray.config import Config, load_config, resolve, to_yaml
 from difc_ray.errors import ConfigError
+from difc_ray.files import write_json
 from difc_ray.runs.checkpoint import load
-from difc_ray.runs.state import export_model, write_json
+from difc_ray.runs.state import export_model
 from difc_ray.sweeps.folder import SweepFolder, TrialRecord
 from difc_ray.sweeps.selection import Candidate, Choice, choose, choose_all
 from difc_ray.sweeps.space import Space

@@ -24,7 +24,7 @@ from difc_ray.config import Config
 from difc_ray.engines.ray.placement import cluster_nodes, connect
 from difc_ray.engines.ray.processes import Head
 from difc_ray.errors import CheckpointError, ClusterError, DifcError, Interrupted
-from difc_ray.runs.checkpoint import RunLock
+from difc_ray.runs.checkpoint import run_lock
 from difc_ray.runs.setup import tracking_uri
 from difc_ray.runs.signals import Signals
 from difc_ray.sweeps.folder import ENDED, SweepFolder, TrialRecord
@@ -179,7 +179,7 @@ def run_sweep(
             resources = Resources(base, cluster_nodes(), folds=space.selection == "leave_one_domain_out")
             resources.check_nodes()
         folder.path.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(RunLock(folder.path))
+        stack.enter_context(run_lock(folder.path))
         folder.interrupted.unlink(missing_ok=True)
         tracker = sweep_tracker(base, folder, uri, resume=resume, notice=notice)
         key = tracker.key if tracker else ""

@@ -21,7 +21,7 @@ from difc_ray.tracking.reading import RecordedRun, read_run, spoiled
 from difc_ray.tracking.settings import UploadSettings
 from difc_ray.tracking.syncing import SyncReport, sync
 from difc_ray.tracking.untracked import Untracked
-from difc_ray.tracking.uris import masked, probe, resolve_uri
+from difc_ray.tracking.uris import probe, resolve_uri
 
 __all__ = [
     "MemoryTracker",
@@ -37,7 +37,6 @@ __all__ = [
     "UploadSettings",
     "add_afterwards",
     "figure_path",
-    "masked",
     "probe",
     "read_run",
     "resolve_uri",

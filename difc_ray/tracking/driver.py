@@ -17,14 +17,16 @@ from typing import Any, SupportsFloat
 import psutil
 
 from difc_ray.errors import CheckpointError, ended
+from difc_ray.files import read_json
+from difc_ray.secrets import masked
 from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
 from difc_ray.tracking.child import UploaderProcess
 from difc_ray.tracking.family import Family
-from difc_ray.tracking.folder import TrackingFolder, read_json
+from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import JournalWriter, survey
 from difc_ray.tracking.names import MAX_TAG, clean_key, clean_params, clean_tags, clean_text, figure_path
 from difc_ray.tracking.settings import UploadSettings
-from difc_ray.tracking.uris import masked, ui_command, without_credentials
+from difc_ray.tracking.uris import ui_command, without_credentials
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 2.0

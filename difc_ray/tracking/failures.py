@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from difc_ray.secrets import masked
 from difc_ray.tracking.names import clean_text
-from difc_ray.tracking.uris import explain_status, masked
+from difc_ray.tracking.uris import explain_status
 
 _TRY_AGAIN = frozenset({401, 403, 407, 408, 423, 425, 429})
 _NETWORK_MODULES = ("sqlalchemy", "sqlite3", "urllib3")

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from difc_ray.errors import CheckpointError
+from difc_ray.files import write_json
 from difc_ray.tracking.child import EXIT_UNAVAILABLE
 from difc_ray.tracking.failures import reason
 from difc_ray.tracking.family import Family, Signature, signature
-from difc_ray.tracking.folder import TrackingFolder, write_json
+from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import ends_with_finish
-from difc_ray.tracking.lock import FolderLock
 from difc_ray.tracking.replay import Replayer
 from difc_ray.tracking.sending import Uploader
 from difc_ray.tracking.settings import UploadSettings
@@ -45,6 +45,9 @@ class Trial:
     _delay_s: float = 0.0
     _skipped: bool = False
 
+    def __post_init__(self) -> None:
+        self._lock = self.folder.lock()
+
     def due(self, bound_s: float) -> bool:
         """Whether enough time has passed since its last failure, of which ``bound_s`` seconds are always enough."""
         return time.monotonic() - self._failed_at >= min(self._delay_s, bound_s)
@@ -53,7 +56,7 @@ class Trial:
         """Take the folder's lock; None if another process sends this trial now."""
         if self.uploader is None:
             try:
-                FolderLock(self.folder.lock).acquire()
+                self._lock.acquire()
             except CheckpointError as error:
                 if not self._skipped:
                     print(f"Skipped for now: {error}", flush=True)
@@ -67,7 +70,7 @@ class Trial:
     def close(self) -> None:
         """Give the lock back; what comes later opens the folder again."""
         if self.uploader is not None:
-            FolderLock(self.folder.lock).release()
+            self._lock.release()
             self.uploader = None
 
     def send(self, uploader: Uploader) -> bool:

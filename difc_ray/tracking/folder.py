@@ -1,12 +1,12 @@
-"""The files of ``<run>/tracking``, and small files that are never seen half-written."""
+"""The files of ``<run>/tracking``, as paths."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from difc_ray.files import Lock, read_json
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,13 @@ class TrackingFolder:
         """Records that MLflow refused for good, each with the reason."""
         return self.path / "refused.jsonl"
 
-    @property
-    def lock(self) -> Path:
-        """Held by the process that uploads."""
-        return self.path / "uploader.lock"
+    def lock(self) -> Lock:
+        """A lock of the process that uploads."""
+        return Lock(
+            self.path / "uploader.lock",
+            rule="the records of a run must be sent by one process at a time",
+            remedy="Wait for it to end, or stop that run first.",
+        )
 
     @property
     def log(self) -> Path:
@@ -79,19 +82,3 @@ class TrackingFolder:
         except OSError:
             return 0
         return len({line.split(",", 1)[0] for line in lines})  # {"seq": N: a repetition counts once
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is none or it cannot be read."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a JSON file at once: a reader finds the old or the new content."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, path)

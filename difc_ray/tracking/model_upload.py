@@ -13,7 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from difc_ray.tracking.folder import TrackingFolder, read_json, write_json
+from difc_ray.files import read_json, write_json
+from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import Record
 from difc_ray.tracking.runs import RunStore
 

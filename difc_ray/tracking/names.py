@@ -7,16 +7,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from difc_ray.secrets import masked, masked_values
+
 MAX_KEY = 250
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
 _FOREIGN = re.compile(r"[^0-9A-Za-z_.\-: /]")
-_SECRET_KEY = re.compile(
-    r"(token|secret|passw|credential|(^|[._-])(api|access|private|auth)?[._-]?key$)", re.IGNORECASE
-)
-_USERINFO = re.compile(r"\b([A-Za-z][A-Za-z0-9+.\-]*://)[^\s/]\S*@")  # greedy: rather too much than half a password
-_QUERY_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:token|secret|passw|credential|key)[^=&\s]*=)[^&\s]+")
 
 
 def clean_key(name: str) -> str:
@@ -38,32 +35,22 @@ def clean_key(name: str) -> str:
 
 def clean_text(text: str, limit: int) -> str:
     """``text`` without secrets and lone surrogates, cut to ``limit`` characters."""
-    printable = hide_secrets(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    printable = masked(text).encode("utf-8", "backslashreplace").decode("utf-8")
     return printable if len(printable) <= limit else printable[: limit - 1] + "…"
 
 
-def hide_secrets(text: str) -> str:
-    """``text`` with the credentials in its URIs replaced by ``***``.
-
-    >>> hide_secrets("no answer from https://ann:pw@host:5000/api?token=abc")
-    'no answer from https://***@host:5000/api?token=***'
-    """
-    return _QUERY_SECRET.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
-
-
 def clean_params(params: Mapping[str, object]) -> dict[str, str]:
-    """Flat parameters as MLflow stores them; texts under keys that sound like secrets are replaced by ``***``."""
+    """Flat parameters as MLflow stores them, without secrets."""
     return {clean_key(key): _shown(key, value, MAX_PARAM) for key, value in flat(params).items()}
 
 
 def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags as MLflow stores them, secrets replaced as in :func:`clean_params`."""
+    """Tags as MLflow stores them, without secrets."""
     return {clean_key(key): _shown(key, value, MAX_TAG) for key, value in tags.items()}
 
 
 def _shown(key: str, value: object, limit: int) -> str:
-    secret = isinstance(value, str) and value and _SECRET_KEY.search(key)
-    return "***" if secret else clean_text(str(value), limit)
+    return clean_text(str(masked_values(value, key)), limit)
 
 
 def flat(params: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from difc_ray.errors import ConfigError
+from difc_ray.secrets import masked
 from difc_ray.tracking.child import uploader_environ
 from difc_ray.tracking.names import MAX_KEY, MAX_PARAM
 from difc_ray.tracking.runs import ATTEMPT_TAG, KEY_TAG
 from difc_ray.tracking.settings import UploadSettings
-from difc_ray.tracking.uris import masked, probe, sqlite_path
+from difc_ray.tracking.uris import probe, sqlite_path
 
 SWEEP_TAG = ("kind", "sweep")
 """Tag and value of a run that stands for a whole sweep."""

@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from difc_ray.files import read_json, write_json
 from difc_ray.tracking.failures import RefusedError, UnavailableError, judge, reason
-from difc_ray.tracking.folder import TrackingFolder, read_json, write_json
+from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import Record, read_records
 from difc_ray.tracking.model_upload import export_model, upload_model
 from difc_ray.tracking.runs import ATTEMPT_TAG, KEY_TAG, PARENT_TAG, RunStore

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from difc_ray.files import exclusive, read_json, write_json
+from difc_ray.secrets import masked
 from difc_ray.tracking.failures import ParentAbsentError, UnavailableError
 from difc_ray.tracking.family import parent_folder
-from difc_ray.tracking.folder import TrackingFolder, read_json, write_json
-from difc_ray.tracking.lock import exclusive
+from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.names import clean_key
-from difc_ray.tracking.uris import masked, sqlite_path, without_credentials
+from difc_ray.tracking.uris import sqlite_path, without_credentials
 
 KEY_TAG = "difc_ray.run_key"
 """Tag by which a run is found when the answer to its creation was lost."""

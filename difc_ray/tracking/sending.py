@@ -7,11 +7,11 @@ import random
 import time
 from dataclasses import dataclass
 
+from difc_ray.files import process_alive, write_json
 from difc_ray.tracking.child import EXIT_UNAVAILABLE
 from difc_ray.tracking.failures import ParentAbsentError, UnavailableError
-from difc_ray.tracking.folder import TrackingFolder, write_json
+from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import ends_with_finish, survey
-from difc_ray.tracking.lock import process_alive
 from difc_ray.tracking.replay import START_FIELDS, Replayer
 from difc_ray.tracking.settings import UploadSettings
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from difc_ray.errors import CheckpointError, DifcError
+from difc_ray.files import process_alive, read_json
+from difc_ray.secrets import masked
 from difc_ray.tracking.child import EXIT_IN_USE, uploader_command, uploader_environ
 from difc_ray.tracking.family import Family
-from difc_ray.tracking.folder import TrackingFolder, read_json
+from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import JournalSurvey, ends_with_finish, last_seq, survey
-from difc_ray.tracking.lock import FolderLock, process_alive
 from difc_ray.tracking.settings import UploadSettings
-from difc_ray.tracking.uris import masked, resolve_uri, ui_command, without_credentials
+from difc_ray.tracking.uris import resolve_uri, ui_command, without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +116,8 @@ def _former_uri(known: JournalSurvey, environ: Mapping[str, str]) -> str:
 
 
 def _refuse_if_in_use(folder: TrackingFolder) -> None:
-    lock = FolderLock(folder.lock)
-    lock.acquire()
-    lock.release()
+    with folder.lock():
+        pass
 
 
 def _run_uploader(folder: TrackingFolder, uri: str, patience_s: float, options: Sequence[str]) -> int:

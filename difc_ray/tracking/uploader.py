@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from difc_ray.errors import CheckpointError
+from difc_ray.secrets import masked
 from difc_ray.tracking.child import EXIT_IN_USE, MEANT
 from difc_ray.tracking.family_upload import FamilyUploader
 from difc_ray.tracking.folder import TrackingFolder
-from difc_ray.tracking.lock import FolderLock
-from difc_ray.tracking.names import hide_secrets
 from difc_ray.tracking.replay import Replayer
 from difc_ray.tracking.sending import Uploader
 from difc_ray.tracking.settings import URI_VARIABLE, UploadSettings
@@ -51,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mask_output()
     with contextlib.suppress(OSError):
         os.nice(5)
-    folder, lock = TrackingFolder(given.run_dir), FolderLock(TrackingFolder(given.run_dir).lock)
+    folder = TrackingFolder(given.run_dir)
+    lock = folder.lock()
     try:
         lock.acquire(0.0 if given.once else _LOCK_WAIT_S)
     except CheckpointError as error:
@@ -103,7 +103,7 @@ class _Masked(io.TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(hide_secrets(text))
+        self._stream.write(masked(text))
         return len(text)
 
     def flush(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from difc_ray.errors import ConfigError
 from difc_ray.registry import did_you_mean
-from difc_ray.tracking.names import hide_secrets
+from difc_ray.secrets import masked
 
 _WEB = ("http", "https")
 _DATABASES = ("postgresql", "mysql", "mssql")
@@ -63,15 +63,6 @@ def resolve_uri(config_uri: str | None, output: Path, environ: Mapping[str, str]
         f"a tracking URI must have a scheme that MLflow knows, got `{masked(uri)}` ({source}). "
         f"{did_you_mean(scheme, _KNOWN)}"
     )
-
-
-def masked(uri: str) -> str:
-    """``uri`` as it may be shown: user name and password replaced.
-
-    >>> masked("http://ann:pw@host:5000")
-    'http://***@host:5000'
-    """
-    return hide_secrets(uri)
 
 
 def without_credentials(uri: str) -> str:
@@ -182,7 +173,7 @@ def _probe_server(uri: str, timeout_s: float) -> str | None:
         )
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        what = f"no answer within {timeout_s:g} s" if isinstance(reason, TimeoutError) else hide_secrets(str(reason))
+        what = f"no answer within {timeout_s:g} s" if isinstance(reason, TimeoutError) else masked(str(reason))
         return f"The MLflow server at `{shown}` cannot be reached: {what}. Start it, or correct `tracking.uri`."
     if text.lstrip().startswith("{"):
         return None

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
-from difc_ray.runs.checkpoint import RunLock
+from difc_ray.runs.checkpoint import run_lock
 from tests.cli import user_module
 from tests.cli.shell import Cli, assert_sentences, files_below, table_rows
 
@@ -183,7 +183,7 @@ def test_52_weights_that_are_not_finite(cli: Cli, trained: Path) -> None:
 
 
 def test_a_run_that_is_being_trained(cli: Cli, trained: Path) -> None:
-    with RunLock(trained):
+    with run_lock(trained):
         before = files_below(trained)
         answer = cli("train", f"resume={trained}", "steps=9")
         assert files_below(trained) == before

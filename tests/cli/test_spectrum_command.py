@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from difc_ray.runs.checkpoint import RunLock
+from difc_ray.runs.checkpoint import run_lock
 from difc_ray.studies.spectrum import measure
 from tests.cli.shell import Cli, assert_sentences, difc_ray
 
@@ -187,7 +187,7 @@ def test_an_output_that_cannot_be(output: str, words: str, cli: Cli, trained: Pa
 def test_what_does_not_get_to_mlflow_costs_a_note(cli: Cli, trained: Path) -> None:
     """Somebody trains in the folder; it cannot be written. The numbers and pictures are there all the same."""
     options = (*LITTLE, "--scope", "head", "--domains", "mnistm", "--steps", "6")
-    with RunLock(trained):
+    with run_lock(trained):
         answer = cli("spectrum", str(trained), *options)
     assert answer.code == 0, answer.err
     assert "the figures are not in MLflow: one process at a time may train in a run folder" in answer.out

@@ -12,9 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from difc_ray.files import read_json, write_json
 from difc_ray.tracking import MlflowTracker, TrackingFolder, UploadSettings, resolve_uri, sync
-from difc_ray.tracking.folder import read_json, write_json
-from difc_ray.tracking.lock import FolderLock
 from tests.mlflow.servers import MlflowServer, Proxy
 from tests.mlflow.test_round_trip import client, points
 from tests.ports import free_port
@@ -83,7 +82,7 @@ def test_one_uploader_sends_a_sweep_and_its_trials(tmp_path: Path, sweep: Path, 
     parent.start(run_name="sweep", params={"samples": 3}, tags={"kind": "sweep"})
     parent.metrics(0, {"best": 1.0})
     eventually(lambda: sent(sweep, "before", uri) == 7, "the first trial has arrived")
-    lock = FolderLock(TrackingFolder(sweep / "trials" / "locked").lock)
+    lock = TrackingFolder(sweep / "trials" / "locked").lock()
     lock.path.parent.mkdir(parents=True)
     lock.acquire()  # as `difc-ray sync` on this trial does
     journal_of_a_trial(sweep, uri, "locked", parent.key, 4.0)
@@ -116,7 +115,7 @@ def sent(sweep: Path, trial: str, uri: str) -> int:
 
 
 def lock_held(run_dir: Path) -> bool:
-    return bool(TrackingFolder(run_dir).lock.read_text())
+    return TrackingFolder(run_dir).lock().path.exists()
 
 
 def test_a_sweep_whose_store_was_away_is_sent_by_sync(

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from difc_ray.errors import CheckpointError
+from difc_ray.files import read_json
 from difc_ray.tracking import MlflowTracker, UploadSettings, sync
-from difc_ray.tracking.folder import read_json
 from tests.mlflow.servers import MlflowServer, Proxy
 from tests.mlflow.test_round_trip import client, points
 from tests.waiting import PATIENCE_S, eventually

@@ -22,12 +22,10 @@ from difc_ray.actor_logs import (
     end_log,
     now_at,
     reports_errors,
-    secrets_of,
 )
 from difc_ray.config import Config
 from difc_ray.errors import NumericError
 from tests.faults import Notices, end_of, fault, faulty_config, resume, train, without_faults
-from tests.runs import small_config
 
 KEYS = {
     "time", "monotonic", "level", "run", "actor", "domain", "part", "step", "attempt", "event", "message", "pid",
@@ -81,15 +79,6 @@ def test_no_line_holds_a_secret(opened: ActorLog, tmp_path: Path) -> None:
     assert "the store said ***" in text
     assert "http://***@host/?token=*** refused" in text
     assert not [secret for secret in ("hunter22", "pass1234", "abcdef") if secret in text]
-
-
-def test_secrets_are_known_by_their_names() -> None:
-    environ = {"MLFLOW_TRACKING_PASSWORD": "tracking-pw", "RAY_AUTH_TOKEN_PATH": "/home/me/token", "HOME": "/home/me"}
-    config = small_config().model_copy(
-        update={"dataset_options": {"api_key": "sesame-open", "nested": [{"credentials": {"user": "alibaba"}}], "n": 7}}
-    )
-    assert secrets_of(config, environ) == {"tracking-pw", "sesame-open", "alibaba"}
-    assert secrets_of(config, {"TOKEN": "short"}) == {"sesame-open", "alibaba"}
 
 
 def test_a_replacement_begins_a_line_of_its_own(tmp_path: Path) -> None:
@@ -164,26 +153,26 @@ def test_an_error_is_reported_once_and_goes_on(opened: ActorLog, tmp_path: Path)
 
 
 def test_an_actor_that_does_not_see_the_run_writes_elsewhere(tmp_path: Path) -> None:
-    config = small_config(output=str(tmp_path / "runs"))
+    run_dir = tmp_path / "runs" / "test"
     session = tmp_path / "session"
     session.mkdir()
     who = Who(run="test", actor="coordinator")
     level, before = PACKAGE.level, list(PACKAGE.handlers)
     try:
-        log = begin_log(config, who, session)
+        log = begin_log(run_dir, who, {}, elsewhere=session)
         assert log is not None
         end_log(log)
         assert [file.name for file in session.iterdir()] == ["difc_ray-test-coordinator.jsonl"]
         assert logbook.place_of(log) == str(session / "difc_ray-test-coordinator.jsonl")
-        assert begin_log(config, who, tmp_path / "nowhere") is None
+        assert begin_log(run_dir, who, {}, elsewhere=tmp_path / "nowhere") is None
         (session / "difc_ray-test-coordinator.jsonl").unlink()
         (session / "difc_ray-test-coordinator.jsonl").symlink_to(tmp_path / "somebody else's")
-        end_log(begin_log(config, who, session))
+        end_log(begin_log(run_dir, who, {}, elsewhere=session))
         assert not (tmp_path / "somebody else's").exists()
-        logs = tmp_path / "runs" / "test" / "logs"
+        logs = run_dir / "logs"
         logs.mkdir(parents=True)
         (logs / "driver.jsonl").write_text("")
-        end_log(log := begin_log(config, who, session))
+        end_log(log := begin_log(run_dir, who, {}, elsewhere=session))
         assert logbook.place_of(log) == ""
         assert lines_of(logs / "coordinator.jsonl")[0]["event"] == "ended"
     finally:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from difc_ray.errors import CheckpointError, ConfigError
@@ -26,10 +25,8 @@ from difc_ray.tracking import (
 from difc_ray.tracking.child import UploaderProcess, uploader_command, uploader_environ
 from difc_ray.tracking.failures import RefusedError, UnavailableError, judge
 from difc_ray.tracking.journal import JournalWriter
-from difc_ray.tracking.lock import FolderLock, exclusive
 from difc_ray.tracking.sending import Uploader
 from tests.runs import small_config
-from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -92,48 +89,6 @@ class TestVerdicts:
         assert isinstance(judge(requests.HTTPError("too large", response=response), "http://h"), RefusedError)
         response.status_code = 500
         assert isinstance(judge(requests.HTTPError("oops", response=response), "http://h"), UnavailableError)
-
-
-class TestLock:
-    def test_one_at_a_time_and_free_again(self, tmp_path: Path) -> None:
-        lock = FolderLock(tmp_path / "lock")
-        lock.acquire()
-        with pytest.raises(CheckpointError, match=f"process {os.getpid()} on"):
-            FolderLock(tmp_path / "lock").acquire()
-        lock.release()
-        FolderLock(tmp_path / "lock").acquire()
-
-    def test_the_lock_of_a_dead_process_is_free(self, tmp_path: Path) -> None:
-        with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
-            process.wait()
-        import socket
-
-        host = socket.gethostname()
-        for holder in (
-            {"pid": process.pid, "started": time.time(), "host": host},
-            {"pid": os.getpid(), "started": psutil.Process().create_time() - 60, "host": host},  # the number was reused
-            {"broken": True},
-        ):
-            (tmp_path / "lock").write_text(json.dumps(holder))
-            FolderLock(tmp_path / "lock").acquire()
-        (tmp_path / "lock").write_text(json.dumps({"pid": process.pid, "started": 0.0, "host": "elsewhere"}))
-        with pytest.raises(CheckpointError, match="on `elsewhere`"):
-            FolderLock(tmp_path / "lock").acquire(0.2)
-
-    def test_exclusive_waits(self, tmp_path: Path) -> None:
-        order: list[str] = []
-
-        def other() -> None:
-            with exclusive(tmp_path / "x", PATIENCE_S):
-                order.append("second")
-
-        with exclusive(tmp_path / "x", PATIENCE_S):
-            thread = threading.Thread(target=other)
-            thread.start()
-            time.sleep(0.2)
-            order.append("first")
-        thread.join()
-        assert order == ["first", "second"]
 
 
 class _FakeReplayer:

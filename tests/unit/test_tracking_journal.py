@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from difc_ray.errors import ConfigError
+from difc_ray.secrets import masked
 from difc_ray.tracking import (
-    masked,
     probe,
     resolve_uri,
 )
 from difc_ray.tracking.journal import JournalWriter, ends_with_finish, read_records, survey
-from difc_ray.tracking.names import clean_key, clean_params, clean_tags, clean_text, figure_path, hide_secrets
+from difc_ray.tracking.names import clean_key, clean_params, clean_tags, clean_text, figure_path
 from difc_ray.tracking.uris import ui_command, without_credentials
 from tests.ports import free_port
 from tests.waiting import PATIENCE_S
@@ -135,9 +135,9 @@ class TestNames:
         }  # fmt: skip
         assert clean_tags({"db.password": "x", "git": "abc"}) == {"db.password": "***", "git": "abc"}
         for uri in ("http://u:p/w@h:1", "postgresql+psycopg2://u:p@w@h/db", "http://tok@h"):
-            assert hide_secrets(f"failed: {uri} now").count("***@h") == 1
-            assert "p" not in hide_secrets(uri).split("://")[1].replace("***", "").split("h")[0]
-        assert hide_secrets("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+            assert masked(f"failed: {uri} now").count("***@h") == 1
+            assert "p" not in masked(uri).split("://")[1].replace("***", "").split("h")[0]
+        assert masked("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
 
     def test_long_text_and_surrogates(self) -> None:
         assert len(clean_text("x" * 9000, 6000)) == 6000

@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 
+from difc_ray.files import exclusive, write_json
 from difc_ray.tracking import (
     TrackingFolder,
 )
 from difc_ray.tracking.failures import UnavailableError
-from difc_ray.tracking.folder import write_json
 from difc_ray.tracking.journal import JournalWriter
-from difc_ray.tracking.lock import exclusive
 from difc_ray.tracking.replay import Replayer
 from difc_ray.tracking.runs import KEY_TAG, RunStore
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+
+from difc_ray.files import replacing
 
 VERSION: Final = 1
 _ARRAYS: Final = {"labels": np.int64, "sizes": np.int64, "splits": np.int8}
@@ -44,11 +45,9 @@ def store_index(key: tuple[object, ...], packed: Mapping[str, Any]) -> None:
     plain = {name: value for name, value in packed.items() if name not in (*_ARRAYS, "files")}
     head = json.dumps({"version": VERSION, "key": repr(key), **plain}).encode()
     files = b"\0".join(os.fsencode(each) for each in packed["files"])
-    temporary = ""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".images-", delete=False) as file:
-            temporary = file.name
+        with replacing(path) as file:
             np.savez(
                 file,
                 allow_pickle=False,
@@ -56,10 +55,8 @@ def store_index(key: tuple[object, ...], packed: Mapping[str, Any]) -> None:
                 files=np.frombuffer(files, dtype=np.uint8),
                 **{name: packed[name] for name in _ARRAYS},
             )
-        os.replace(temporary, path)
     except (OSError, ValueError):
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        return
 
 
 def load_index(key: tuple[object, ...], fingerprint: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import torch
 from ray.util.placement_group import PlacementGroup
 
 from difc_ray.actor_logs import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
-from difc_ray.config import Config, import_plugins
+from difc_ray.config import Config, import_plugins, run_folder
 from difc_ray.determinism import pin_threads
 from difc_ray.engines.ray.collective import CollectiveDomains
 from difc_ray.engines.ray.gauges import StepGauges
@@ -140,7 +140,13 @@ class Coordinator:
         self.stopping.clear()
         import_plugins(config.plugins)
         end_log(self.log)
-        self.log = begin_log(config, Who(run=str(config.name), actor="coordinator"), session_logs())
+        self.log = begin_log(
+            run_folder(config),
+            Who(run=str(config.name), actor="coordinator"),
+            config.model_dump(mode="json"),
+            debug=config.log_level == "debug",
+            elsewhere=session_logs(),
+        )
         log.info("%s, %d workers", type(self.domains).__name__, len(self.domains.plan.owners) - 1,
                  extra={"event": "started"})  # fmt: skip
         infos = self.domains.start(config, run)

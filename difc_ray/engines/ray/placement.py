@@ -15,11 +15,12 @@ import ray
 from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from difc_ray.config import Config, masked
+from difc_ray.config import Config
 from difc_ray.engines.ray.access import check_head, on_loopback_only, token_found
 from difc_ray.engines.ray.planning import Node, PlacementPlan, wanted_by
 from difc_ray.engines.ray.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
+from difc_ray.secrets import masked
 
 PROBE_S = 5.0
 """Seconds that an address has to answer; Ray itself would try for minutes."""

@@ -14,7 +14,7 @@ import ray
 import torch
 
 from difc_ray.actor_logs import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
-from difc_ray.config import Config, import_plugins
+from difc_ray.config import Config, import_plugins, run_folder
 from difc_ray.determinism import pin_threads
 from difc_ray.objectives import Vectors
 from difc_ray.objectives.losses import Confusion
@@ -73,7 +73,13 @@ class DomainWorker:
         self.end()
         number = part + 1 if config.cluster.replicas > 1 else None
         who = Who(run=str(config.name), actor="worker", domain=domain, part=number)
-        self.log = begin_log(config, who, session_logs())
+        self.log = begin_log(
+            run_folder(config),
+            who,
+            config.model_dump(mode="json"),
+            debug=config.log_level == "debug",
+            elsewhere=session_logs(),
+        )
         log.info("domain `%s`", domain, extra={"event": "started"})
         model, loss = model_of(config)
         self.config, self.domain = config, domain

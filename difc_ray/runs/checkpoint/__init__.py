@@ -9,15 +9,13 @@
 from __future__ import annotations
 
 from difc_ray.runs.checkpoint.folder import DamagedCheckpointError
-from difc_ray.runs.checkpoint.lock import RunLock
 from difc_ray.runs.checkpoint.snapshot import BUFFER_PREFIX, Snapshot, compare_layout
-from difc_ray.runs.checkpoint.store import Rejected, best, find_newest_run, listed, load, newest_valid, save
+from difc_ray.runs.checkpoint.store import Rejected, best, find_newest_run, listed, load, newest_valid, run_lock, save
 
 __all__ = [
     "BUFFER_PREFIX",
     "DamagedCheckpointError",
     "Rejected",
-    "RunLock",
     "Snapshot",
     "best",
     "compare_layout",
@@ -25,5 +23,6 @@ __all__ = [
     "listed",
     "load",
     "newest_valid",
+    "run_lock",
     "save",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difc_ray.errors import CheckpointError
+from difc_ray.files import flush
 from difc_ray.runs.checkpoint.snapshot import Snapshot, nonfinite_weight
 
 FORMAT = "difc_ray checkpoint"
@@ -90,15 +90,6 @@ def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         taken.add(plain.data_ptr())
         out[name] = plain
     return out
-
-
-def flush(path: Path) -> None:
-    """Waits until a file or directory is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sha256(path: Path) -> str:

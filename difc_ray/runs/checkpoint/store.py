@@ -1,7 +1,7 @@
 """The folder of a run's checkpoints: save atomically, find the newest valid one, prune.
 
 A checkpoint is written under a temporary name, flushed file by file, and renamed; whoever is killed at any
-moment leaves the earlier checkpoints as they were. One process at a time may save (see ``RunLock``); any number
+moment leaves the earlier checkpoints as they were. One process at a time may save (see :func:`run_lock`); any number
 may read.
 """
 
@@ -17,14 +17,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from safetensors import SafetensorError
 
 from difc_ray.errors import CheckpointError
+from difc_ray.files import UNFINISHED, Lock, flush, private_name, process_alive, replace
 from difc_ray.runs.checkpoint.folder import (
     MANIFEST,
     DamagedCheckpointError,
-    flush,
     read_folder,
     size_on_disk,
     write_folder,
@@ -34,9 +33,18 @@ from difc_ray.runs.checkpoint.snapshot import Snapshot, nonfinite_weight
 LATEST, BEST = "latest", "best.json"
 
 _NAME = re.compile(r"step-(\d{8,})")
-_UNFINISHED, _REPLACED = ".tmp-", ".old-"
+_REPLACED = ".old-"
 _FOREIGN_LEFTOVER_S = 86_400.0
 """Leftovers of another host are removed by readers only after a day: nobody here can tell if it still writes."""
+
+
+def run_lock(run_dir: Path) -> Lock:
+    """The lock of a run folder, held by the process that trains in it."""
+    return Lock(
+        run_dir / ".lock",
+        rule="one process at a time may train in a run folder",
+        remedy="Stop that one or choose another `name`.",
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: bool) -> Path:
             f"(`{root}`). Nothing was written; continue from an earlier checkpoint with a smaller learning rate."
         )
     target = root / f"step-{snapshot.step:08d}"
-    temporary = root / _private(_UNFINISHED, target.name)
+    temporary = root / private_name(UNFINISHED, target.name)
     try:
         if not root.is_dir():
             root.mkdir(parents=True)
@@ -82,9 +90,10 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: bool) -> Path:
         temporary.mkdir()
         write_folder(temporary, snapshot)
         _put_in_place(temporary, target)
-        _write_pointer(root / LATEST, target.name + "\n")
+        replace(root / LATEST, target.name + "\n", durable=True)
         if best:
-            _write_pointer(root / BEST, json.dumps({"checkpoint": target.name, "step": snapshot.step}) + "\n")
+            pointer = {"checkpoint": target.name, "step": snapshot.step}
+            replace(root / BEST, json.dumps(pointer) + "\n", durable=True)
     except (OSError, SafetensorError) as error:
         raise _not_written(root, snapshot, error) from error
     finally:
@@ -182,7 +191,7 @@ def _step(path: Path) -> int:
 
 def _put_in_place(temporary: Path, target: Path) -> None:
     """Renames the finished directory to its name; one that has the name already steps aside first."""
-    replaced = target.parent / _private(_REPLACED, target.name)
+    replaced = target.parent / private_name(_REPLACED, target.name)
     if target.exists():
         target.rename(replaced)
     temporary.rename(target)
@@ -190,28 +199,14 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write_pointer(path: Path, text: str) -> None:
-    """Replaces a small text file atomically."""
-    temporary = path.with_name(_private(_UNFINISHED, path.name))
-    temporary.write_text(text, encoding="utf-8")
-    flush(temporary)
-    temporary.replace(path)
-    flush(path.parent)
-
-
 def _prune(root: Path, step: int, keep: int) -> None:
     """Removes all but the newest ``keep`` checkpoints up to this step, and the best."""
     kept = {*[path for path in _checkpoints(root) if _step(path) <= step][-keep:], best(root)}
     for path in _checkpoints(root):
         if path not in kept:
-            doomed = root / _private(_UNFINISHED, path.name)
+            doomed = root / private_name(UNFINISHED, path.name)
             path.rename(doomed)  # so that a half-removed one is never taken for a damaged one
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _private(prefix: str, name: str) -> str:
-    """A name that says whose leftover it is, should this process die."""
-    return f"{prefix}{name}@{socket.gethostname()}@{os.getpid()}"
 
 
 def _remove_leftovers(root: Path, *, of_anyone: bool) -> None:
@@ -222,7 +217,7 @@ def _remove_leftovers(root: Path, *, of_anyone: bool) -> None:
         of_anyone: also those whose owner may still be alive: for the one process that may save.
     """
     for entry in root.iterdir():
-        if not entry.name.startswith((_UNFINISHED, _REPLACED)) or not (of_anyone or _is_orphan(entry)):
+        if not entry.name.startswith((UNFINISHED, _REPLACED)) or not (of_anyone or _is_orphan(entry)):
             continue
         target = root / entry.name.removeprefix(_REPLACED).partition("@")[0]
         if entry.name.startswith(_REPLACED) and not target.exists():
@@ -238,7 +233,7 @@ def _is_orphan(entry: Path) -> bool:
     _, _, owner = entry.name.partition("@")
     host, _, pid = owner.rpartition("@")
     if host == socket.gethostname() and pid.isdigit():
-        return not psutil.pid_exists(int(pid))
+        return not process_alive(int(pid), None, host)
     return time.time() - entry.stat().st_mtime > _FOREIGN_LEFTOVER_S
 
 

@@ -17,11 +17,11 @@ import torch
 
 from difc_ray.config import Config
 from difc_ray.data import Domain
+from difc_ray.files import write_json
 from difc_ray.models import Model, inference
 from difc_ray.objectives.curvature import HeadCurvature
 from difc_ray.objectives.losses import Loss
 from difc_ray.runs.checkpoint import load
-from difc_ray.runs.state import write_json
 from difc_ray.step.factory import load_domain, model_of
 from difc_ray.step.worker import head_curvature
 from difc_ray.vectors import ParameterLayout, write_theta

@@ -1,4 +1,4 @@
-"""One driver per run folder."""
+"""Files: whole or not at all, never by a link, and one process at a time."""
 
 from __future__ import annotations
 
@@ -11,27 +11,79 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from difc_ray.errors import CheckpointError
-from difc_ray.runs.checkpoint import (
-    RunLock,
-)
-from tests.checkpoints import (
-    ROOT,
-    environment,
-    names,
-)
+from difc_ray.files import Lock, exclusive, open_own, read_json, replace, replacing, write_json
+from difc_ray.runs.checkpoint import run_lock
+from difc_ray.tracking import TrackingFolder
+from tests.checkpoints import ROOT, environment, names
 from tests.processes import alive
 from tests.waiting import PATIENCE_S
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"step": 1})
+    assert path.read_text() == '{\n  "step": 1\n}\n'
+    mode = path.stat().st_mode & 0o777
+    with suppress(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert read_json(path) == {"step": 1}
+    with replacing(path, durable=True) as file:
+        file.write(b"[1]")
+        assert read_json(path) == {"step": 1}
+    assert path.read_text() == "[1]"
+    assert read_json(path) == read_json(tmp_path / "absent") == {}
+    assert names(tmp_path) == ["a.json"]
+    assert (path.stat().st_mode & 0o777, mode) == (0o666 & ~umask(),) * 2
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+def test_what_a_killed_process_of_our_number_left_is_no_hindrance(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as file:
+        leftover = Path(file.name)
+    leftover.symlink_to(tmp_path / "b")
+    replace(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    """Whoever may write into the folder could else have us overwrite any file of ours."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    for name in ("run.log", "config.yaml", ".lock"):
+        (tmp_path / name).symlink_to(precious)
+    with pytest.raises(OSError, match="a link, which could lead elsewhere"):
+        open_own(tmp_path / "run.log", "a")
+    replace(tmp_path / "config.yaml", "seed: 1\n")
+    assert not (tmp_path / "config.yaml").is_symlink()
+    with pytest.raises(CheckpointError, match="must be writable"):
+        run_lock(tmp_path).acquire()
+    assert precious.read_text() == "mine"
+
+
+# ---- locks -----------------------------------------------------------------------------------------------------------
+
 
 HOLD = """
 import sys
 from pathlib import Path
-from difc_ray.runs.checkpoint import RunLock
-with RunLock(Path(sys.argv[1])):
+from difc_ray.files import Lock
+with Lock(Path(sys.argv[1]) / ".lock", rule="", remedy=""):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -51,14 +103,15 @@ def hold(folder: Path) -> subprocess.Popen[str]:
 FORK = """
 import os, sys, time
 from pathlib import Path
-from difc_ray.runs.checkpoint import RunLock
-lock = RunLock(Path(sys.argv[1]))
-lock.acquire()
+from difc_ray.files import Lock
+def lock(): return Lock(Path(sys.argv[1]) / ".lock", rule="", remedy="")
+held = lock()
+held.acquire()
 child = os.fork()
 if not child:
     time.sleep(600)
 try:
-    RunLock(Path(sys.argv[1])).acquire()
+    lock().acquire()
 except Exception as error:
     print(child, type(error).__name__, flush=True)
 time.sleep(600)
@@ -73,18 +126,57 @@ def close(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=PATIENCE_S)
 
 
+def test_who_has_a_folder_is_said(tmp_path: Path) -> None:
+    folder = TrackingFolder(tmp_path)
+    folder.path.mkdir()
+    for make, rule, remedy in (
+        (lambda: run_lock(tmp_path), "one process at a time may train in a run folder", "choose another `name`"),
+        (folder.lock, "the records of a run must be sent by one process at a time", "Wait for it to end"),
+    ):
+        with make(), pytest.raises(CheckpointError, match=f"^{rule}, got one in use by pid {os.getpid()} .*{remedy}"):
+            make().acquire()
+        with make():
+            pass
+
+
+def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
+    first, second = (Lock(tmp_path / "x", rule="r", remedy="") for _ in range(2))
+    first.acquire()
+    timer = threading.Timer(0.5, first.release)
+    timer.start()
+    second.acquire(PATIENCE_S)
+    timer.join()
+    second.release()
+
+
+def test_exclusive_waits_and_then_goes_on_without(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def other() -> None:
+        with exclusive(tmp_path / "x", PATIENCE_S):
+            order.append("second")
+
+    with exclusive(tmp_path / "x", PATIENCE_S):
+        thread = threading.Thread(target=other)
+        thread.start()
+        with exclusive(tmp_path / "x", 0.2):
+            order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
 def test_second_driver_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     process = hold(tmp_path)
     try:
         with pytest.raises(
             CheckpointError, match=f"in use by pid {process.pid} on host {socket.gethostname()}"
         ) as caught:
-            RunLock(tmp_path).acquire()
+            run_lock(tmp_path).acquire()
         assert caught.value.exit_code == 6
     finally:
         close(process)
     assert names(tmp_path) == []
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
@@ -93,10 +185,10 @@ def test_lock_of_a_killed_driver_is_taken_over(tmp_path: Path) -> None:
     process.kill()
     close(process)
     assert names(tmp_path) == [".lock"]
-    with RunLock(tmp_path) as lock:
+    with run_lock(tmp_path) as lock:
         assert lock.path.exists()
         with pytest.raises(CheckpointError, match=f"pid {os.getpid()}"):
-            RunLock(tmp_path).acquire()
+            run_lock(tmp_path).acquire()
     assert names(tmp_path) == []
 
 
@@ -110,11 +202,11 @@ def test_lock_of_a_killed_driver_is_free_although_its_loaders_live(tmp_path: Pat
     try:
         assert error == "CheckpointError"
         with pytest.raises(CheckpointError, match=f"in use by pid {process.pid}"):
-            RunLock(tmp_path).acquire()
+            run_lock(tmp_path).acquire()
         process.kill()
         process.wait()
         assert alive(int(child))
-        with RunLock(tmp_path):
+        with run_lock(tmp_path):
             pass
     finally:
         process.kill()
@@ -126,13 +218,13 @@ def test_lock_of_a_killed_driver_is_free_although_its_loaders_live(tmp_path: Pat
 @pytest.mark.parametrize("content", ["", "{", '{"pid": 1}', "[]"])
 def test_unreadable_lock_files_are_taken_over(tmp_path: Path, content: str) -> None:
     (tmp_path / ".lock").write_text(content)
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         pass
     assert names(tmp_path) == []
 
 
 def test_release_is_harmless_when_not_held_or_already_gone(tmp_path: Path) -> None:
-    lock = RunLock(tmp_path)
+    lock = run_lock(tmp_path)
     lock.release()
     lock.acquire()
     lock.acquire()
@@ -143,7 +235,7 @@ def test_release_is_harmless_when_not_held_or_already_gone(tmp_path: Path) -> No
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"must be writable, got No such file or directory"):
-        RunLock(tmp_path / "absent").acquire()
+        run_lock(tmp_path / "absent").acquire()
 
 
 def test_without_file_locks_the_named_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,18 +248,18 @@ def test_without_file_locks_the_named_process_decides(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", unsupported)
     try:
         with pytest.raises(CheckpointError, match=f"pid {process.pid} .*surely gone, delete"):
-            RunLock(tmp_path).acquire()
+            run_lock(tmp_path).acquire()
         other_start = json.loads(held) | {"started": 5.0}
         (tmp_path / ".lock").write_text(json.dumps(other_start))  # the number was given to another process since
-        with RunLock(tmp_path):
+        with run_lock(tmp_path):
             pass
         (tmp_path / ".lock").write_text(json.dumps(json.loads(held) | {"host": "elsewhere"}))
         with pytest.raises(CheckpointError, match="on host elsewhere"):
-            RunLock(tmp_path).acquire()
+            run_lock(tmp_path).acquire()
     finally:
         close(process)
     (tmp_path / ".lock").write_text(held)
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         pass
     monkeypatch.undo()
 
@@ -185,8 +277,8 @@ def test_a_lock_file_removed_between_open_and_lock_is_not_taken_for_ours(
         real(handle, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
         with pytest.raises(CheckpointError, match="in use"):
-            RunLock(tmp_path).acquire()
-    assert len(calls) == 3
+            run_lock(tmp_path).acquire()
+    assert len(calls) > 2
