@@ -5,13 +5,22 @@ export RAY_USAGE_STATS_ENABLED := 0
 export NO_ALBUMENTATIONS_UPDATE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test test-fast test-rest test-all check format bench docs clean
 
 demo: .venv/installed  ## train on real digits, one Ray worker per source domain
 	$(BIN)/difc-ray train
 
-test: .venv/installed  ## the whole test suite
+test: .venv/installed  ## the first tier: a proof of every promise
+	$(BIN)/python -m pytest -q -n 2 -m core
+
+test-rest: .venv/installed  ## what the first tier leaves out
+	$(BIN)/python -m pytest -q -n 2 -m "not core"
+
+test-all: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest -q -n 2
+
+test-fast: .venv/installed  ## no Ray, no server, no subprocess
+	$(BIN)/python -m pytest -q -n 2 -m "not (ray or mlflow or process or slow)"
 
 check: .venv/installed  ## what CI checks besides the tests: format, lint, types, import layers
 	$(BIN)/ruff format --check .

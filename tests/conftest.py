@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.processes import command_of
+from tests.processes import STARTED, children_of_ours, command_of, remember_start
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -18,6 +19,7 @@ os.environ.setdefault("DIFC_RAY_TRACKING_DRAIN_S", "100")  # a busy machine send
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin at barriers starve the other test processes
 os.environ["RAY_AUTH_MODE"] = "token"  # every Ray of the suite wants a token, and only this process tree has it
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or hundreds of processes would compile the package again
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("COLUMNS", None)  # a worker of a parallel run is told a width
 os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -28,6 +30,7 @@ import psutil
 import pytest
 
 from tests.longest import LONGEST
+from tests.tiers import FIXTURES, is_core
 
 ALLOWED_VARIABLES = (
     "RAY_",
@@ -45,11 +48,23 @@ ALLOWED_VARIABLES = (
 """What libraries set when they are imported (OpenCV: the last one)."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: a parallel run, in which files stay together, then ends with short ones.
+sys.dont_write_bytecode = False
+sys.addaudithook(remember_start)
 
-    With `--no-loadscope-reorder`; what xdist would put last are files with few tests, which are the longest.
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks for what `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks from fixtures, the tiers, and the longest files first.
+
+    A parallel run, in which files stay together, then ends with short ones. With `--no-loadscope-reorder`; what xdist
+    would put last are files with few tests, which are the longest.
     """
+    STARTED.clear()
+    for item in items:
+        for name in set(FIXTURES).intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(FIXTURES[name])
+        if is_core(item.nodeid, [mark.name for mark in item.iter_markers()]):
+            item.add_marker("core")
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
 
@@ -59,14 +74,14 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Environment variables and child processes are as before (the session's Ray and MLflow aside)."""
     environment = dict(os.environ)
     shared = {name for name in ("ray_session", "mlflow_server") if name in request.fixturenames}
-    children = {child.pid for child in psutil.Process().children()}
+    children = {child.pid for child in children_of_ours()}
     yield
     changed = {name for name in set(environment) ^ set(os.environ) if not name.startswith(ALLOWED_VARIABLES)}
     changed |= {n for n in environment if n in os.environ and environment[n] != os.environ[n]
                 and not n.startswith(ALLOWED_VARIABLES)}  # fmt: skip
     assert not changed, f"the test changed environment variables: {sorted(changed)}"
     if not shared:
-        left = [child for child in psutil.Process().children() if child.pid not in children]
+        left = [child for child in children_of_ours() if child.pid not in children]
         _, alive = psutil.wait_procs(left, timeout=30)
         names = [name for child in alive if (name := " ".join(command_of(child)[:4]))]
         assert not [name for name in names if "resource_tracker" not in name], f"the test left processes: {names}"

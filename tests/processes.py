@@ -1,8 +1,33 @@
-"""Looking at processes that may end at any moment."""
+"""Processes: what tests have started, and a look at those that may end at any moment."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import psutil
+
+QUICK_PROGRAMS = ("bash", "git", "grep", "sha256sum", "true")
+"""What a test may start without the mark `process`."""
+
+STARTED: list[str] = []
+"""Commands of processes that this one has started through `subprocess`, as long as nobody clears it."""
+
+
+def remember_start(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook that fills :data:`STARTED`."""
+    if event == "subprocess.Popen" and Path(os.fsdecode(arguments[0])).name not in QUICK_PROGRAMS:
+        STARTED.append(f"{arguments[0]}: {arguments[1]}")
+
+
+def children_of_ours() -> list[psutil.Process]:
+    """Processes that this one has started and that somebody has yet to wait for."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there is none: psutil would look at every process of the machine to say so
+        return []
+    return psutil.Process().children()
 
 
 def command_of(process: psutil.Process) -> list[str]:

@@ -204,6 +204,7 @@ def test_a_pipeline_is_tried_on_a_picture_of_every_source_before_the_run(tmp_pat
     assert [name in each for name, each in zip(config.sources, caught.value.problems, strict=True)] == [True] * 3
 
 
+@pytest.mark.process
 def test_nothing_is_asked_of_the_network(tmp_path: Path) -> None:
     """The library would look for a newer version of itself when it is imported."""
     program = (

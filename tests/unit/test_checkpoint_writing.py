@@ -69,6 +69,7 @@ assert newest_valid(root)[1].step == 2
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("what", "limit"), [("next", 50_000), ("resave", 50_000), ("next", 0)])
 def test_a_disk_that_takes_no_more_leaves_the_old_ones(tmp_path: Path, what: str, limit: int) -> None:
     done = run_python(LIMITED, str(tmp_path / "c"), what, str(limit))
@@ -146,6 +147,7 @@ while True:
 """
 
 
+@pytest.mark.process
 def test_sigkill_at_any_moment_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     root = tmp_path / "c"
     rng = np.random.Generator(np.random.PCG64(1))

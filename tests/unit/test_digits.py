@@ -177,6 +177,7 @@ def test_content_is_the_same_for_every_seed_and_splits_are_not() -> None:
         assert other.split_indices("val").tolist() != load(name).split_indices("val").tolist()
 
 
+@pytest.mark.process
 def test_another_process_makes_the_same_without_importing_matplotlib() -> None:
     code = """
 import sys

@@ -208,6 +208,7 @@ for name in family.domain_names():
 """
 
 
+@pytest.mark.process
 def test_another_process_makes_the_same(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(root)], env=environment({"PYTHONHASHSEED": "77"}),

@@ -147,6 +147,7 @@ def test_confusion_over_time_shows_the_first_and_the_last_of_many() -> None:
     assert np.asarray(panels[-1].images[0].get_array())[0].tolist() == [0.25, 0.75, 0.0]
 
 
+@pytest.mark.process
 def test_pyplot_is_never_imported() -> None:
     script = "import sys, difc_ray.runs.figures as f; f.loss_curves([], {}); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -165,6 +165,7 @@ def test_exclusive_waits_and_then_goes_on_without(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
+@pytest.mark.process
 def test_second_driver_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     process = hold(tmp_path)
     try:
@@ -180,6 +181,7 @@ def test_second_driver_is_refused_until_the_first_ends(tmp_path: Path) -> None:
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.process
 def test_lock_of_a_killed_driver_is_taken_over(tmp_path: Path) -> None:
     process = hold(tmp_path)
     process.kill()
@@ -192,6 +194,7 @@ def test_lock_of_a_killed_driver_is_taken_over(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.process
 def test_lock_of_a_killed_driver_is_free_although_its_loaders_live(tmp_path: Path) -> None:
     """They end some seconds after it. While it lives, the lock is its own, whatever they close."""
     process = subprocess.Popen(
@@ -238,6 +241,7 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
         run_lock(tmp_path / "absent").acquire()
 
 
+@pytest.mark.process
 def test_without_file_locks_the_named_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = hold(tmp_path)
     held = (tmp_path / ".lock").read_text()

@@ -79,6 +79,7 @@ def test_evaluation_computes_in_the_precision_of_training() -> None:
     assert found["float32"] == pytest.approx(found["bf16"], rel=0.02)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],

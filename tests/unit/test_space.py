@@ -277,6 +277,7 @@ def test_the_spaces_that_come_with_the_package_are_found_anywhere(
     assert find_space("smoke") == Path("tune_spaces/smoke.yaml")  # one's own comes first
 
 
+@pytest.mark.process
 def test_the_wheel_has_the_spaces(tmp_path: Path) -> None:
     """Built as `pip` does, and used from a folder where nothing else is."""
     source, empty, installed = tmp_path / "source", tmp_path / "empty", tmp_path / "installed"

@@ -240,6 +240,7 @@ class TestDriver:
         kinds = [(record["kind"], record.get("status"), record.get("parent")) for record in self.records(tmp_path)]
         assert kinds == [("start", None, "p"), ("finish", "FAILED", None)]
 
+    @pytest.mark.process
     def test_recording_is_cheap(self, tmp_path: Path) -> None:
         """30 values cost less than 0.3 ms (here: median; about 0.03 ms), in a process without run-time type checks."""
         script = (
@@ -303,6 +304,7 @@ def test_a_run_without_mlflow_keeps_figures_in_its_folder_and_nothing_in_memory(
     assert (summary.run_id, summary.pending) == (None, 0)
 
 
+@pytest.mark.process
 def test_importing_tracking_is_cheap() -> None:
     script = "import sys, difc_ray.tracking; print({'mlflow', 'torch', 'matplotlib', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
