@@ -122,7 +122,8 @@ def evaluate(run_dir: RunFolder, settings: Settings = None) -> None:
     difc-ray evaluate runs/NAME
     difc-ray evaluate runs/NAME target=fonts        on another target
     """  # noqa: D301
-    from difc_ray.cli.tables import print_facts, print_note, print_result
+    from difc_ray.cli.console import print_facts, print_note
+    from difc_ray.cli.tables import print_result
     from difc_ray.runs.evaluate import draw_confusions
     from difc_ray.runs.evaluate import evaluate as run
 
@@ -375,7 +376,8 @@ def sync(
     difc-ray sync runs/SWEEP                        a sweep and all of its trials
     difc-ray sync runs/NAME --uri http://127.0.0.1:5000
     """  # noqa: D301
-    from difc_ray.cli.tables import console, print_sync
+    from difc_ray.cli.console import console
+    from difc_ray.cli.tables import print_sync
     from difc_ray.tracking import sync as run
 
     if not (run_dir / "tracking").is_dir():

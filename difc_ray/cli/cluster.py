@@ -8,7 +8,7 @@ import ray
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.tables import console, print_facts, print_table
+from difc_ray.cli.console import console, print_facts, print_table
 from difc_ray.config import Config, resolve
 from difc_ray.engines.ray.placement import cluster_nodes, connect
 from difc_ray.engines.ray.planning import Node, PlacementPlan, amounts, lacks_of, node_names, plan_for

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.tables import print_facts, print_note, print_table
+from difc_ray.cli.console import print_facts, print_note, print_table
 from difc_ray.comparison import Reported, report
 from difc_ray.comparison import text as wording
 from difc_ray.comparison.comparison import Comparison, SeedMean

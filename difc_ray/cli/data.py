@@ -63,8 +63,9 @@ def check_data(config: Config, *, everything: bool) -> int:
     """
     from rich.markup import escape
 
+    from difc_ray.cli.console import console, print_facts, print_note, print_table
     from difc_ray.cli.reading import find_faults
-    from difc_ray.cli.tables import console, print_facts, print_note, print_table, shortened
+    from difc_ray.cli.tables import shortened
     from difc_ray.config.preflight import strange_classes
     from difc_ray.data import open_domain
     from difc_ray.step.factory import family_of
@@ -134,8 +135,8 @@ def export(
     difc-ray data export pictures                                  the digits
     difc-ray data export clothes dataset=fashion sources=plain,photo target=sketch --limit 100
     """  # noqa: D301
+    from difc_ray.cli.console import console, print_facts
     from difc_ray.cli.pictures import write_tree
-    from difc_ray.cli.tables import console, print_facts
     from difc_ray.cli.usage import checked
     from difc_ray.data import open_domain
     from difc_ray.runs.configuration import requested_config
@@ -162,8 +163,8 @@ def show_data(config: Config, picture: Path, most: int) -> None:
         DataError: a domain cannot be opened, or a picture of it.
         ConfigError: the file cannot be written, or the augmentation does not suit.
     """
+    from difc_ray.cli.console import console, print_facts
     from difc_ray.cli.pictures import cells_of
-    from difc_ray.cli.tables import console, print_facts
     from difc_ray.data import make_augmentation, open_domain
     from difc_ray.errors import ConfigError
     from difc_ray.runs import figures

@@ -13,7 +13,7 @@ import torch
 from rich.markup import escape
 
 from difc_ray import __version__
-from difc_ray.cli.tables import console
+from difc_ray.cli.console import console
 from difc_ray.config import Config, check_paths, resolve
 from difc_ray.determinism import usable_cpus
 from difc_ray.engines.ray.engine import RayEngine

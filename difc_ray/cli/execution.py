@@ -12,7 +12,6 @@ from pathlib import Path
 import typer
 
 from difc_ray.cli.app import app
-from difc_ray.cli.output import let_go_of_stdout
 from difc_ray.cli.usage import UsageError, usage_sentence
 from difc_ray.errors import DifcError, Interrupted
 
@@ -37,6 +36,8 @@ def execute(arguments: list[str]) -> int:
     except typer.Exit as leave:
         return leave.exit_code
     except BrokenPipeError:
+        from difc_ray.cli.console import let_go_of_stdout
+
         let_go_of_stdout()
         return 0
     except Interrupted as interruption:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from difc_ray.cli.tables import checkpoint_fact, print_facts, print_note, print_summary
+from difc_ray.cli.console import print_facts, print_note
+from difc_ray.cli.tables import checkpoint_fact, print_summary
 from difc_ray.config import Config
 from difc_ray.runs.setup import ResumePoint, resume_point
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.tables import console, print_facts, print_note, print_opening, print_table
+from difc_ray.cli.console import console, print_facts, print_note, print_opening, print_table
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError
 from difc_ray.studies.colored_mnist.methods import methods_of

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.tables import console, print_facts, print_table
-from difc_ray.config.overrides import as_argument
+from difc_ray.cli.console import console, print_facts, print_table
 from difc_ray.errors import ConfigError
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.harmonizers.catalog import RuleRow, rule_table
@@ -38,6 +37,8 @@ def print_rule(name: str) -> None:
     Raises:
         ConfigError: there is no such rule.
     """
+    from difc_ray.config.overrides import as_argument  # which torch comes with; the table of all rules needs none
+
     rows = {row.name: row for row in rule_table()}
     if name not in rows:
         raise ConfigError(f"a rule must be known, got `{name}` (command line). {did_you_mean(name, rows)}")

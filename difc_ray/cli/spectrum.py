@@ -13,7 +13,8 @@ from typing import Any, Final, get_args
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.tables import console, print_facts, print_note, print_sync, print_table
+from difc_ray.cli.console import console, print_facts, print_note, print_table
+from difc_ray.cli.tables import print_sync
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError, DifcError
 from difc_ray.files import write_json

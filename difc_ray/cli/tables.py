@@ -1,22 +1,15 @@
-"""Tables and lines that commands print.
-
-What a person copies (paths, commands, identifiers) is never broken into lines; what is read is. Where there is no
-terminal nothing is wrapped, so that ``grep`` finds whole lines.
-"""
+"""Tables and lines on configurations, runs and datasets."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.output import let_go_of_stdout
+from difc_ray.cli.console import console, print_facts, print_note, print_opening, print_table
 from difc_ray.config import Config, documentation, flat
 from difc_ray.data import (
     DATASETS,
@@ -39,16 +32,11 @@ if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list k
     from difc_ray.runs.train import Result
     from difc_ray.tracking import SyncReport, TrackingSummary
 
-UNWRAPPED = 1000
-"""Columns where there is no terminal."""
-
 LONGEST_NAME = 30
 """Characters of a name in a table."""
 
 MANY_CLASSES = 20
 """From so many classes on, their counts are shown as a range."""
-
-LABEL = 14
 
 ROWS = {
     "tasks": "between alignment and classification, before harmonization",
@@ -65,48 +53,6 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "harmonize.rule": HARMONIZERS,
 }
 """Keys whose values are registered names."""
-
-
-class Output(Console):
-    """Standard output; that nobody reads it any more ends nothing."""
-
-    def on_broken_pipe(self) -> None:
-        """Goes on without a reader."""
-        let_go_of_stdout()
-
-
-console = Output(
-    highlight=False, width=None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else UNWRAPPED
-)
-
-
-def print_table(table: Table) -> None:
-    """A table; without spaces at the end of lines where there is no terminal."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    with console.capture() as captured:
-        console.print(table)
-    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def print_facts(facts: Mapping[str, str | Sequence[str]]) -> None:
-    """Labelled lines; a list is one label and many lines, an empty value is left out."""
-    for label, value in facts.items():
-        lines = [value] if isinstance(value, str) else list(value)
-        for i, line in enumerate(line for line in lines if line):
-            console.print(f"{'' if i else label:<{LABEL}}{escape(line)}", soft_wrap=True)
-
-
-def print_note(text: str) -> None:
-    """One sentence that deserves attention."""
-    console.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
-
-
-def print_opening(name: str, subject: str, plan: str) -> None:
-    """Two lines on what is about to run: what it is called and is about, and what it does."""
-    console.print(f"[bold]{escape(name)}[/]  {escape(subject)}", soft_wrap=True)
-    console.print(escape(plan), soft_wrap=True)
 
 
 def print_banner(config: Config) -> None:

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.tables import console, print_facts, print_note, print_table, print_tracking
+from difc_ray.cli.console import console, print_facts, print_note, print_table
+from difc_ray.cli.tables import print_tracking
 from difc_ray.config import Config
 from difc_ray.sweeps.folder import ENDED, TrialRecord
 from difc_ray.sweeps.outcome import SweepResult, settings_of

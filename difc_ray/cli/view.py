@@ -14,8 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from difc_ray.cli.output import let_go_of_stdout
-from difc_ray.cli.tables import console
+from difc_ray.cli.console import console, let_go_of_stdout
 from difc_ray.config import Config
 from difc_ray.step.coordinator import StepRecord
 from difc_ray.step.evaluation import SplitMetrics

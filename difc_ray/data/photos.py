@@ -7,6 +7,9 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image
+
+from difc_ray.data.shipped import shipped
 
 PHOTOS: Final = 2
 
@@ -18,10 +21,8 @@ def sample_photos() -> tuple[UInt8[np.ndarray, "_ _ 3"], ...]:
     Raises:
         ImportError, OSError: scikit-learn has them no more.
     """
-    from sklearn.datasets import load_sample_images
-
-    photos = tuple(np.ascontiguousarray(photo, dtype=np.uint8) for photo in load_sample_images().images)
-    assert len(photos) == PHOTOS, len(photos)
+    folder = shipped("sklearn", "datasets", "images")
+    photos = tuple(np.asarray(Image.open(folder / name)) for name in ("china.jpg", "flower.jpg"))
     for photo in photos:
         photo.setflags(write=False)
     return photos

@@ -14,8 +14,8 @@ from difc_ray.config.schema import leaves
 from difc_ray.errors import ConfigError, DifcError
 from difc_ray.options import absolute
 from difc_ray.runs.checkpoint import newest_valid
-from difc_ray.runs.loop import Start
 from difc_ray.runs.setup import recorded_settings, run_tags, run_to_resume, tracking_uri
+from difc_ray.runs.state import Start
 from difc_ray.tracking import RecordedRun, read_run, resolve_uri, spoiled
 
 NOT_REPEATED = ("log_level", "name", "output", "profile", "resume", "tracking")

@@ -27,13 +27,12 @@ from difc_ray.runs.checkpoint import load, save
 from difc_ray.runs.metrics_log import MetricsLog, record_metrics
 from difc_ray.runs.profile import Profile
 from difc_ray.runs.selection import SELECTORS
-from difc_ray.runs.state import Progress, checkpoint_path, make_snapshot, model_state
+from difc_ray.runs.state import Start, checkpoint_path, make_snapshot, model_state
 from difc_ray.step.coordinator import StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics, worst_domain
 from difc_ray.step.worker import ModelState
 from difc_ray.tracing import Span
 from difc_ray.tracking import Tracker
-from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")
 
@@ -80,27 +79,6 @@ class Display(Protocol):
 
     def notice(self, message: str) -> None:
         """Something worth a line happened."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where a run starts.
-
-    Args:
-        config: the run's configuration.
-        layout: the model's parameters.
-        state: the training state to start from.
-        progress: the loop's memory to start from.
-        identity: facts that checkpoints carry and a resumed run is compared with: `data`, `class_names`, `versions`.
-        resumed: the identity of the run that is continued, if one is.
-    """
-
-    config: Config
-    layout: ParameterLayout
-    state: TrainState
-    progress: Progress
-    identity: dict[str, Any]
-    resumed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

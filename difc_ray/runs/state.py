@@ -45,6 +45,27 @@ class Progress:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run starts.
+
+    Args:
+        config: the run's configuration.
+        layout: the model's parameters.
+        state: the training state to start from.
+        progress: the loop's memory to start from.
+        identity: facts that checkpoints carry and a resumed run is compared with: `data`, `class_names`, `versions`.
+        resumed: the identity of the run that is continued, if one is.
+    """
+
+    config: Config
+    layout: ParameterLayout
+    state: TrainState
+    progress: Progress
+    identity: dict[str, Any]
+    resumed: dict[str, Any] | None = None
+
+
 def checkpoint_path(run_dir: Path, step: int) -> Path:
     """The folder of a step's checkpoint."""
     return run_dir / "checkpoints" / f"step-{step:08d}"

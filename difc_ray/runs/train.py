@@ -22,7 +22,7 @@ from difc_ray.errors import DifcError, Interrupted, ended
 from difc_ray.files import replace
 from difc_ray.runs.checkpoint import run_lock, save
 from difc_ray.runs.configuration import repetition_warnings
-from difc_ray.runs.loop import Display, Evaluation, Outcome, Start, Training
+from difc_ray.runs.loop import Display, Evaluation, Outcome, Training
 from difc_ray.runs.setup import (
     AUGMENTATION_FILE,
     ResumePoint,
@@ -35,7 +35,7 @@ from difc_ray.runs.setup import (
     weights_notices,
 )
 from difc_ray.runs.signals import Signals
-from difc_ray.runs.state import export_model, make_snapshot
+from difc_ray.runs.state import Start, export_model, make_snapshot
 from difc_ray.runs.trial_context import Interruption, Membership, Notice, engine_of
 from difc_ray.step.coordinator import StepRecord
 from difc_ray.step.evaluation import SplitMetrics

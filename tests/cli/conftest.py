@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from difc_ray.cli.console import UNWRAPPED, console
 from difc_ray.cli.execution import execute
-from difc_ray.cli.tables import UNWRAPPED, console
 from difc_ray.data import DATASETS
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.models import MODELS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from difc_ray.cli.tables import console
+from difc_ray.cli.console import console
 from difc_ray.cli.view import LiveView, PlainView, View, open_view
 from difc_ray.step.coordinator import StepRecord
 from tests.cli import user_module

