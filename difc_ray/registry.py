@@ -118,10 +118,14 @@ class Registry(Generic[T]):
             raise ConfigError(f"Unknown {self.kind} `{name}`. {did_you_mean(name, self._items)}")
         return self._items[name]
 
+    def name_of(self, item: object) -> str:
+        """The name of a registered object; its own name if it is not registered."""
+        names = (name for name, held in self._items.items() if held is item)
+        return next(names, getattr(item, "__name__", repr(item)))
+
     def title(self, item: object) -> str:
-        """A registered object as messages call it, such as "loss `ldam`"; by its own name if it is not registered."""
-        names = [name for name, held in self._items.items() if held is item]
-        return f"{self.kind} `{names[0] if names else getattr(item, '__name__', item)}`"
+        """A registered object as messages call it, such as "loss `ldam`"."""
+        return f"{self.kind} `{self.name_of(item)}`"
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from difc_ray.cli.console import console, print_facts, print_note, print_opening, print_table
-from difc_ray.config import Config, documentation, flat
+from difc_ray.config import Config, documentation, flat, known_names, rule_options
 from difc_ray.data import (
     DATASETS,
     DatasetFamily,
@@ -21,12 +21,8 @@ from difc_ray.data import (
     open_family,
 )
 from difc_ray.errors import DataError
-from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.models import MODELS
-from difc_ray.objectives import OBJECTIVES
-from difc_ray.objectives.losses import LOSSES
-from difc_ray.registry import Registry
-from difc_ray.step.factory import family_of
+from difc_ray.objectives import BASELINE, Coefficients
+from difc_ray.step.factory import family_of, objective_of
 
 if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list keys
     from difc_ray.runs.train import Result
@@ -45,30 +41,18 @@ ROWS = {
 }
 """What the rows are that a rule sees, by `harmonize.between`, and when their conflicts are counted."""
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "dataset": DATASETS,
-    "model": MODELS,
-    "loss": LOSSES,
-    "objective": OBJECTIVES,
-    "harmonize.rule": HARMONIZERS,
-}
-"""Keys whose values are registered names."""
-
 
 def print_banner(config: Config) -> None:
     """Two lines on what is about to run."""
     alignment, harmonize = config.alignment, config.harmonize
     names = f"{' + '.join(config.sources)} → {config.target or 'no target'}"
-    penalty = "no alignment"
-    if config.objective != "erm":
-        measured = f", {alignment.estimator}" if config.objective == "hutchinson" else ""
-        alpha = "" if config.objective == "gradient" else f"α {alignment.alpha:g}, "
-        penalty = f"{config.objective} ({alpha}β {alignment.beta:g}{measured})"
-    rule = harmonize.rule + (f" (λ {harmonize.lam:g})" if harmonize.rule.startswith("ghpp") else "")
+    objective, coefficients = objective_of(config), Coefficients(alpha=alignment.alpha, beta=alignment.beta)
+    described = "no alignment" if config.objective == BASELINE else objective.describe(coefficients)
+    rule = harmonize.rule + (f" (λ {harmonize.lam:g})" if "lam" in rule_options(config) else "")
     print_opening(
         str(config.name),
         f"{config.dataset}: {names}",
-        f"{config.model}, {config.steps} steps of {config.batch_size} per domain, {penalty}, {rule} between "
+        f"{config.model}, {config.steps} steps of {config.batch_size} per domain, {described}, {rule} between "
         f"{harmonize.between}, engine {config.engine}",
     )
 
@@ -174,8 +158,8 @@ def print_keys(config: Config) -> None:
         if (above := key.rpartition(".")[0]) != section:
             section = above
             table.add_row("", "")
-        if key in REGISTRIES:
-            rule = f"one of {', '.join([*REGISTRIES[key], *(['auto'] if key == 'objective' else [])])}"
+        if names := known_names(key):
+            rule = f"one of {', '.join(names)}"
         value = given.get(key, "{…}")
         changed = value != default.get(key)
         shown = f"[bold]{escape(f'{key}={value}')}[/]" if changed else escape(f"{key}={value}")

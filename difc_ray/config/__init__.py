@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from difc_ray.config.bundles import Wish, wishes
-from difc_ray.config.checks import cautions, check
+from difc_ray.config.checks import cautions, check, known_names
 from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
 from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem
 from difc_ray.config.render import RESUMABLE, SYMBOLS, differences, digest, flat, to_yaml
 from difc_ray.config.resolve import (
-    PENALTIES,
     batch_norm_policy,
     domain_weights,
     has_penalty,
     metric_kind,
     objective_name,
+    objective_settings,
     resolve,
     rows_per_domain,
     rule_options,
@@ -34,7 +34,6 @@ from difc_ray.config.tree import (
 )
 
 __all__ = [
-    "PENALTIES",
     "RESUMABLE",
     "SYMBOLS",
     "AlignmentConfig",
@@ -63,9 +62,11 @@ __all__ = [
     "flat",
     "has_penalty",
     "import_plugins",
+    "known_names",
     "load_config",
     "metric_kind",
     "objective_name",
+    "objective_settings",
     "resolve",
     "rows_per_domain",
     "rule_options",

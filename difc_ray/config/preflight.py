@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from difc_ray.config.asking import Where
-from difc_ray.config.checks import origin_by_value
+from difc_ray.config.checks import Where, origin_by_value
 from difc_ray.config.problems import DataProblems, Problem, show
 from difc_ray.config.tree import Config
 from difc_ray.data import (

@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from difc_ray.config.asking import value_of
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.problems import Problem
 from difc_ray.config.resolve import resolve
-from difc_ray.config.schema import leaves
+from difc_ray.config.schema import leaves, value_of
 from difc_ray.config.tree import Config
 from difc_ray.config.yaml_strict import Dumper
+from difc_ray.objectives.base import SYMBOLS as COEFFICIENTS
 from difc_ray.secrets import HIDDEN, masked_values
 
 RESUMABLE = (
@@ -40,7 +40,7 @@ RESUMABLE = (
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
-SYMBOLS = {"harmonize.lam": "λ", "alignment.alpha": "α", "alignment.beta": "β"}
+SYMBOLS = {"harmonize.lam": "λ"} | {f"alignment.{name}": symbol for name, symbol in COEFFICIENTS.items()}
 """Keys that have a symbol in the formulas, by which tables and figures call them."""
 
 

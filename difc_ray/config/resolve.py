@@ -7,20 +7,17 @@ import re
 import secrets
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
-from difc_ray.config.tree import Config, Penalty
+from difc_ray.config.tree import Config
 from difc_ray.data import DATASETS
 from difc_ray.data.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.models import absolute_model_options
-from difc_ray.objectives import OBJECTIVES
+from difc_ray.objectives import BASELINE, OBJECTIVES, ObjectiveSettings
 from difc_ray.options import absolute
-
-PENALTIES = get_args(Penalty)
-"""The objectives of `alignment.penalty`."""
 
 
 def resolve(config: Config, now: datetime | None = None) -> Config:
@@ -35,7 +32,7 @@ def resolve(config: Config, now: datetime | None = None) -> Config:
     two_rows = HARMONIZERS.get(config.harmonize.rule).two_rows
     between = {"auto": "tasks" if two_rows else "domains"}.get(config.harmonize.between, config.harmonize.between)
     objective = objective_name(config)
-    detach = objective == "hgp" if config.alignment.detach_mean == "auto" else config.alignment.detach_mean
+    detach = objective_settings(config).detach_mean
     resume = config.resume if config.resume in (None, "auto") else str(absolute(Path(config.resume)))
     return config.model_copy(
         update={
@@ -61,16 +58,39 @@ def unique_name(config: Config, now: datetime) -> str:
 
 
 def objective_name(config: Config) -> str:
-    """The objective behind `auto`: the penalty if it has a weight, else `erm`."""
+    """The objective behind `auto`: the penalty if it has a weight, else that without any."""
     if config.objective != "auto":
         return config.objective
-    return config.alignment.penalty if config.alignment.alpha > 0 or config.alignment.beta > 0 else "erm"
+    return config.alignment.penalty if config.alignment.alpha > 0 or config.alignment.beta > 0 else BASELINE
+
+
+def objective_settings(config: Config, *, divided: bool = False) -> ObjectiveSettings:
+    """What the objective is told of the configuration; `divided` is for whoever knows how batches are shared."""
+    alignment = config.alignment
+    automatic = OBJECTIVES.get(objective_name(config)).detaches_mean
+    return ObjectiveSettings(
+        estimator=alignment.estimator,
+        probes=alignment.probes,
+        probe_sets=alignment.probe_sets,
+        detach_mean=automatic if alignment.detach_mean == "auto" else alignment.detach_mean,
+        examples=config.batch_size,
+        mixup=alignment.mixup,
+        divided=divided,
+    )
 
 
 def has_penalty(config: Config) -> bool:
     """Whether there are alignment gradients to harmonize (for a registered objective)."""
-    name = objective_name(config)
-    return OBJECTIVES.get(name).has_penalty and (name not in PENALTIES or penalty_weight(config, name) > 0)
+    return OBJECTIVES.get(objective_name(config)).has_penalty and not has_idle_penalty(config)
+
+
+def has_idle_penalty(config: Config) -> bool:
+    """Whether the objective has a penalty whose weight is 0 in every step."""
+    objective = OBJECTIVES.get(objective_name(config))
+    alignment, anneal = config.alignment, config.alignment.anneal
+    factors = [anneal.weight_before] * (anneal.steps > 0) + [anneal.weight_after] * (anneal.steps < config.steps)
+    weights = [getattr(alignment, name) for name in objective.coefficients()]
+    return objective.has_penalty and bool(weights) and max(factors) * max(weights) == 0
 
 
 def rows_per_domain(config: Config) -> int:
@@ -84,14 +104,6 @@ def domain_weights(config: Config) -> np.ndarray:
     given = config.harmonize.weights
     weights_K = np.ones(len(config.sources)) if given is None else np.array(given, dtype=np.float64)
     return np.asarray(weights_K / weights_K.sum())
-
-
-def penalty_weight(config: Config, penalty: str) -> float:
-    """The largest coefficient that a penalty ever gets; 0: it does nothing."""
-    alignment, anneal = config.alignment, config.alignment.anneal
-    factors = [anneal.weight_before] * (anneal.steps > 0) + [anneal.weight_after] * (anneal.steps < config.steps)
-    weights = {"alpha": alignment.alpha, "beta": alignment.beta}
-    return max(factors) * max(weights[name] for name in OBJECTIVES.get(penalty).reads)
 
 
 def batch_norm_policy(config: Config) -> Literal["freeze", "mean", "per_domain"]:

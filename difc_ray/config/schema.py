@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -73,6 +73,11 @@ def sections() -> frozenset[str]:
     """The dotted names of all keys that hold keys; the root is the empty name."""
     dotted = (key.split(".")[:-1] for key in leaves())
     return frozenset(".".join(parts[:n]) for parts in dotted for n in range(len(parts) + 1))
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
 
 
 def documentation() -> list[tuple[str, str, Any, str]]:

@@ -24,9 +24,6 @@ from difc_ray.config.types import (
 )
 from difc_ray.options import Count, Decay, FilePath, Natural, NonNegative, Positive, Rule, Share, UnitInterval
 
-Penalty = Literal["hutchinson", "hgp", "gradient", "irm", "vrex", "fishr", "coral", "mmd", "dann_domain"]
-"""The objectives that `alignment.penalty` names."""
-
 
 class OptimizerConfig(Section):
     """How the direction becomes an update."""
@@ -82,17 +79,12 @@ class AnnealConfig(Section):
 class AlignmentConfig(Section):
     """The penalty on the spread of gradients and Hessians between the source domains."""
 
-    penalty: Penalty = "hutchinson"
-    """What is aligned: Hessian diagonals or Hessian-gradient products, and gradients; or gradients alone.
-
-    Of the peers: the best scale of the logits (`irm`), losses (`vrex`), variances of the examples' gradients (`fishr`),
-    mean and covariance of the features (`coral`), their distribution (`mmd`), or what a discriminator that is trained
-    with the model can tell of their domain (`dann_domain`).
-    """
+    penalty: Text = "hutchinson"
+    """A registered objective that has a penalty: what is aligned."""
     alpha: NonNegative = 0.1
-    """Weight of the Hessian term, or of the only term of the peers, >= 0; not used by `gradient`."""
+    """Weight of the Hessian term, or of the only term of most penalties, >= 0."""
     beta: NonNegative = 0.1
-    """Weight of the gradient term, >= 0; used by `hutchinson`, `hgp` and `gradient`."""
+    """Weight of the gradient term, >= 0; penalties without one do not read it."""
     scope: Literal["head", "all"] = "head"
     """Parameters that are aligned: those of `head`, the linear classifier, in closed form, or `all`.
 
@@ -101,17 +93,19 @@ class AlignmentConfig(Section):
     micro_batches: Count = 1
     """Pieces of a batch that `scope: all` differentiates one after the other, >= 1: less memory, more time."""
     estimator: Literal["exact", "hutchinson"] = "exact"
-    """Hessian diagonal of `penalty: hutchinson`: closed form (head only), or estimated from random probes."""
+    """Hessian diagonal: closed form (head only), or estimated from random probes; read by penalties that have one."""
     probes: Count = 1
     """Probes per set and step, >= 1, for `estimator: hutchinson`."""
     probe_sets: Literal["shared", "independent", "released"] = "shared"
     """One probe set for all domains, one per domain, or one per domain and another for the mean (as published)."""
     detach_mean: Annotated[Literal["auto"] | bool, Rule("`auto`, true or false", "Write `true` or `false`.")] = "auto"
-    """Whether the mean is a constant for the gradient; `auto`: true for `hgp`, false for `released` probes."""
+    """Whether the mean is a constant for the gradient, where that matters; `auto`: as the penalty has it."""
     reduction: Literal["mean", "sum"] = "mean"
     """Mean or sum over the domains."""
     mixup: Positive = 0.2
-    """a of the Beta(a, a) distribution that `objective: mixup` draws its shares from, > 0; no penalty reads it."""
+    """a of the Beta(a, a) distribution that an objective draws the shares of a mix from, > 0; no penalty reads it."""
+    options: Options = Field(default_factory=dict)
+    """The objective's own options."""
     anneal: AnnealConfig = AnnealConfig()
     """A weight on the penalty that changes once."""
 
@@ -139,7 +133,7 @@ class HarmonizeConfig(Section):
     rule: Text = "ghpp"
     """A registered harmonizer."""
     lam: UnitInterval = 0.5
-    """How the rotation is shared in the `ghpp` rules, in [0, 1]; other rules do not read it."""
+    """How the rotation is shared between the rows, in [0, 1], by the rules that have an option `lam`."""
     flatness: NonNegative = 0.1
     """λ of the flatness rules, >= 0: 0 ignores the curvature; other rules do not read it."""
     curvature: CurvatureConfig = CurvatureConfig()
@@ -314,7 +308,7 @@ class Config(Section):
     loss_options: Options = Field(default_factory=dict)
     """The loss's own options."""
     objective: Text = "auto"
-    """A registered objective; `auto`: `alignment.penalty` if alpha or beta is > 0, else `erm`."""
+    """A registered objective; `auto`: `alignment.penalty` if alpha or beta is > 0, else the losses alone."""
     plugins: Annotated[
         tuple[Annotated[str, Field(pattern=MODULE)], ...],
         BeforeValidator(tuple_from_list),

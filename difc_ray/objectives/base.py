@@ -24,15 +24,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from difc_ray.objectives.spread import cotangents, deviations, spread, weighted_mean
+from difc_ray.options import NoOptions, options_of
 from difc_ray.registry import Registry
+
+SYMBOLS = {"alpha": "α", "beta": "β"}
+"""The coefficients, and what formulas call them."""
 
 Vectors = dict[str, np.ndarray]
 """Named vectors of scope size, as they travel between processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveOptions:
-    """The part of the configuration that objectives read.
+class ObjectiveSettings:
+    """What all objectives are told of the configuration, besides their own options.
 
     Args:
         estimator: `exact` (closed form) or `hutchinson` (Rademacher probes).
@@ -85,7 +89,18 @@ class Pairing:
 
 
 class Objective(ABC):
-    """One objective; a final class per file, constructed with its options."""
+    """One objective; a final class per file, constructed with its settings and its own options.
+
+    Args:
+        settings: what all objectives are told.
+        options: its own options from the configuration (`alignment.options`).
+
+    Raises:
+        ConfigError: an option is unknown or has a wrong value.
+    """
+
+    option_type: ClassVar[type[Any]] = NoOptions
+    """The dataclass of its options, as ``OBJECTIVES.register(name, options=...)`` sets it."""
 
     exchanges: int = 1
     """How many answers a worker gives before the cotangents come."""
@@ -93,8 +108,11 @@ class Objective(ABC):
     has_penalty: bool = True
     """Whether there is anything to pull back (`erm`: no)."""
 
-    reads: ClassVar[tuple[str, ...]] = ("alpha", "beta")
-    """Which of the coefficients weigh it."""
+    reads: ClassVar[tuple[str, ...]] = ("alpha", "beta", "estimator", "probes", "probe_sets", "detach_mean")
+    """The keys below `alignment` that it reads, besides those that are read for every penalty and its own options."""
+
+    detaches_mean: ClassVar[bool] = False
+    """What `alignment.detach_mean=auto` means."""
 
     scopes: ClassVar[tuple[str, ...]] = ("head",)
     """Whose curvature it can be about: `head`, `all`."""
@@ -105,8 +123,34 @@ class Objective(ABC):
     mixes: ClassVar[bool] = False
     """Whether a worker's batch is blended with that of another domain, which it makes itself: :meth:`pairing`."""
 
-    def __init__(self, options: ObjectiveOptions) -> None:
-        self.options = options
+    def __init__(self, settings: ObjectiveSettings, options: Mapping[str, Any] | None = None) -> None:
+        self.settings = settings
+        self.options = options_of(type(self), options, OBJECTIVES, "alignment.options")
+
+    @classmethod
+    def coefficients(cls) -> tuple[str, ...]:
+        """Which of `alpha` and `beta` weigh it."""
+        return tuple(name for name in SYMBOLS if name in cls.reads)
+
+    @classmethod
+    def idle(cls, settings: ObjectiveSettings) -> dict[str, str]:
+        """Keys among ``reads`` that these settings leave without effect, each with the setting that does."""
+        return {}
+
+    @classmethod
+    def refusal(cls, settings: ObjectiveSettings, scope: str) -> tuple[str, str, tuple[str, ...]] | None:
+        """Settings that it cannot have with a scope: rule, remedy, and the keys below `alignment`; None: it can."""
+        return None
+
+    def details(self) -> list[str]:
+        """What a line about a run says of it, besides its name and its coefficients."""
+        return []
+
+    def describe(self, coefficients: Coefficients) -> str:
+        """The objective in a line about a run, such as ``hutchinson (α 0.1, β 0.1, exact)``."""
+        weights = [f"{SYMBOLS[name]} {getattr(coefficients, name):g}" for name in self.coefficients()]
+        told, name = ", ".join([*weights, *self.details()]), OBJECTIVES.name_of(type(self))
+        return f"{name} ({told})" if told else name
 
     @classmethod
     def companion(cls, features: int, domains: int) -> nn.Module | None:
@@ -168,6 +212,11 @@ class Objective(ABC):
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+def penalties() -> list[str]:
+    """The objectives that have a penalty, by name."""
+    return [name for name in OBJECTIVES if OBJECTIVES.get(name).has_penalty]
 
 
 def pairs_of(weights_K: np.ndarray) -> float:

@@ -36,7 +36,7 @@ class Coral(Objective):
         self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients
     ) -> tuple[list[Vectors], dict[str, float]]:
         """What m and S are contracted with."""
-        size, n = len(answers[0]["m"]), self.options.examples
+        size, n = len(answers[0]["m"]), self.settings.examples
         unbiased, factor = n / max(1, n - 1), coefficients.alpha / pairs_of(weights_K)
         means = [answer["m"].astype(np.float64) for answer in answers]
         covariances = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, ObjectiveOptions, Vectors
+from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, ObjectiveSettings, Vectors
 from difc_ray.objectives.curvature import HeadCurvature
 
 WIDTH: Final = 256
@@ -40,8 +40,8 @@ class DannDomain(Objective):
 
     reads = ("alpha",)
 
-    def __init__(self, options: ObjectiveOptions) -> None:
-        super().__init__(options)
+    def __init__(self, settings: ObjectiveSettings, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(settings, options)
         self._discriminator: nn.Module | None = None
         self._domain = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +13,7 @@ from difc_ray.objectives.base import (
     Coefficients,
     Measurement,
     Objective,
-    ObjectiveOptions,
+    ObjectiveSettings,
     Vectors,
     gradient_term,
 )
@@ -44,15 +45,17 @@ class Hgp(Objective):
     """
 
     scopes = ("head", "all")
+    reads = ("alpha", "beta", "detach_mean")
+    detaches_mean = True
 
-    def __init__(self, options: ObjectiveOptions) -> None:
-        super().__init__(options)
-        self.exchanges = 2 if options.detach_mean and not options.divided else 3
+    def __init__(self, settings: ObjectiveSettings, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(settings, options)
+        self.exchanges = 2 if settings.detach_mean and not settings.divided else 3
 
     def measure(self, head: Curvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``g`` and ``h = H g``, both differentiable; where a batch is divided, ``g`` alone."""
         gradient = head.gradient()
-        return {"g": gradient} if self.options.divided else {"g": gradient, "h": head.hessian_product(gradient)}
+        return {"g": gradient} if self.settings.divided else {"g": gradient, "h": head.hessian_product(gradient)}
 
     def respond(self, measurement: Measurement, exchange: int, broadcast: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exchange 1: ``q = H_e ḡ``; exchange 2: ``t = H_e s``. Divided, also ``h = H g_e`` and ``z = H d_e``."""
@@ -66,11 +69,11 @@ class Hgp(Objective):
         """
         if exchange == 1:
             mean_S = weighted_mean(weights_K, [answer["g"] for answer in answers])
-            own = [{"own_g": answer["g"]} if self.options.divided else {} for answer in answers]
+            own = [{"own_g": answer["g"]} if self.settings.divided else {} for answer in answers]
             return [{"mean_g": mean_S, **vectors} for vectors in own]
         deviation_K = self._deviations(answers, weights_K)
-        told = {} if self.options.detach_mean else {"s": weighted_mean(weights_K, deviation_K)}
-        return [{**told, "own_d": d} if self.options.divided else told for d in deviation_K]
+        told = {} if self.settings.detach_mean else {"s": weighted_mean(weights_K, deviation_K)}
+        return [{**told, "own_d": d} if self.settings.divided else told for d in deviation_K]
 
     def cotangents(
         self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients
@@ -80,10 +83,10 @@ class Hgp(Objective):
         pulled_h = cotangents(coefficients.alpha, weights_K, deviation_K)
         pulled_g, term_g = gradient_term(answers, weights_K, coefficients.beta)
         pulled = [{"h": h, "g": g} for h, g in zip(pulled_h, pulled_g, strict=True)]
-        if self.options.divided:  # the path of ⟨r_e, H_e g_e⟩ through g_e
+        if self.settings.divided:  # the path of ⟨r_e, H_e g_e⟩ through g_e
             for weight, vectors, answer in zip(weights_K, pulled, answers, strict=True):
                 vectors["g"] = vectors["g"] + 2.0 * coefficients.alpha * weight * answer["z"]
-        if not self.options.detach_mean:
+        if not self.settings.detach_mean:
             total_S = np.sum(pulled_h, axis=0)
             product_S = 2.0 * coefficients.alpha * weighted_mean(weights_K, [answer["t"] for answer in answers])
             for weight, vectors in zip(weights_K, pulled, strict=True):

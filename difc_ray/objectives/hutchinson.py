@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, Vectors, gradient_term
+from difc_ray.objectives.base import OBJECTIVES, Coefficients, Objective, ObjectiveSettings, Vectors, gradient_term
 from difc_ray.objectives.curvature import Curvature
 from difc_ray.objectives.spread import cotangents, deviations, spread, weighted_mean
 
@@ -37,17 +37,39 @@ class Hutchinson(Objective):
 
     scopes = ("head", "all")
 
+    @classmethod
+    def idle(cls, settings: ObjectiveSettings) -> dict[str, str]:
+        """The probes where the diagonal is exact, and the mean's detachment where it needs no gradient of its own."""
+        if settings.estimator == "exact":
+            return dict.fromkeys(("probes", "probe_sets", "detach_mean"), "`alignment.estimator=exact`")
+        if settings.probe_sets != "released":
+            return {"detach_mean": f"`alignment.probe_sets={settings.probe_sets}`"}
+        return {}
+
+    @classmethod
+    def refusal(cls, settings: ObjectiveSettings, scope: str) -> tuple[str, str, tuple[str, ...]] | None:
+        """The exact diagonal of more than the head."""
+        if scope == "head" or settings.estimator != "exact":
+            return None
+        what = "the exact Hessian diagonal has a closed form for the head only"
+        remedy = "Write `alignment.scope=head`; beyond the head the diagonal takes `alignment.estimator=hutchinson`."
+        return what, remedy, ("estimator", "scope")
+
+    def details(self) -> list[str]:
+        """How the diagonal is measured."""
+        return [self.settings.estimator]
+
     def probe_sets(self) -> dict[str, bool]:
         """`own` for the domain's estimate, `mean` (shared) for the released form's estimate of the mean."""
-        if self.options.estimator == "exact":
+        if self.settings.estimator == "exact":
             return {}
-        if self.options.probe_sets == "released":
+        if self.settings.probe_sets == "released":
             return {"own": False, "mean": True}
-        return {"own": self.options.probe_sets == "shared"}
+        return {"own": self.settings.probe_sets == "shared"}
 
     def measure(self, head: Curvature, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``g``, ``D`` and, in the released form, ``M``."""
-        if self.options.estimator == "exact":
+        if self.settings.estimator == "exact":
             return {"g": head.gradient(), "D": head.hessian_diagonal()}
         found = {"g": head.gradient(), "D": head.hutchinson_diagonal(probes["own"])}
         if "mean" in probes:
@@ -65,7 +87,7 @@ class Hutchinson(Objective):
         pulled_D = cotangents(coefficients.alpha, weights_K, deviation_K)
         pulled_g, term_g = gradient_term(answers, weights_K, coefficients.beta)
         pulled = [{"D": d, "g": g} for d, g in zip(pulled_D, pulled_g, strict=True)]
-        if released and not self.options.detach_mean:
+        if released and not self.settings.detach_mean:
             total_S = np.sum(pulled_D, axis=0)
             for weight, vectors in zip(weights_K, pulled, strict=True):
                 vectors["M"] = -weight * total_S

@@ -32,6 +32,11 @@ class Mixup(Erm):
     """
 
     mixes = True
+    reads = ("mixup",)
+
+    def details(self) -> list[str]:
+        """The distribution of the shares."""
+        return [f"a {self.settings.mixup:g}"]
 
     def pairing(self, seed: int, step: int, domains: int) -> Pairing:
         """The random circle, and the shares of its members."""
@@ -39,7 +44,7 @@ class Mixup(Erm):
         circle_K = rng.permutation(domains)
         partners_K = np.empty(domains, dtype=np.int64)
         partners_K[circle_K] = np.roll(circle_K, -1)
-        concentration = self.options.mixup
+        concentration = self.settings.mixup
         return Pairing(partners_K=partners_K, shares_K=rng.beta(concentration, concentration, size=domains))
 
 

@@ -46,7 +46,7 @@ class Mmd(Objective):
         self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients
     ) -> tuple[list[Vectors], dict[str, float]]:
         """The gradient of the penalty with respect to the features."""
-        features = [answer["z"].astype(np.float64).reshape(self.options.examples, -1) for answer in answers]
+        features = [answer["z"].astype(np.float64).reshape(self.settings.examples, -1) for answer in answers]
         scale = coefficients.alpha / pairs_of(weights_K)
         pulled, total = [np.zeros_like(each) for each in features], 0.0
         for a, b in itertools.combinations_with_replacement(range(len(features)), 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from difc_ray.config import Config, objective_name
+from difc_ray.config import Config, objective_name, objective_settings
 from difc_ray.data import (
     BalancedOrder,
     DatasetFamily,
@@ -18,25 +18,15 @@ from difc_ray.data import (
 )
 from difc_ray.determinism import derive_seed
 from difc_ray.models import Model, build_model
-from difc_ray.objectives import OBJECTIVES, Objective, ObjectiveOptions
+from difc_ray.objectives import OBJECTIVES, Objective
 from difc_ray.objectives.losses import LOSSES, Loss
 from difc_ray.step.division import is_divided
 
 
 def objective_of(config: Config) -> Objective:
     """The objective of a resolved configuration, with its options."""
-    alignment = config.alignment
-    assert isinstance(alignment.detach_mean, bool), "resolve the configuration first"
-    options = ObjectiveOptions(
-        estimator=alignment.estimator,
-        probes=alignment.probes,
-        probe_sets=alignment.probe_sets,
-        detach_mean=alignment.detach_mean,
-        examples=config.batch_size,
-        mixup=alignment.mixup,
-        divided=is_divided(config),
-    )
-    return OBJECTIVES.get(config.objective)(options)
+    settings = objective_settings(config, divided=is_divided(config))
+    return OBJECTIVES.get(config.objective)(settings, config.alignment.options)
 
 
 def loss_of(config: Config) -> Loss:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from difc_ray.config import PENALTIES, Config, documentation, metric_kind, objective_name
+from difc_ray.config import Config, documentation, metric_kind, objective_name, objective_settings
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.objectives import OBJECTIVES
 
-_ESTIMATED = ("alignment.probes", "alignment.probe_sets")
-_HESSIAN = ("alignment.estimator", "alignment.detach_mean", *_ESTIMATED)
 _DIAGONAL = ("harmonize.curvature.rest",)
 _ADAM, _SGD = ("optimizer.betas", "optimizer.eps"), ("optimizer.momentum",)
 
@@ -67,27 +65,19 @@ def _unread_by_rule(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _unread_by_objective(config: Config) -> Iterator[tuple[str, str]]:
-    """What the built-in objectives leave aside; a registered one may read all that it is given."""
-    name = objective_name(config)
-    told = f"the objective `{name}`"
-    if OBJECTIVES.get(name).mixes:
-        penalty = [key for key, *_ in documentation() if key.startswith("alignment.") and key != "alignment.mixup"]
-        yield from _each(penalty, told)
+    """What the objective says that it does not read, of the keys that any objective reads."""
+    name, anneal = objective_name(config), config.alignment.anneal
+    objective, told = OBJECTIVES.get(name), f"the objective `{name}`"
+    read = {*objective.reads, *(["options"] if dataclasses.fields(objective.option_type) else [])}
+    if objective.has_penalty:
+        known = {"options", *(key for each in OBJECTIVES for key in OBJECTIVES.get(each).reads)}
+    else:
+        known = {key.partition(".")[2] for key, *_ in documentation() if key.startswith("alignment.")}
+    yield from _each([f"alignment.{key}" for key in sorted(known - read)], told)
+    if not objective.has_penalty:
         return
-    yield "alignment.mixup", told
-    if not OBJECTIVES.get(name).has_penalty:
-        yield "alignment", told
-        return
-    anneal, alignment = config.alignment.anneal, config.alignment
-    yield from _each([f"alignment.{key}" for key in ("alpha", "beta") if key not in OBJECTIVES.get(name).reads], told)
-    if name in PENALTIES and name not in ("hutchinson", "hgp"):
-        yield from _each(_HESSIAN, told)
-    elif name == "hgp":
-        yield from _each(("alignment.estimator", *_ESTIMATED), told)
-    elif name == "hutchinson" and alignment.estimator == "exact":
-        yield from _each((*_ESTIMATED, "alignment.detach_mean"), "`alignment.estimator=exact`")
-    elif name == "hutchinson" and alignment.probe_sets != "released":
-        yield "alignment.detach_mean", f"`alignment.probe_sets={alignment.probe_sets}`"
+    for key, reason in objective.idle(objective_settings(config)).items():
+        yield f"alignment.{key}", reason
     if anneal.steps == 0:
         yield "alignment.anneal.weight_before", "`alignment.anneal.steps=0`"
         yield "alignment.anneal.reset_optimizer", "`alignment.anneal.steps=0`"

@@ -12,7 +12,7 @@ import torch
 
 from difc_ray.objectives.losses import LOSSES
 from tests.cli import user_module
-from tests.cli.shell import ROOT, Cli, difc_ray
+from tests.cli.shell import ROOT, Cli, assert_sentences, difc_ray
 
 SETTINGS = (*user_module.SETTINGS, "harmonize.rule=longest", "tracking.mode=off")
 
@@ -58,11 +58,15 @@ def test_what_contributing_shows_trains(cli: Cli, tmp_path: Path) -> None:
     assert command is not None
     more = ("engine=inline", "steps=3", "batch_size=8", "tracking.mode=off", "name=p")
     more += ("loss=smoothed", "loss_options.smoothing=0.2", "model_options.hidden=16")
-    answer = cli("train", *command[1].split(), *more, "objective=diagonals")
+    more += ("alignment.penalty=diagonals", "alignment.options.factor=2")
+    answer = cli("train", *command[1].split(), *more)
     assert (answer.code, answer.err) == (0, ""), answer.err
+    assert "diagonals (α 0.1)" in answer.out
     summary = json.loads((tmp_path / "runs" / "p" / "summary.json").read_text())
     assert set(summary["accuracy"]) == {"dim", "normal", "bright"}
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels, loss = torch.tensor([0, 1, 2, 1, 0]), LOSSES.get("smoothed")({"smoothing": 0.2})
     (gradient,) = torch.autograd.grad(5 * loss.value(logits, labels), logits)
     torch.testing.assert_close(gradient, loss.residual(logits, labels))
+    answer = cli("config", *command[1].split(), "objective=diagonals", "alignment.options.facto=2", "name=q")
+    assert_sentences(answer, ("Unknown option `facto` of objective `diagonals`", "Did you mean `factor`?"))

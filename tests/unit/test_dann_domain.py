@@ -15,7 +15,7 @@ from torch.nn import functional
 import difc_ray
 from difc_ray.config import Config
 from difc_ray.models import Model
-from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveOptions, Vectors
+from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveSettings, Vectors
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.runs.evaluate import evaluate
 from difc_ray.runs.setup import prepare
@@ -53,7 +53,7 @@ def test_rows_are_those_of_joint_autograd(parts: tuple[slice, ...]) -> None:
     answers: list[Vectors] = []
     surrogates = []
     for e in range(K):
-        objective, total = kind(ObjectiveOptions(examples=BATCH, divided=len(parts) > 1)), np.zeros(1)
+        objective, total = kind(ObjectiveSettings(examples=BATCH, divided=len(parts) > 1)), np.zeros(1)
         objective.join(model.companion, e)
         pieces = []
         for part in parts:
@@ -64,7 +64,7 @@ def test_rows_are_those_of_joint_autograd(parts: tuple[slice, ...]) -> None:
             pieces.append((objective, share, Measurement(head=head, probes={}, answered=answered)))
         answers.append({"D": total})
         surrogates.append(pieces)
-    coordinator = kind(ObjectiveOptions(examples=BATCH))
+    coordinator = kind(ObjectiveSettings(examples=BATCH))
     pulled, terms = coordinator.cotangents(answers, WEIGHTS, Coefficients(alpha=ALPHA, beta=9.0))
     found = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
     for pieces, cotangent in zip(surrogates, pulled, strict=True):

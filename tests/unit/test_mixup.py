@@ -17,7 +17,7 @@ from difc_ray.data.base import Drawn
 from difc_ray.determinism import generator
 from difc_ray.engines.inline import InlineEngine
 from difc_ray.models import build_model
-from difc_ray.objectives import MixedLoss, Mixup, ObjectiveOptions
+from difc_ray.objectives import MixedLoss, Mixup, ObjectiveSettings
 from difc_ray.objectives.losses import LOSSES, Loss
 from difc_ray.objectives.losses.ldam import Ldam
 from difc_ray.runs.setup import prepare
@@ -47,7 +47,7 @@ def flat(tensors: Any) -> Tensor:
 
 
 def test_pairs_are_a_circle_drawn_anew_every_step() -> None:
-    objective, seen = Mixup(ObjectiveOptions(mixup=0.2)), set()
+    objective, seen = Mixup(ObjectiveSettings(mixup=0.2)), set()
     for step in range(200):
         partners = objective.pairing(3, step, 4).partners_K.tolist()
         assert partners == objective.pairing(3, step, 4).partners_K.tolist()
@@ -62,7 +62,7 @@ def test_pairs_are_a_circle_drawn_anew_every_step() -> None:
 
 @pytest.mark.parametrize("a", [0.2, 3.0])
 def test_shares_have_the_moments_of_their_beta(a: float) -> None:
-    objective = Mixup(ObjectiveOptions(mixup=a))
+    objective = Mixup(ObjectiveSettings(mixup=a))
     shares = np.concatenate([objective.pairing(0, step, 5).shares_K for step in range(2_000)])
     variance = 1 / (4 * (2 * a + 1))
     assert abs(shares.mean() - 0.5) < 5 * np.sqrt(variance / len(shares))
@@ -169,7 +169,7 @@ def test_the_partners_batch_is_as_its_own_worker_draws_it(processes: int, part: 
     cpu = torch.device("cpu")
     own = loader_of(config, load_domain(config, "optdigits"), cpu, part)
     theirs = {name: loader_of(config, load_domain(config, name), cpu, part) for name in ("mnist", "fonts")}
-    mixing = BatchMixer(config, Mixup(ObjectiveOptions()), own)
+    mixing = BatchMixer(config, Mixup(ObjectiveSettings()), own)
     partners = {}
     for step in (0, 1, 2, 3, 4, 5, 3, 4, 7):  # as where steps are repeated
         found = mixing.loader.batch(step)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from difc_ray.errors import ConfigError
 from difc_ray.models import Model
-from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveOptions, Vectors
+from difc_ray.objectives import OBJECTIVES, Coefficients, Measurement, ObjectiveSettings, Vectors, penalties
 from difc_ray.objectives.curvature import rademacher
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.step.worker import head_curvature
@@ -100,7 +102,7 @@ PARTS = (slice(0, 4), slice(4, BATCH))
 
 
 def rows_by_protocol(
-    case: Case, name: str, options: ObjectiveOptions, probes: list[dict[str, Tensor]], parts: Sequence[slice] = WHOLE
+    case: Case, name: str, options: ObjectiveSettings, probes: list[dict[str, Tensor]], parts: Sequence[slice] = WHOLE
 ) -> tuple[Tensor, float]:
     """The conversation of workers and coordinator, in this process; returns the sum of the rows and the penalty.
 
@@ -246,7 +248,7 @@ def test_closed_form_penalties(
     if parts is PARTS and not OBJECTIVES.get(name).divisible:
         pytest.skip("its statistics are no means over examples; a configuration that divides a batch is refused")
     case = Case(loss_name, classes)
-    given = ObjectiveOptions(**options, examples=BATCH, divided=len(parts) > 1)
+    given = ObjectiveSettings(**options, examples=BATCH, divided=len(parts) > 1)
     found, value = rows_by_protocol(case, name, given, NO_PROBES, parts)
     assert_exact(found, value, joint(case), case)
 
@@ -256,7 +258,7 @@ def test_closed_form_penalties(
 def test_hutchinson_with_probes(sets: str, detach: bool) -> None:
     case = Case()
     probes = probes_for(case, sets)
-    options = ObjectiveOptions(estimator="hutchinson", probes=2, probe_sets=sets, detach_mean=detach)
+    options = ObjectiveSettings(estimator="hutchinson", probes=2, probe_sets=sets, detach_mean=detach)
     found, value = rows_by_protocol(case, "hutchinson", options, probes)
     released = sets == "released"
     # where D̄ is the mean of the D_e, detaching it changes nothing: the test compares with the undetached penalty
@@ -266,7 +268,7 @@ def test_hutchinson_with_probes(sets: str, detach: bool) -> None:
 
 def test_detaching_matters_for_hgp_only() -> None:
     case = Case()
-    rows = {d: rows_by_protocol(case, "hgp", ObjectiveOptions(detach_mean=d), NO_PROBES)[0] for d in (True, False)}
+    rows = {d: rows_by_protocol(case, "hgp", ObjectiveSettings(detach_mean=d), NO_PROBES)[0] for d in (True, False)}
     assert float((rows[True] - rows[False]).norm() / rows[False].norm()) > 1e-3
     exact = {d: joint_hutchinson(case, NO_PROBES, released=False, detach=d) for d in (True, False)}
     torch.testing.assert_close(case.penalty_gradient(exact[True]), case.penalty_gradient(exact[False]))
@@ -277,7 +279,7 @@ def test_two_equal_domains_have_the_scripts_formula_of_vrex(monkeypatch: pytest.
     monkeypatch.setattr(sys.modules[__name__], "K", 2)
     monkeypatch.setattr(sys.modules[__name__], "WEIGHTS", np.array([0.5, 0.5]))
     case = Case("bce", 2)
-    found, _ = rows_by_protocol(case, "vrex", ObjectiveOptions(), NO_PROBES)
+    found, _ = rows_by_protocol(case, "vrex", ObjectiveSettings(), NO_PROBES)
     expected = case.penalty_gradient(COEFFICIENTS.alpha * (case.value(0) - case.value(1)).square())
     torch.testing.assert_close(4 * found, expected, rtol=1e-10, atol=0)
 
@@ -287,7 +289,7 @@ def test_equal_domains_have_no_penalty(name: str) -> None:
     case = Case()
     case.images = [case.images[0]] * K
     case.labels = [case.labels[0]] * K
-    found, value = rows_by_protocol(case, name, ObjectiveOptions(detach_mean=False, examples=BATCH), NO_PROBES)
+    found, value = rows_by_protocol(case, name, ObjectiveSettings(detach_mean=False, examples=BATCH), NO_PROBES)
     assert value == pytest.approx(0, abs=1e-15 if name == "mmd" else 1e-25)
     assert float(found.abs().max()) < 1e-12
 
@@ -319,3 +321,21 @@ def test_bias_of_the_estimated_penalty(sets: str) -> None:
     distances = (estimates[0] - estimates[1]).square().sum(1)
     assert abs(float(distances.mean() - expected)) < 5 * float(distances.std()) / draws**0.5
     assert float(bias) > 10 * float(distances.std()) / draws**0.5  # the test would see a missing bias
+
+
+def test_an_objective_says_what_it_is_in_a_run() -> None:
+    weights = Coefficients(alpha=0.1, beta=2.0)
+
+    def line(name: str, **settings: Any) -> str:
+        return OBJECTIVES.get(name)(ObjectiveSettings(**settings)).describe(weights)
+
+    assert line("hutchinson", estimator="hutchinson") == "hutchinson (α 0.1, β 2, hutchinson)"
+    assert line("gradient") == "gradient (β 2)"
+    assert line("irm") == "irm (α 0.1)"
+    assert line("mixup", mixup=0.5) == "mixup (a 0.5)"
+    assert line("erm") == "erm"
+    with pytest.raises(ConfigError, match=r"Unknown option `width` of objective `mmd`\. It takes no options\."):
+        OBJECTIVES.get("mmd")(ObjectiveSettings(), {"width": 1})
+    assert "erm" not in penalties()
+    assert "mixup" not in penalties()
+    assert {"hutchinson", "coral", "dann_domain"} <= set(penalties())
