@@ -33,8 +33,9 @@ def pages() -> dict[str, str]:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    """The fenced blocks of a language; those of a terminal have none."""
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [inside for name, inside in fenced if name == language]
 
 
 def links(text: str) -> list[tuple[str, str]]:

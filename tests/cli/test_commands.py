@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 import shlex
@@ -25,7 +24,6 @@ from difc_ray.tracking import SyncReport
 from tests.cli import user_module
 from tests.cli.shell import MODULE, ROOT, SENTENCE, Answer, Cli, environment, started, table_rows
 from tests.ports import free_port
-from tests.published import part, write_idx
 from tests.waiting import PATIENCE_S
 
 COMMANDS = tuple(typer.main.get_command(app).commands)
@@ -234,49 +232,3 @@ def test_an_unexpected_error_before_a_run_shows_its_traceback(cli: Cli, monkeypa
     assert "Traceback" in answer.err
     assert SENTENCE.fullmatch(answer.errors[-1])
     assert "got KeyError: 'oh' (test_commands.py, line" in answer.errors[-1]
-
-
-def test_every_make_target_in_the_documents_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for name in ("README.md", "CONTRIBUTING.md"):
-        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE))
-        assert named <= targets, name
-    assert {"demo", "test"} <= set(re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-
-
-def test_the_configuration_file_in_the_readme_is_one(cli: Cli, tmp_path: Path) -> None:
-    text, *_ = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)  # the next is a space
-    (tmp_path / "run.yaml").write_text(text)
-    answer = cli("config", "--print", "--config", "run.yaml")
-    assert (answer.code, answer.err) == (0, "")
-    tree = yaml.safe_load(answer.out)
-    assert (tree["sources"], tree["optimizer"]["lr"], tree["harmonize"]["rule"]) == (["mnist", "optdigits"], 1e-3, "gh")
-
-
-def test_the_configuration_of_the_clothes_is_one(tmp_path: Path, cli: Cli) -> None:
-    texts = re.findall(r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert [name for name, _ in texts] == ["clothes.yaml"]
-    write_idx(tmp_path / "FashionMNIST" / "raw", part(60, seed=0), part(20, seed=1))
-    (tmp_path / "clothes.yaml").write_text(texts[0][1])
-    answer = cli("config", "--print", "--config", "clothes.yaml", f"root={tmp_path}")
-    assert (answer.code, answer.err) == (0, "")
-    assert yaml.safe_load(answer.out)["loss_options"]["reweight_from"] == 0.5
-
-
-def test_every_command_in_the_readme_is_one(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    text = (ROOT / "README.md").read_text()
-    for domain, kind in itertools.product(("photo", "art", "cartoon", "sketch"), ("circle", "square")):
-        (tmp_path / "pictures" / domain / kind).mkdir(parents=True)
-        (tmp_path / "pictures" / domain / kind / "0.png").touch()  # the section on images has such a folder
-    for domain, kind in itertools.product(("mnist", "optdigits", "fonts", "mnistm"), "01"):
-        (tmp_path / "png" / domain / kind).mkdir(parents=True)
-        (tmp_path / "png" / domain / kind / "0.png").touch()  # and makes this one
-    named = set(re.findall(r"difc-ray ([a-z]+)", text))
-    assert named <= set(COMMANDS)
-    lines = re.findall(r"^difc-ray train (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
-    assert len(lines) >= 2
-    for line in lines:
-        settings = [setting for setting in line.split() if not setting.startswith("resume=")]
-        answer = cli("config", "--print", *settings)
-        assert answer.code == 0, (line, answer.err)

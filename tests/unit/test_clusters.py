@@ -69,8 +69,7 @@ def test_head_comment_says_what_for_whom_and_one_command(name: str) -> None:
     command = comment[after + 1].removeprefix("#   ")
     assert command != comment[after + 1]
     assert f"clusters/{name}" in command
-    section = (ROOT / "README.md").read_text("utf-8").partition("\n## On a cluster\n")[2].partition("\n## ")[0]
-    assert f"`{command}`" in section
+    assert f"`{command}`" in (ROOT / "docs" / "tutorials" / "cluster.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name.endswith(".yaml")])

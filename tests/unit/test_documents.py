@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from difc_ray import __version__
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.objectives import OBJECTIVES
 from difc_ray.objectives.losses import LOSSES
@@ -81,3 +82,16 @@ def test_links_of_copied_pages_lead_to_pages(generator: ModuleType) -> None:
     assert generator.relinked("[s](../../SECURITY.md) [t](cluster.md)", ROOT / "docs" / "how-to") == (
         "[s](../project/security.md) [t](cluster.md)"
     )
+
+
+def test_readme_is_read_in_one_sitting() -> None:
+    text = TEXTS["README.md"]
+    assert len(text.splitlines()) <= 250
+    assert len(text.split()) <= 1800
+    assert "Status: alpha" in "\n".join(text.splitlines()[:10])
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\n## {__version__} - " in TEXTS["CHANGELOG.md"]
+    assert f"({__version__})" in TEXTS["README.md"]

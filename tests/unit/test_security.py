@@ -12,6 +12,7 @@ import pytest
 from difc_ray.errors import CheckpointError
 from difc_ray.runs.checkpoint import Snapshot
 from difc_ray.runs.setup import recorded_settings
+from tests.documents import documents
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,9 +132,9 @@ def open_servers(text: str) -> list[str]:
     return [each for each in commands if "--host" in each and "127.0.0.1" not in each and "--allowed-hosts" not in each]
 
 
-@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", documents())
 def test_mlflow_servers_in_examples_say_who_may_ask(name: str) -> None:
-    text = (ROOT / name).read_text("utf-8")
+    text = documents()[name]
     assert open_servers(text) == []
     assert "disable-security" not in text.lower()
 
