@@ -34,6 +34,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from difc_ray.errors import ConfigError
 from difc_ray.registry import Registry, did_you_mean
+from difc_ray.secrets import masked_values
 
 O = TypeVar("O")  # noqa: E741 - options
 
@@ -120,7 +121,8 @@ def make_options(kind: type[O], given: Mapping[str, Any], title: str, key: str =
         except ValidationError:
             rule, dotted = rule_of(hints[name]), f"{key}.{name}" if key else name
             remedy = rule.remedy or _remedy(fields[name])
-            problems.append(f"`{dotted}` must be {rule.text}, got {repr(value)[:SHOWN]} ({title}). {remedy}")
+            got = repr(masked_values(value, name))[:SHOWN]
+            problems.append(f"`{dotted}` must be {rule.text}, got {got} ({title}). {remedy}")
     missing = [f"`{name}`" for name, field in fields.items() if default_of(field) is REQUIRED and name not in given]
     if missing:
         problems.append(

@@ -7,7 +7,7 @@ from difc_ray.config.checks import cautions, check, known_names
 from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
 from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem
-from difc_ray.config.render import RESUMABLE, SYMBOLS, differences, digest, flat, to_yaml
+from difc_ray.config.render import RESUMABLE, SYMBOLS, differences, flat, to_yaml
 from difc_ray.config.resolve import (
     batch_norm_policy,
     domain_weights,
@@ -56,7 +56,6 @@ __all__ = [
     "check_data",
     "check_paths",
     "differences",
-    "digest",
     "documentation",
     "domain_weights",
     "flat",

@@ -33,7 +33,7 @@ from difc_ray.data import (
 )
 from difc_ray.errors import ConfigError, DataError
 from difc_ray.harmonizers import HARMONIZERS, make_harmonizer
-from difc_ray.models import MODELS, build_model, has_batch_norm
+from difc_ray.models import MODELS, build_model, has_batch_norm, named_weights
 from difc_ray.objectives import BASELINE, OBJECTIVES, penalties
 from difc_ray.objectives.curvature import fused_layers
 from difc_ray.objectives.losses import LOSSES
@@ -103,7 +103,7 @@ def cautions(config: Config) -> list[str]:
         )
     if config.sampler != "natural" and LOSSES.get(config.loss).balances:
         found.append(f"`sampler={config.sampler}` and `loss={config.loss}` both make up for rare classes.")
-    if config.batch_norm == "freeze" and config.model_options.get("weights") in (None, "none"):
+    if config.batch_norm == "freeze" and named_weights(config.model_options) is None:
         found.append(
             "`batch_norm=freeze` without `model_options.weights` keeps BatchNorm at mean 0 and variance 1: it "
             "normalises nothing."
@@ -147,9 +147,8 @@ def semantic_problems(config: Config, where: Where, *, plugins_failed: bool = Fa
 def _unknown_names(config: Config) -> Iterator[str]:
     """The keys whose value is not registered."""
     for key, registry in _REGISTRIES.items():
-        value = value_of(config, key)
-        made_by_adapter = ":" in value and value in registry
-        if value not in known_names(key) and not made_by_adapter:
+        value, names = value_of(config, key), known_names(key)
+        if value not in names and (key == "alignment.penalty" or value not in registry):
             yield key
 
 

@@ -21,7 +21,7 @@ from difc_ray.data import (
     open_family,
 )
 from difc_ray.errors import ConfigError, DataError
-from difc_ray.models import absolute_model_options, build_model, check_weights
+from difc_ray.models import absolute_model_options, build_model, check_weights, named_weights
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.options import absolute
 
@@ -140,8 +140,8 @@ def _root_problems(config: Config, where: Where) -> list[Problem]:
 
 def _weights_problems(config: Config, where: Where) -> list[Problem]:
     """Whether the file of initial weights is there and of the model; its tensors are not read."""
-    named = config.model_options.get("weights")
-    if named in (None, "none"):
+    named = named_weights(config.model_options)
+    if named is None:
         return []
     try:
         options = absolute_model_options(config.model, config.model_options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from difc_ray.errors import CheckpointError, ConfigError, DataError
+from difc_ray.errors import CheckpointError, ConfigError, DataError, DifcError
 from difc_ray.secrets import HIDDEN, masked, masked_values
 
 _SHOWN = 120
@@ -37,8 +37,8 @@ class Problem:
         return f"{self.what}, got {self.got} ({self.where}). {self.remedy}"
 
 
-class ConfigProblems(ConfigError):
-    """Everything that is wrong with a configuration.
+class Problems(DifcError):
+    """Several problems that are raised together.
 
     Args:
         problems: one finished sentence each, at least one.
@@ -48,38 +48,20 @@ class ConfigProblems(ConfigError):
         super().__init__("\n".join(problems))
         self.problems = list(problems)
 
-    def __reduce__(self) -> tuple[type[ConfigProblems], tuple[list[str]]]:
+    def __reduce__(self) -> tuple[type[Problems], tuple[list[str]]]:
         return type(self), (self.problems,)
 
 
-class DataProblems(DataError):
-    """Everything about the data that does not fit the configuration.
-
-    Args:
-        problems: one finished sentence each, at least one.
-    """
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
-
-    def __reduce__(self) -> tuple[type[DataProblems], tuple[list[str]]]:
-        return type(self), (self.problems,)
+class ConfigProblems(Problems, ConfigError):
+    """Everything that is wrong with a configuration."""
 
 
-class CheckpointProblems(CheckpointError):
-    """Everything that keeps a run from being continued.
+class DataProblems(Problems, DataError):
+    """Everything about the data that does not fit the configuration."""
 
-    Args:
-        problems: one finished sentence each, at least one.
-    """
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
-
-    def __reduce__(self) -> tuple[type[CheckpointProblems], tuple[list[str]]]:
-        return type(self), (self.problems,)
+class CheckpointProblems(Problems, CheckpointError):
+    """Everything that keeps a run from being continued."""
 
 
 def masked_argument(argument: str) -> str:

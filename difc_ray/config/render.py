@@ -1,9 +1,7 @@
-"""A configuration as text: YAML, flat parameters, a digest, and what differs from another one."""
+"""A configuration as text: YAML, flat parameters, and what differs from another one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection
 from typing import Any
@@ -73,17 +71,6 @@ def flat(config: Config) -> dict[str, str]:
     return found
 
 
-def digest(config: Config, ignore: Collection[str] = ()) -> str:
-    """Hex SHA-256 of the values.
-
-    Args:
-        config: the configuration; resolve it first where `auto` and its meaning are to be the same.
-        ignore: dotted keys and sections that do not count, such as :data:`RESUMABLE`.
-    """
-    values = {key: _as_json(value_of(config, key)) for key in leaves() if not _covered(key, ignore)}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 def differences(a: Config, b: Config, allowed: Collection[str] = RESUMABLE) -> list[str]:
     """What keeps a run from going on under another configuration, one sentence per key.
 
@@ -128,10 +115,6 @@ def _without_userinfo(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_userinfo(item) for item in value]
     return value.replace("://***@", "://") if isinstance(value, str) else value
-
-
-def _as_json(value: Any) -> Any:
-    return value if isinstance(value, dict | list | tuple | str | bool | int | float | None) else str(value)
 
 
 def _flatten_options(key: str, value: Any, found: dict[str, str]) -> None:

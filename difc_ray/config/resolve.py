@@ -15,7 +15,7 @@ from difc_ray.config.tree import Config
 from difc_ray.data import DATASETS
 from difc_ray.data.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.models import absolute_model_options
+from difc_ray.models import absolute_model_options, named_weights
 from difc_ray.objectives import BASELINE, OBJECTIVES, ObjectiveSettings
 from difc_ray.options import absolute
 
@@ -110,7 +110,7 @@ def batch_norm_policy(config: Config) -> Literal["freeze", "mean", "per_domain"]
     """What becomes of BatchNorm's running statistics, with `auto` decided: pretrained ones are frozen."""
     if config.batch_norm != "auto":
         return config.batch_norm
-    return "mean" if config.model_options.get("weights") in (None, "none") else "freeze"
+    return "mean" if named_weights(config.model_options) is None else "freeze"
 
 
 def rule_options(config: Config) -> dict[str, Any]:

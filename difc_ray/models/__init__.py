@@ -14,6 +14,7 @@ from difc_ray.models.base import (
     absolute_model_options,
     build_model,
     check_weights,
+    named_weights,
     without_weights,
 )
 from difc_ray.models.modes import has_batch_norm, inference, train_mode
@@ -28,6 +29,7 @@ __all__ = [
     "check_weights",
     "has_batch_norm",
     "inference",
+    "named_weights",
     "small",
     "timm",
     "torchvision",

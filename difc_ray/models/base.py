@@ -180,6 +180,12 @@ def check_weights(name: str, model: Model, options: Mapping[str, Any]) -> None:
         factory.check_weights(model, _options(name, options))
 
 
+def named_weights(options: Mapping[str, Any]) -> str | None:
+    """The initial weights that a model's options name: `imagenet` or a path; None: those of the seed."""
+    named = options.get("weights")
+    return None if named in (None, "none") else str(named)
+
+
 def without_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make the same model, without those that name its initial weights."""
     pretrained = isinstance(MODELS.get(name), Pretrained)

@@ -17,7 +17,6 @@ from difc_ray.config import (
     cautions,
     check,
     differences,
-    digest,
     documentation,
     flat,
     has_penalty,
@@ -255,17 +254,6 @@ def test_flat_and_yaml_hide_secrets() -> None:
     assert "t0p" not in to_yaml(config)
     assert "uri: http://host:5000" in to_yaml(config)
     assert yaml.safe_load(to_yaml(config, secrets=True))["dataset_options"] == options
-
-
-def test_digest_follows_values_only() -> None:
-    config = Config(output=Path("a"))
-    assert digest(config) == digest(Config(output=Path("a")))
-    assert digest(config) != digest(Config(output=Path("b")))
-    assert digest(config, ["output"]) == digest(Config(output=Path("b")), ["output"])
-    assert digest(config, ["optimizer"]) == digest(config.model_copy(), ["optimizer"])
-    assert digest(Config(optimizer={"lr": 0.5}), ["optimizer"]) == digest(Config(), ["optimizer"])
-    assert digest(Config(optimizer={"lr": 0.5})) != digest(Config())
-    assert re.fullmatch("[0-9a-f]{64}", digest(config))
 
 
 def test_what_may_differ_when_a_run_is_resumed() -> None:

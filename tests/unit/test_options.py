@@ -84,6 +84,8 @@ def test_what_is_refused(given: dict[str, Any], sentence: str) -> None:
 def test_all_problems_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         made(size=0, nope=1, share="much")
+    with pytest.raises(ConfigError, match=r"`note` must be text, got \['s3://\*\*\*@host'\] \(thing `x`\)"):
+        make_options(Given, {"note": ["s3://me:pw@host"]}, "thing `x`")
     for words in ("`thing_options.size` must be", "Unknown option `nope`", "`thing_options.share` must be"):
         assert words in str(caught.value)
 
