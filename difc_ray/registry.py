@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from difc_ray.errors import ConfigError
@@ -27,23 +27,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near += difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"Did you mean `{near[0]}`? " if near else ""
     return f"{hint}Known: {', '.join(names)}."
-
-
-def check_option_names(owner: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuses options that their owner does not know, all at once.
-
-    Args:
-        owner: whose options, as the user calls it, e.g. "model `lenet`".
-        options: what the user gave.
-        known: names of the options that exist.
-
-    Raises:
-        ConfigError: one sentence per unknown name.
-    """
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        hint = {name: did_you_mean(name, known) if known else "It takes no options." for name in unknown}
-        raise ConfigError(" ".join(f"Unknown option `{name}` of {owner}. {hint[name]}" for name in unknown))
 
 
 class Registry(Generic[T]):

@@ -29,8 +29,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from difc_ray.data import DATASETS, Batch, DatasetFamily, Domain, Drawn
-from difc_ray.data.base import generator
+from difc_ray.data import DATASETS, Batch, DatasetFamily, Domain, RawBatch
+from difc_ray.determinism import generator
 from difc_ray.errors import DataError
 from difc_ray.models import MODELS, Model
 from difc_ray.models.small import MlpOptions
@@ -47,12 +47,24 @@ CHANGED = "content-changed"
 """A file of this name in the folder makes it another dataset, as when somebody exchanges the files."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FaultyOptions:
+    """Options of the dataset."""
+
+    folder: str = ""
+    """Where faults leave their marks."""
+    faults: tuple[dict[str, Any], ...] = ()
+    """What goes wrong, and when."""
+    api_token: str = ""
+    """Not to be seen in any log."""
+
+
 class Faults:
     """The faults of a run, as its configuration lists them."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.folder = Path(options.get("folder", ""))
-        self.plan: list[dict[str, Any]] = [dict(fault) for fault in options.get("faults", ())]
+    def __init__(self, options: FaultyOptions) -> None:
+        self.folder = Path(options.folder)
+        self.plan: list[dict[str, Any]] = [dict(fault) for fault in options.faults]
 
     def due(self, where: str, domain: str, step: int) -> Iterator[dict[str, Any]]:
         """The faults that fire here and now; each leaves its mark before it does."""
@@ -93,7 +105,7 @@ class Moment:
     step: int = -1
 
 
-_now = Moment(Faults({}))
+_now = Moment(Faults(FaultyOptions()))
 
 
 def go_wrong(fault: Mapping[str, Any]) -> None:
@@ -163,7 +175,7 @@ class FaultyDomain(Domain):
     def images_at(self, indices: np.ndarray) -> np.ndarray:
         return self._images[indices]
 
-    def draw(self, seed: int, step: int, batch_size: int, *more: Any) -> Drawn:
+    def draw(self, seed: int, step: int, batch_size: int, *more: Any) -> RawBatch:
         global _now
         _now = Moment(self._faults, self.name, step)
         drawn = super().draw(seed, step, batch_size, *more)
@@ -181,7 +193,7 @@ class FaultyDomain(Domain):
         return super().evaluation_batches(split, batch_size)
 
 
-@DATASETS.register("faulty")
+@DATASETS.register("faulty", options=FaultyOptions)
 class FaultyFamily(DatasetFamily):
     description = "noise with faults, for tests"
     class_names = CLASSES

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from difc_ray.data.augmentation import Augmentation, AugmentationError, make_augmentation
-from difc_ray.data.base import (
-    DATASETS,
-    Batch,
-    DatasetFamily,
-    Domain,
-    Drawn,
-    EvaluationSplit,
-    ImageSizeError,
-    MalformedDataError,
-    OnBadImage,
-)
+from difc_ray.data.augmentation import Augmentation, make_augmentation
+from difc_ray.data.batch import Batch, RawBatch
 from difc_ray.data.digits import Digits
+from difc_ray.data.domain import Domain, EvaluationSplit
+from difc_ray.data.errors import AugmentationError, FilesMissingError, ImageSizeError, MalformedDataError
+from difc_ray.data.family import DATASETS, DatasetFamily, OnBadImage
 from difc_ray.data.image_folder import ImageFolder
 from difc_ray.data.loader import Loader
 from difc_ray.data.order import SAMPLERS, BalancedOrder, NaturalOrder, Order, class_shares
-from difc_ray.data.partner_loader import ChangingLoader
+from difc_ray.data.partner_loader import PartnerLoader
 from difc_ray.data.pixels import ArrayDomain, PixelDomain
 from difc_ray.data.published import (
     ColoredDigits,
@@ -26,7 +19,6 @@ from difc_ray.data.published import (
     ColoredMnist,
     ColoredMnist5k,
     Fashion,
-    FilesMissingError,
     RotatedMnist,
     RotatedMnist5k,
     TorchvisionDigits,
@@ -42,7 +34,6 @@ __all__ = [
     "AugmentationError",
     "BalancedOrder",
     "Batch",
-    "ChangingLoader",
     "ColoredDigits",
     "ColoredDigits5k",
     "ColoredMnist",
@@ -50,7 +41,6 @@ __all__ = [
     "DatasetFamily",
     "Digits",
     "Domain",
-    "Drawn",
     "EvaluationSplit",
     "Fashion",
     "FilesMissingError",
@@ -61,7 +51,9 @@ __all__ = [
     "NaturalOrder",
     "OnBadImage",
     "Order",
+    "PartnerLoader",
     "PixelDomain",
+    "RawBatch",
     "RotatedMnist",
     "RotatedMnist5k",
     "Split",

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from jaxtyping import UInt8
 
-from difc_ray.errors import ConfigError
+from difc_ray.data.errors import AugmentationError
 from difc_ray.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -36,28 +36,6 @@ _AMOUNT: Final = 0.3  # of every colour change in DomainBed's pipeline
 _LARGEST_FILE: Final = 1_000_000
 
 _MOST_VALUES: Final = 10_000
-
-
-class AugmentationError(ConfigError):
-    """A pipeline that cannot be used, or does not suit a picture.
-
-    Args:
-        what: the rule that is broken.
-        got: what was found.
-        remedy: how to fix it.
-        where: the key, or the picture.
-    """
-
-    def __init__(self, what: str, got: str, remedy: str, where: str = "augment") -> None:
-        super().__init__(f"{what}, got {got} ({where}). {remedy}")
-        self.what, self.got, self.remedy, self.where = what, got, remedy, where
-
-    def __reduce__(self) -> tuple[type[AugmentationError], tuple[str, str, str, str]]:
-        return type(self), (self.what, self.got, self.remedy, self.where)
-
-    def at(self, where: str) -> AugmentationError:
-        """The same, with a place that says more."""
-        return AugmentationError(self.what, self.got, self.remedy, where)
 
 
 class Augmentation:
@@ -102,6 +80,7 @@ class Augmentation:
             raise AugmentationError(
                 "the augmentation must suit every picture",
                 f"{type(error).__name__} for one of {size}: {words}",
+                "augment",
                 "Begin the pipeline with a transform that takes pictures of any size, such as `RandomResizedCrop` or "
                 "`Resize`.",
             ) from error
@@ -111,6 +90,7 @@ class Augmentation:
         raise AugmentationError(
             f"the augmentation must make bytes of shape {self.shape} (height, width, channels) of every picture",
             f"{got} from one of {size}",
+            "augment",
             "End the pipeline with `Resize` to that size, or set `image_size`; leave out `Normalize` and "
             "`ToTensorV2`, which come after it in any case.",
         )
@@ -168,7 +148,7 @@ def _read(path: str) -> albumentations.BaseCompose:
     import albumentations
 
     described = _description(path)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             pipeline = albumentations.from_dict(described)
@@ -179,7 +159,7 @@ def _read(path: str) -> albumentations.BaseCompose:
             raise _wrong(path, f"the transform {error}", remedy) from error
         except Exception as error:  # pydantic's and the library's own
             raise _wrong(path, _first_complaint(error), "Correct the value.") from error
-    if refused := [str(warning.message) for warning in told if "not valid" in str(warning.message)]:
+    if refused := [str(warning.message) for warning in caught if "not valid" in str(warning.message)]:
         raise _wrong(path, "; ".join(refused), "Correct the name of the argument, or remove it.")
     if not isinstance(pipeline, albumentations.BaseCompose):
         pipeline = albumentations.Compose([pipeline])
@@ -233,7 +213,7 @@ def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
 def _wrong(path: str, got: str, remedy: str) -> AugmentationError:
     names = ", ".join(f"`{name}`" for name in NAMED)
     what = f"`augment` must be {names}, or a file with a pipeline of Albumentations"
-    return AugmentationError(what, f"`{path}`, {got}", remedy)
+    return AugmentationError(what, f"`{path}`, {got}", "augment", remedy)
 
 
 def _plain(value: Any) -> Any:

@@ -7,25 +7,21 @@ repeated asks again, and a process that dies is replaced without a trace. What w
 
 from __future__ import annotations
 
-import gc
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing import connection
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch.utils.data import DataLoader, Dataset
 
+from difc_ray.data.ahead import Ahead
 from difc_ray.data.augmentation import Augmentation
-from difc_ray.data.base import Batch, Domain, Drawn, EvaluationSplit
+from difc_ray.data.batch import Batch, RawBatch
+from difc_ray.data.domain import Domain, EvaluationSplit
 from difc_ray.data.order import Order
 from difc_ray.data.pixels import PixelDomain
 from difc_ray.errors import DataError, DifcError
@@ -35,101 +31,8 @@ log = logging.getLogger(__name__)
 MAX_DEATHS: Final = 3
 """How often in a run the loader processes of a domain are started again after one has died."""
 
-_ENDING_S: Final = 1.0
-"""How long a process that has let go of its connections may take to be gone."""
-
 _SHARED: Final = "/dev/shm"
 _SHARE_OF_SHARED: Final = 0.5
-
-
-class _Maker(Dataset[Any]):
-    """What a loader process does: number -> examples, or the error that a person is to see."""
-
-    def __init__(self, make: Callable[[int], Drawn]) -> None:
-        self.make = make
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            drawn = self.make(number)
-        except DifcError as error:  # a loader of torch raises another error in its place
-            return error
-        # Labels and positions are copied into shared memory with the images; small things go with them.
-        return drawn.images, drawn.labels, torch.from_numpy(drawn.indices), dict(drawn.replacements)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _begin(_number: int) -> None:
-    """A loader process leaves signals to its parent: Ctrl-C goes to all processes of a terminal."""
-    gc.freeze()  # what the parent has dropped and not yet collected is not for us to end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def _child_signal_kept() -> Iterator[None]:
-    """Torch makes the death of a loader process an exception at any line of the program; here it is found by asking."""
-    try:
-        before = signal.getsignal(signal.SIGCHLD)
-        yield
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
-    except ValueError:  # outside the main thread nothing is installed
-        return
-
-
-class _Ahead:
-    """Items of consecutive numbers, in order, made by processes.
-
-    Args:
-        make: number -> examples.
-        first: the first number.
-        end: one more than the last.
-        processes: >= 1.
-        ahead: items per process, >= 1.
-        pin: whether they are put into pinned memory.
-    """
-
-    def __init__(
-        self, make: Callable[[int], Drawn], first: int, end: int, processes: int, ahead: int, *, pin: bool
-    ) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        with _child_signal_kept():
-            loader = DataLoader(
-                _Maker(make), batch_size=None, sampler=range(first, end), collate_fn=_as_it_is, num_workers=processes,
-                prefetch_factor=ahead, pin_memory=pin, worker_init_fn=_begin,
-                generator=torch.Generator().manual_seed(0),  # else it would draw from the generator of all
-                multiprocessing_context="fork" if "fork" in methods else None,
-            )  # fmt: skip
-            self._items = iter(loader)
-
-    def next(self) -> Drawn:
-        """The next item.
-
-        Raises:
-            DifcError: its maker's.
-            RuntimeError: a process has died.
-        """
-        try:
-            item = next(self._items)
-        except (OSError, EOFError) as error:  # torch fetches pictures from the process, which may die meanwhile
-            sentinels = [worker.sentinel for worker in self._items._workers]  # type: ignore[attr-defined]
-            if not connection.wait(sentinels, timeout=_ENDING_S):
-                raise
-            raise RuntimeError(f"a process has died: {error}") from error
-        if isinstance(item, DifcError):
-            raise item
-        images, labels, indices, replacements = item
-        return Drawn(images=images, labels=labels, indices=indices.numpy(), replacements=replacements)
-
-    def pids(self) -> list[int]:
-        """The processes."""
-        return [worker.pid for worker in self._items._workers]  # type: ignore[attr-defined]
-
-    def close(self) -> None:
-        """Ends the processes."""
-        self._items._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class Loader:
@@ -158,7 +61,7 @@ class Loader:
         self.order, self.augmentation, self.processes, self.ahead = order, augmentation, processes, ahead
         self.device = device if device is not None and device.type != "cpu" else None
         self.stalled_s = 0.0
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
         self._bytes = 1 if isinstance(domain, PixelDomain) else 4
         self._next, self._deaths = -1, 0
         self._made = self.part.stop - self.part.start
@@ -225,7 +128,7 @@ class Loader:
             self._ahead.close()
             self._ahead = None
 
-    def _drawn(self, step: int) -> Drawn:
+    def _drawn(self, step: int) -> RawBatch:
         if self.processes == 0 or step >= self.steps:
             return self._make(step)
         while True:
@@ -245,19 +148,19 @@ class Loader:
             self._next += 1
             return drawn
 
-    def _make(self, step: int) -> Drawn:
+    def _make(self, step: int) -> RawBatch:
         return self.domain.draw(self.seed, step, self.batch_size, self.order, self.augmentation, self.part)
 
-    def _finished(self, drawn: Drawn, step: int) -> Batch:
+    def _finished(self, drawn: RawBatch, step: int) -> Batch:
         return self.domain.finished(drawn, self.device)
 
     def _prepare(self) -> None:
         """Whatever processes of training are to find when they begin."""
 
-    def _start(self, make: Callable[[int], Drawn], first: int, end: int, size: int) -> _Ahead:
+    def _start(self, make: Callable[[int], RawBatch], first: int, end: int, size: int) -> Ahead:
         self._check_shared_memory(size)
         pin = self.device is not None and self.device.type == "cuda"
-        return _Ahead(make, first, end, self.processes, self.ahead, pin=pin)
+        return Ahead(make, first, end, self.processes, self.ahead, pin=pin)
 
     def _died(self, error: RuntimeError) -> None:
         """Counts the death of a loader process.

@@ -112,14 +112,14 @@ class BalancedOrder(Order):
 
     def positions(self, start: int, stop: int) -> Int[np.ndarray, " _"]:
         """Entries of the blocks laid end to end."""
-        found = np.empty(max(0, stop - start), dtype=np.int64)
+        positions = np.empty(max(0, stop - start), dtype=np.int64)
         filled = 0
         while start + filled < stop:
             block, offset = divmod(start + filled, self._length)
             until = min(self._length, offset + stop - start - filled)
-            found[filled : filled + until - offset] = self._piece(block, offset, until)
+            positions[filled : filled + until - offset] = self._piece(block, offset, until)
             filled += until - offset
-        return found
+        return positions
 
     def _piece(self, block: int, offset: int, until: int) -> Int[np.ndarray, " _"]:
         """Entries of one block."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from difc_ray.data.base import Batch, Drawn
+from difc_ray.data.batch import Batch, RawBatch
 from difc_ray.data.loader import Loader
 
 
-class ChangingLoader(Loader):
+class PartnerLoader(Loader):
     """The training batches of a domain that changes from step to step, each as its own loader would make it.
 
     Args:
@@ -28,10 +28,10 @@ class ChangingLoader(Loader):
         )  # fmt: skip
         self._names, self._chosen, self._of = names, chosen, cache(open_loader)
 
-    def _make(self, step: int) -> Drawn:
+    def _make(self, step: int) -> RawBatch:
         return self._of(self._chosen(step))._make(step)
 
-    def _finished(self, drawn: Drawn, step: int) -> Batch:
+    def _finished(self, drawn: RawBatch, step: int) -> Batch:
         return self._of(self._chosen(step)).domain.finished(drawn, self.device)
 
     def _prepare(self) -> None:

@@ -19,8 +19,10 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from difc_ray.data.augmentation import Augmentation, AugmentationError
-from difc_ray.data.base import Domain, Drawn
+from difc_ray.data.augmentation import Augmentation
+from difc_ray.data.batch import RawBatch
+from difc_ray.data.domain import Domain
+from difc_ray.data.errors import AugmentationError
 from difc_ray.data.splits import FRACTIONS, Split
 from difc_ray.determinism import derive_seed
 
@@ -72,13 +74,13 @@ class PixelDomain(Domain):
         """Normalised float32 images."""
         return np.asarray(self._normalised(torch.from_numpy(self.fitted(indices))))
 
-    def drawn(self, indices: Int[np.ndarray, " B"]) -> Drawn:
+    def drawn(self, indices: Int[np.ndarray, " B"]) -> RawBatch:
         """Examples at given positions, as bytes."""
         return self._drawn(torch.from_numpy(self.fitted(indices)), indices)
 
     def drawn_augmented(
         self, indices: Int[np.ndarray, " B"], augmentation: Augmentation, seed: int, first: int
-    ) -> Drawn:
+    ) -> RawBatch:
         """The same, augmented."""
         channels, height, width = self.image_shape
         pictures = np.empty((len(indices), height, width, channels), dtype=np.uint8)

@@ -42,11 +42,11 @@ def stratified_splits(
     shuffled = rng.permutation(size)
     by_class = shuffled[np.argsort(labels_M[shuffled], kind="stable")]
     n_val, n_test = round(fractions[1] * size), round(fractions[2] * size)
-    n_held = min(n_val + n_test, size)
-    held = by_class[_spread(n_held, size)]
-    val = held[_spread(min(n_val, n_held), n_held)]
-    test = np.setdiff1d(held, val)
-    return {"train": np.setdiff1d(by_class, held), "val": np.sort(val), "test": test}
+    n_rest = min(n_val + n_test, size)
+    rest = by_class[_spread(n_rest, size)]
+    val = rest[_spread(min(n_val, n_rest), n_rest)]
+    test = np.setdiff1d(rest, val)
+    return {"train": np.setdiff1d(by_class, rest), "val": np.sort(val), "test": test}
 
 
 def _spread(count: int, size: int) -> Int[np.ndarray, " _"]:

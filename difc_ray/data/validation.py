@@ -1,4 +1,4 @@
-"""Families and domains as the rest of the package gets them: made, and held to what :mod:`difc_ray.data.base` asks.
+"""Families and domains as the rest of the package gets them: made, and held to what :mod:`difc_ray.data.domain` asks.
 
 What somebody's own dataset got wrong is told in a sentence with the dataset and the domain, before a run starts.
 """
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from difc_ray.data.base import DATASETS, DatasetFamily, Domain, MalformedDataError, OnBadImage
+from difc_ray.data.domain import Domain
+from difc_ray.data.errors import MalformedDataError
+from difc_ray.data.family import DATASETS, DatasetFamily, OnBadImage
 
 
 def open_family(
@@ -86,12 +88,12 @@ def open_domain(dataset: str, family: DatasetFamily, name: str, *, look: bool = 
         )  # fmt: skip
     if not hasattr(domain, "_splits"):
         raise _not_initialised(type(domain), "name, class_names, image_shape, labels, seed", inside)
-    told = {
+    statements = {
         "name": (domain.name, name),
         "class_names": (domain.class_names, tuple(family.class_names)),
         "image_shape": (tuple(domain.image_shape), tuple(family.image_shape)),
     }
-    for what, (given, expected) in told.items():
+    for what, (given, expected) in statements.items():
         if given != expected:
             raise MalformedDataError(
                 f"`{what}` of a domain must be that of its dataset, {expected!r}", repr(given), inside,

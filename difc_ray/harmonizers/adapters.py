@@ -60,10 +60,8 @@ class TorchJDHarmonizer(Harmonizer):
             ConfigError: an option is out of range, or a part of the library is not installed.
         """
         options: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        import torch  # here and not above: rules need numpy only
-
         if self._has_preference():
-            import torch
+            import torch  # here and not above: rules need numpy only
 
             options["pref_vector"] = torch.from_numpy(weights_N.copy())
         try:

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difc_ray.data.base import Batch, Domain, EvaluationSplit
+from difc_ray.data.batch import Batch
+from difc_ray.data.domain import Domain, EvaluationSplit
 from difc_ray.models import inference
 from difc_ray.objectives.losses.base import Loss
 from difc_ray.step.worker import LocalStep, ModelState

@@ -16,7 +16,7 @@ from difc_ray.cli.pictures import cells_of, write_tree
 from difc_ray.data import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family, shipped
 from difc_ray.data.digits import shipped_mnist
 from difc_ray.data.published import pools
-from difc_ray.data.published.digits import COLOURS
+from difc_ray.data.published.torchvision_digits import COLOURS
 from difc_ray.errors import ConfigError, DataError
 from tests.published import Part, write_idx
 

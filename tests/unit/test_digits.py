@@ -19,7 +19,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import difc_ray.errors
-from difc_ray.data import DATASETS, Domain
+from difc_ray.data import DATASETS, Domain, fonts
 from difc_ray.data import digits as module
 from difc_ray.data import shipped as shipping
 from difc_ray.errors import ConfigError, DataError
@@ -121,7 +121,7 @@ def test_optdigits_are_the_shipped_ones_enlarged() -> None:
 
 
 def test_only_fonts_with_ordinary_digits_are_taken() -> None:
-    taken = {path.stem for path in module.digit_fonts(FONTS)}
+    taken = {path.stem for path in fonts.digit_fonts(FONTS)}
     text_cm = {"cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"}
     expected = {path.stem for path in FONTS.glob("DejaVu*.ttf") if "Display" not in path.stem} | text_cm
     assert taken == expected | {path.stem for path in FONTS.glob("STIXGeneral*.ttf")}
@@ -130,8 +130,8 @@ def test_only_fonts_with_ordinary_digits_are_taken() -> None:
 
 
 def test_glyphs_are_mnist_sized_and_in_the_middle() -> None:
-    for path in module.digit_fonts(FONTS):
-        boxes = np.array([glyph.getbbox() for glyph in module._glyphs(path)])
+    for path in fonts.digit_fonts(FONTS):
+        boxes = np.array([glyph.getbbox() for glyph in fonts._glyphs(path)])
         assert abs((boxes[:, 3] - boxes[:, 1]).max() - 40) <= 2
         assert np.abs(boxes[:, :2] + boxes[:, 2:] - 56).max() <= 2
 
@@ -141,7 +141,7 @@ def test_a_move_is_the_affine_map_about_the_middle() -> None:
     for seed in range(6):
         glyph = Image.new("L", (56, 56))
         ImageDraw.Draw(glyph).ellipse((34, 14, 40, 20), fill=255)
-        moved = np.asarray(module._moved(glyph, np.random.default_rng(seed)), dtype=float)
+        moved = np.asarray(fonts._mapped(glyph, np.random.default_rng(seed)), dtype=float)
         rng = np.random.default_rng(seed)
         angle = np.radians(rng.uniform(-12, 12))
         shear, scale, shift = rng.uniform(-0.15, 0.15), rng.uniform(0.85, 1.1), rng.uniform(-2, 2, size=2)
@@ -224,7 +224,7 @@ def test_unknown_option_or_domain() -> None:
 def test_missing_files_are_a_data_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     family = DATASETS.get("digits")({}, None, 0)
     module._made.cache_clear()
-    monkeypatch.setattr(module, "shipped", lambda *parts: tmp_path)
+    monkeypatch.setattr(fonts, "shipped", lambda *parts: tmp_path)
     with pytest.raises(DataError, match="no TrueType font"):
         family.load("fonts")
     monkeypatch.undo()
@@ -239,6 +239,6 @@ def test_missing_files_are_a_data_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_font_without_all_ten_digits_is_left_out(tmp_path: Path) -> None:
     for name in ("cmsy10.ttf", "cmr10.ttf", "STIXNonUni.ttf"):
         (tmp_path / name).symlink_to(FONTS / name)
-    assert [path.name for path in module.digit_fonts(tmp_path)] == ["cmr10.ttf"]
+    assert [path.name for path in fonts.digit_fonts(tmp_path)] == ["cmr10.ttf"]
     blank = ImageFont.truetype(str(FONTS / "STIXNonUni.ttf"), 100.0)
-    assert module._ink(blank, "0")[1] == (0, 0, 0, 0)
+    assert fonts._ink(blank, "0")[1] == (0, 0, 0, 0)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difc_ray.data.base import DatasetFamily, Domain
+from difc_ray.data.domain import Domain
+from difc_ray.data.family import DatasetFamily
 from difc_ray.data.splits import SPLITS, stratified_splits
 from difc_ray.determinism import derive_seed, generator
 from difc_ray.errors import ConfigError
-from difc_ray.registry import check_option_names
 
 
 class Counting(Domain):
@@ -171,16 +171,6 @@ def test_fingerprint_follows_the_content_and_not_the_seed() -> None:
     changed[60] = 0
     others = [Counting(LABELS, fill=1e-3), Counting(changed), Counting(LABELS[:-1]), Counting(LABELS, name="other")]
     assert fingerprint not in {other.fingerprint() for other in others}
-
-
-def test_unknown_options_are_refused_all_at_once() -> None:
-    check_option_names("dataset `x`", {"size": 3}, ("size",))
-    with pytest.raises(ConfigError) as raised:
-        check_option_names("dataset `x`", {"siez": 3, "zzz": 1}, ("size",))
-    assert "`siez` of dataset `x`. Did you mean `size`?" in str(raised.value)
-    assert "`zzz`" in str(raised.value)
-    with pytest.raises(ConfigError, match="takes no options"):
-        check_option_names("dataset `x`", {"size": 3}, ())
 
 
 def test_unknown_domain_is_refused() -> None:

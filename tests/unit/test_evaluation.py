@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics as sk
 from torch import nn
 
-from difc_ray.data.base import Domain
+from difc_ray.data.domain import Domain
 from difc_ray.errors import ConfigError
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.runs.selection import SELECTORS

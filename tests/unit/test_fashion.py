@@ -19,7 +19,7 @@ from torchvision.transforms import functional as transforms
 
 from difc_ray.data import Fashion, MalformedDataError, open_domain, open_family
 from difc_ray.data.published import fashion as module
-from difc_ray.data.published.domain import ShiftedDomain
+from difc_ray.data.published.collection import ShiftedDomain
 from difc_ray.errors import ConfigError
 from tests.cli.shell import environment
 from tests.published import needs_fashion, part, write_idx
@@ -228,7 +228,7 @@ def test_another_process_makes_the_same(root: Path) -> None:
         ({"imbalance": True}, "got True"),
         ({"imbalance": "a"}, "got 'a'"),
         ({"imbalance": float("nan")}, "got nan"),
-        ({"limit": 99}, "`dataset_options.limit` must be an integer >= 100, got 99"),
+        ({"limit": 99}, "`dataset_options.limit` must be an integer >= 100 or null, got 99"),
         ({"limit": 200.5}, "got 200.5"),
         ({"limit": True}, "got True"),
         ({"download": "yes"}, "`dataset_options.download` must be true or false, got 'yes'"),

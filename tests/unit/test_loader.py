@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from difc_ray.data import (
     AugmentationError,
@@ -232,3 +234,16 @@ def test_waiting_is_measured(make: Any) -> None:
     first = loader.stalled_s
     loader.batch(1)
     assert 0 < first < loader.stalled_s
+
+
+def test_torch_has_its_workers_where_they_are_looked_for() -> None:
+    """`difc_ray/data/ahead.py` asks torch for the processes behind a loader, which has no public name for them."""
+    items = iter(DataLoader(range(4), num_workers=1))
+    for name in ("_workers", "_shutdown_workers"):
+        assert hasattr(items, name), f"torch {torch.__version__} has moved `{name}` of a loader: mend data/ahead.py"
+    (worker,) = items._workers
+    assert worker.is_alive()
+    assert psutil.pid_exists(worker.pid)
+    assert not connection.wait([worker.sentinel], timeout=0)
+    items._shutdown_workers()
+    assert not worker.is_alive()

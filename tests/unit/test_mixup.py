@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from difc_ray.config import Config
-from difc_ray.data import Batch, Domain
-from difc_ray.data.base import Drawn
+from difc_ray.data import Batch, Domain, RawBatch
 from difc_ray.determinism import generator
 from difc_ray.engines.inline import InlineEngine
 from difc_ray.models import build_model
@@ -105,7 +104,7 @@ def test_a_mixed_loss_has_the_derivatives_of_autograd(loss: Loss, classes: int) 
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Domain.finished
 
-    def finished(domain: Domain, drawn: Drawn, device: torch.device | None = None) -> Batch:
+    def finished(domain: Domain, drawn: RawBatch, device: torch.device | None = None) -> Batch:
         batch = plain(domain, drawn, device)
         return replace(batch, images=batch.images.double())
 

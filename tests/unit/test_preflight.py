@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,26 +29,33 @@ class _Sized(Domain):
         return np.zeros((len(indices), 1, 2, 2), dtype=np.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SizesOptions:
+    sizes: dict[str, int]
+
+
 class _Sizes(DatasetFamily):
     """Domains of given sizes; those of negative size cannot be read."""
+
+    option_type = _SizesOptions
 
     description, class_names, image_shape = "sizes", ("a", "b"), (1, 2, 2)
 
     def domain_names(self) -> tuple[str, ...]:
-        return tuple(self.options)
+        return tuple(self.options.sizes)
 
     def load(self, domain_name: str) -> Domain:
-        if self.options[domain_name] < 0:
+        if self.options.sizes[domain_name] < 0:
             raise DataError(f"Domain `{domain_name}` must be readable. Found a hole. Fill it.")
-        return _Sized(domain_name, self.options[domain_name])
+        return _Sized(domain_name, self.options.sizes[domain_name])
 
 
 def test_domains_need_a_batch_and_examples_to_validate_on() -> None:
     config = Config(sources=("big", "small"), target="none", batch_size=40)
-    domains = check_data(config, _Sizes({"big": 100, "small": 50, "none": 1}, None, 0))  # 40 of 50 train
+    domains = check_data(config, _Sizes({"sizes": {"big": 100, "small": 50, "none": 1}}, None, 0))  # 40 of 50 train
     assert list(domains) == ["big", "small", "none"]
     with pytest.raises(DataProblems) as caught:
-        check_data(config, _Sizes({"big": 3, "small": 49, "none": 0}, None, 0))
+        check_data(config, _Sizes({"sizes": {"big": 3, "small": 49, "none": 0}}, None, 0))
     assert caught.value.exit_code == 3
     big, validation, small, target = caught.value.problems
     assert big.startswith(
@@ -59,7 +67,7 @@ def test_domains_need_a_batch_and_examples_to_validate_on() -> None:
     assert target.startswith("target domain `none` must have examples, got 0")
     assert all(SENTENCE.fullmatch(problem) for problem in caught.value.problems)
     with pytest.raises(DataProblems) as caught:
-        check_data(config, _Sizes({"big": -1, "small": 3, "none": -1}, None, 0))
+        check_data(config, _Sizes({"sizes": {"big": -1, "small": 3, "none": -1}}, None, 0))
     assert [problem[:14] for problem in caught.value.problems] == [
         "Domain `big` m",
         "domain `small`",

@@ -22,9 +22,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from difc_ray.data import FilesMissingError, MalformedDataError, TorchvisionDigits, open_domain, open_family
-from difc_ray.data.published import digits as module
-from difc_ray.data.published import finding, readers
-from difc_ray.data.published.domain import ShiftedDomain
+from difc_ray.data.published import files, readers
+from difc_ray.data.published import torchvision_digits as module
+from difc_ray.data.published.collection import ShiftedDomain
 from difc_ray.errors import ConfigError
 from tests.published import Part, idx, part, write_idx, write_svhn, write_usps
 
@@ -331,7 +331,7 @@ def test_download_fetches_what_is_missing(
     def fetch(*_: Any) -> None:
         raise AssertionError("nothing was missing")
 
-    monkeypatch.setattr(finding, "_fetch", fetch)
+    monkeypatch.setattr(files, "_fetch", fetch)
     opened(there, "mnist", download=True)
 
 

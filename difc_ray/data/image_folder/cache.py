@@ -67,15 +67,15 @@ def load_index(key: tuple[object, ...], fingerprint: str) -> dict[str, Any] | No
         fingerprint: that of the files as they are now.
     """
     try:
-        with cache_file(key).open("rb") as file, np.load(file, allow_pickle=False) as held:
-            head = json.loads(held["head"].tobytes())
+        with cache_file(key).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            head = json.loads(stored["head"].tobytes())
             if (head["version"], head["key"], head["fingerprint"]) != (VERSION, repr(key), fingerprint):
                 return None
-            found: dict[str, Any] = {**head, "files": _paths(held["files"].tobytes())}
-            found |= {name: held[name].astype(dtype, casting="safe") for name, dtype in _ARRAYS.items()}
-        n = len(found["files"])
-        whole = sum(found["counts"]) == n and all(found[name].shape == (n,) for name in _ARRAYS)
-        return found if whole else None
+            index: dict[str, Any] = {**head, "files": _paths(stored["files"].tobytes())}
+            index |= {name: stored[name].astype(dtype, casting="safe") for name, dtype in _ARRAYS.items()}
+        n = len(index["files"])
+        whole = sum(index["counts"]) == n and all(index[name].shape == (n,) for name in _ARRAYS)
+        return index if whole else None
     except Exception:  # a damaged file may fail anywhere, and everything in it can be found out again
         return None
 

@@ -162,10 +162,10 @@ def open_file(path: str) -> BinaryIO:
         BadImage: it is not, or the system does not let us.
     """
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise BadImage("a folder" if stat.S_ISDIR(found.st_mode) else "no regular file")
-        if found.st_size == 0:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("a folder" if stat.S_ISDIR(status.st_mode) else "no regular file")
+        if status.st_size == 0:
             raise BadImage("an empty file")
         return open(path, "rb")
     except FileNotFoundError:

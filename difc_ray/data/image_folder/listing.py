@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from difc_ray.data.base import MalformedDataError
+from difc_ray.data.errors import MalformedDataError
 from difc_ray.data.image_folder.decoding import shown
 from difc_ray.data.splits import SPLITS
 from difc_ray.registry import did_you_mean
@@ -62,20 +62,20 @@ def read_listing(root: str, manifest: Path | None, lists: Mapping[str, Sequence[
     Raises:
         MalformedDataError: a line cannot be understood, or contradicts another.
     """
-    found = list(_manifest_entries(manifest)) if manifest is not None else _list_entries(lists)
+    entries = list(_manifest_entries(manifest)) if manifest is not None else _list_entries(lists)
     seen: set[tuple[str, str]] = set()
-    for entry in found:
+    for entry in entries:
         place = (entry.domain, os.path.normpath(entry.path))
         if place in seen:
             what = "a picture must be listed once in its domain, or it would be in two splits"
             got = f"`{shown(entry.path)}` twice in domain `{shown(entry.domain)}`"
             raise MalformedDataError(what, got, WHERE, "Remove one of the lines.")
         seen.add(place)
-    return found
+    return entries
 
 
 def _list_entries(lists: Mapping[str, Sequence[str]]) -> list[Entry]:
-    found: list[Entry] = []
+    entries: list[Entry] = []
     names: dict[str, str] = {}
     for domain, (train, test) in lists.items():
         for path, split in ((train, 0), (test, 2)):
@@ -86,8 +86,8 @@ def _list_entries(lists: Mapping[str, Sequence[str]]) -> list[Entry]:
                 if not file.strip():
                     what, remedy = "a line of a split list must read `path label`", "Correct the line."
                     raise MalformedDataError(what, f"`{shown(line.strip())}`", _line_of(path, number), remedy)
-                found.append(Entry(domain, _class_of(file.strip(), domain, label, names, path, number), file, split))
-    return [entry._replace(path=entry.path.strip()) for entry in found]
+                entries.append(Entry(domain, _class_of(file.strip(), domain, label, names, path, number), file, split))
+    return [entry._replace(path=entry.path.strip()) for entry in entries]
 
 
 def _class_of(file: str, domain: str, label: str, names: dict[str, str], path: str, number: int) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from difc_ray.data.published.collection import Collection
-from difc_ray.data.published.colored import ColoredMnist, ColoredMnist5k
-from difc_ray.data.published.digits import TorchvisionDigits
-from difc_ray.data.published.domain import ShiftedDomain
+from difc_ray.data.published.collection import Collection, ShiftedDomain
+from difc_ray.data.published.colored_digits import ColoredDigits, ColoredDigits5k
+from difc_ray.data.published.colored_mnist import ColoredMnist, ColoredMnist5k
 from difc_ray.data.published.fashion import Fashion
-from difc_ray.data.published.finding import FilesMissingError
-from difc_ray.data.published.inked import ColoredDigits, ColoredDigits5k
 from difc_ray.data.published.readers import READERS, Reader
-from difc_ray.data.published.rotated import RotatedMnist, RotatedMnist5k
+from difc_ray.data.published.rotated_mnist import RotatedMnist, RotatedMnist5k
+from difc_ray.data.published.torchvision_digits import TorchvisionDigits
 
 __all__ = [
     "READERS",
@@ -20,7 +18,6 @@ __all__ = [
     "ColoredMnist",
     "ColoredMnist5k",
     "Fashion",
-    "FilesMissingError",
     "Reader",
     "RotatedMnist",
     "RotatedMnist5k",

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final
 
-from difc_ray.data.base import DatasetFamily, OnBadImage
-from difc_ray.data.published.options import flag, limit_of
-from difc_ray.registry import check_option_names
+from pydantic import Field
+
+from difc_ray.data.family import DatasetFamily, OnBadImage
+from difc_ray.options import Rule
 
 SIDE: Final = 28
 """Height and width in pixels, of MNIST and of FashionMNIST."""
 
+Limit = Annotated[int, Field(ge=100), Rule("an integer >= 100")]
+"""Most examples of a domain: at least ten of each class, so that every split can have some."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedOptions:
+    """Options of a dataset of published collections."""
+
+    download: bool = False
+    """Whether torchvision may fetch missing files into `root`."""
+    limit: Limit | None = None
+    """Most examples of a domain, by class; null: all."""
+
 
 class PublishedFamily(DatasetFamily):
-    """Domains at any size, with the options ``download`` and ``limit``.
+    """Domains at any size; a subclass names them."""
 
-    Args:
-        options: the dataset's own options.
-        root: folder with the files; None: none is given.
-        seed: seed of the run.
-
-    Raises:
-        ConfigError: an option is unknown or has a wrong value.
-    """
-
-    where: ClassVar[str]
-    """The dataset as messages call it."""
+    options: PublishedOptions
     domains: ClassVar[tuple[str, ...]]
-    option_names: ClassVar[tuple[str, ...]] = ("download", "limit")
+    """Names of the domains."""
     image_shape = (3, SIDE, SIDE)
-
-    def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
-        check_option_names(self.where, options, self.option_names)
-        super().__init__(options, root, seed)
-        self.download = flag(options, "download", self.where)
-        self.limit = limit_of(options, self.where)
 
     def take_image_settings(self, image_size: int | None, on_bad_image: OnBadImage) -> None:
         """Any size; 28 is that of the published pictures."""

@@ -19,27 +19,26 @@ evaluated: so a target is balanced whatever the tail of the sources. The ranks a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from difc_ray.data.base import DATASETS
+from difc_ray.data.family import DATASETS
 from difc_ray.data.partition import equal_parts, long_tailed, subset, validation_out_of
 from difc_ray.data.photos import random_places
-from difc_ray.data.published.collection import N_CLASSES, Collection
-from difc_ray.data.published.domain import ShiftedDomain
-from difc_ray.data.published.family import SIDE, PublishedFamily
-from difc_ray.data.published.finding import found
-from difc_ray.data.published.options import folder, ratio_of
+from difc_ray.data.published.collection import N_CLASSES, Collection, ShiftedDomain
+from difc_ray.data.published.family import SIDE, PublishedFamily, PublishedOptions
+from difc_ray.data.published.files import open_collection
 from difc_ray.data.published.readers import READERS
 from difc_ray.data.published.shifts import AsPublished, BeforePhoto, Shift, Sketched, Turned
 from difc_ray.data.splits import Split
 from difc_ray.determinism import generator
 from difc_ray.errors import ConfigError
+from difc_ray.options import Share
 
-WHERE: Final = "dataset `fashion`"
 PACKAGE: Final = "dataset-fashion-mnist"
 PACKAGE_FOLDER: Final = Path("/usr/share/datasets/fashion-mnist")
 """Debian's package of FashionMNIST, and where it puts the files."""
@@ -51,18 +50,23 @@ DOMAINS: Final = ("plain", "photo", "rotated", "sketch")
 CONTENT_SEED: Final = 3
 """Seed of everything that decides content; a constant, so that the dataset is one and the same."""
 
-IMBALANCE: Final = 0.1
 MAX_TURN_DEG: Final = 75.0
 
 
-@DATASETS.register("fashion")
+@dataclass(frozen=True, kw_only=True)
+class FashionOptions(PublishedOptions):
+    """Options of `fashion`."""
+
+    imbalance: Share = 0.1
+    """Articles of the rarest class per article of the most frequent one in a train split, in (0, 1]; 1: balanced."""
+
+
+@DATASETS.register("fashion", options=FashionOptions)
 class Fashion(PublishedFamily):
     """Articles of clothing.
 
     Args:
-        options: ``imbalance``: articles of the rarest class per article of the most frequent one in a train split, in
-            (0, 1], default 0.1; 1: balanced. ``limit``: most examples of a domain, by class. ``download``: whether
-            torchvision may fetch FashionMNIST into `root`, default false.
+        options: :class:`FashionOptions`.
         root: folder with the four files, packed or not, or with torchvision's ``FashionMNIST/raw``; None: where
             Debian's package `dataset-fashion-mnist` puts them.
         seed: decides validation, and which articles of a class the tail keeps.
@@ -75,14 +79,15 @@ class Fashion(PublishedFamily):
 
     description = "articles of clothing: plain, before photos, rotated, as sketches; train splits are long-tailed"
     class_names = CLASS_NAMES
-    where, domains = WHERE, DOMAINS
-    option_names = ("download", "imbalance", "limit")
+    options: FashionOptions
+    domains = DOMAINS
 
     def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
         super().__init__(options, root, seed)
-        self._imbalance = ratio_of(options, "imbalance", IMBALANCE, WHERE)
-        if self.download and root is None:
-            raise ConfigError(f"`dataset_options.download` needs a folder, got no `root` ({WHERE}). Write `root=PATH`.")
+        if self.options.download and root is None:
+            raise ConfigError(
+                f"`dataset_options.download` needs a folder, got no `root` ({self.where}). Write `root=PATH`."
+            )
 
     def load(self, domain_name: str) -> ShiftedDomain:
         """One domain; the articles are read once in a process.
@@ -92,7 +97,7 @@ class Fashion(PublishedFamily):
         """
         self.check_domain(domain_name)
         articles = self._articles()
-        rows = part_of(articles, domain_name, self.limit)
+        rows = rows_of(articles, domain_name, self.options.limit)
         shift = shift_of(domain_name, len(articles))
         splits = self._splits(domain_name, articles.labels_N[rows], articles.is_train(rows))
         return ShiftedDomain(
@@ -101,10 +106,11 @@ class Fashion(PublishedFamily):
 
     def _articles(self) -> Collection:
         if self.root is not None:
-            return found(READERS["fashion"], folder(self.root), WHERE, download=self.download)
+            reader, folder = READERS["fashion"], self.root.expanduser()
+            return open_collection(reader, folder, self.where, download=self.options.download)
         remedy = f"`apt-get install {PACKAGE}` puts them there. Or name their folder, `root=PATH`. Or write "
         remedy += "`root=PATH dataset_options.download=true`, and"
-        return found(READERS["fashion-package"], PACKAGE_FOLDER, WHERE, download=False, remedy=remedy)
+        return open_collection(READERS["fashion-package"], PACKAGE_FOLDER, self.where, download=False, remedy=remedy)
 
     def _splits(
         self, name: str, labels_M: Int[np.ndarray, " M"], is_train_M: Bool[np.ndarray, " M"]
@@ -112,11 +118,11 @@ class Fashion(PublishedFamily):
         """Validation out of the publisher's train part, then the tail."""
         given = np.flatnonzero(is_train_M).astype(np.int64)
         train, val = validation_out_of(labels_M, given, generator(self.seed, "split", name))
-        kept = long_tailed(labels_M, train, self._imbalance, ranks(), generator(self.seed, "tail", name))
+        kept = long_tailed(labels_M, train, self.options.imbalance, ranks(), generator(self.seed, "tail", name))
         return {"train": kept, "val": val, "test": np.flatnonzero(~is_train_M).astype(np.int64)}
 
 
-def part_of(articles: Collection, name: str, limit: int | None) -> Int[np.ndarray, " M"]:
+def rows_of(articles: Collection, name: str, limit: int | None) -> Int[np.ndarray, " M"]:
     """Sorted rows of a domain: its part of the publisher's train and its part of the test, thinned in proportion."""
     n_train = len(articles.train)
     parts = []

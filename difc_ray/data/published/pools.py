@@ -12,22 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Int, UInt8
+from pydantic import Field
 
-from difc_ray.data.base import DatasetFamily, MalformedDataError
 from difc_ray.data.digits import shipped_mnist
+from difc_ray.data.errors import MalformedDataError
+from difc_ray.data.family import DatasetFamily
 from difc_ray.data.pixels import ArrayDomain
 from difc_ray.data.published.collection import N_CLASSES, Collection
-from difc_ray.data.published.finding import found
-from difc_ray.data.published.options import flag, folder, wrong
+from difc_ray.data.published.files import open_collection
 from difc_ray.data.published.readers import READERS
 from difc_ray.data.splits import Split
 from difc_ray.determinism import generator
 from difc_ray.errors import DataError
-from difc_ray.registry import check_option_names
+from difc_ray.options import Rule
 
 CONTENT_SEED: Final = 5
 TRAIN_POOL: Final = 50_000
@@ -48,35 +49,43 @@ Content = tuple[UInt8[np.ndarray, "M h w C"], Int[np.ndarray, " M"], Places | No
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pools:
-    """Labelled by what they are for."""
+    """Digits by what they are for."""
 
     train: Labelled
     held: Labelled
     test: Labelled
 
 
+Draw = Annotated[int, Field(ge=0, lt=2**31), Rule("an integer >= 0 and below 2147483648")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DealtOptions:
+    """Options of a dataset that deals digits out to its domains."""
+
+    draw: Draw = 0
+    """Which of the random draws of content: label noise, colours, and which digits go to which domain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DealtMnistOptions(DealtOptions):
+    """The same of one over MNIST's own files."""
+
+    download: bool = False
+    """Whether torchvision may fetch missing files into `root`."""
+
+
 class DealtFamily(DatasetFamily):
     """Domains over some digits, which an option deals out.
 
     Args:
-        options: ``draw``: which of the random draws, an integer >= 0, default 0.
+        options: :class:`DealtOptions`.
         root: folder with the files; None: none is given.
         seed: seed of the run; decides splits only, and those of `e20` and `e10` not.
-
-    Raises:
-        ConfigError: an option is unknown or has a wrong value.
     """
 
-    where: ClassVar[str]
-    option_names: ClassVar[tuple[str, ...]] = ("draw",)
-
-    def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
-        check_option_names(self.where, options, self.option_names)
-        super().__init__(options, root, seed)
-        draw = options.get("draw", 0)
-        if not isinstance(draw, int) or isinstance(draw, bool) or not 0 <= draw < 2**31:
-            raise wrong("draw", "an integer >= 0 and below 2147483648", draw, self.where)
-        self.draw = draw
+    options: DealtOptions
+    option_type = DealtOptions
 
     def load(self, domain_name: str) -> ArrayDomain:
         """One domain; its pixels are divided by 255, and that is all.
@@ -121,7 +130,7 @@ class OfMnist(DealtFamily):
     """With MNIST's own files.
 
     Args:
-        options: ``draw``; ``download``: whether torchvision may fetch missing files, default false.
+        options: :class:`DealtMnistOptions`.
         root: folder with the files as torchvision lays them out.
         seed: seed of the run.
 
@@ -129,17 +138,14 @@ class OfMnist(DealtFamily):
         MalformedDataError: there is no `root`.
     """
 
-    option_names = ("draw", "download")
+    options: DealtMnistOptions
+    option_type = DealtMnistOptions
     small: ClassVar[str]
     """The sister that needs no files."""
 
     def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
         super().__init__(options, root, seed)
-        self.download = flag(options, "download", self.where)
-        if root is None:
-            what, remedy = "`root` must name the folder of MNIST", f"Write `root=PATH`, or take `{self.small}`."
-            raise MalformedDataError(what, "null", self.where, remedy)
-        self._folder = folder(root)
+        self._folder = self.needed_root("MNIST", f"Write `root=PATH`, or take `{self.small}`.")
 
     def pools(self) -> Pools:
         """MNIST's train part in two, and its test part, which is held.
@@ -166,7 +172,7 @@ class OfMnist(DealtFamily):
 
     def _collection(self) -> Collection:
         """What the files hold, if this is MNIST and all of it: other sets come in files of the same names."""
-        collection = found(READERS["mnist"], self._folder, self.where, download=self.download)
+        collection = open_collection(READERS["mnist"], self._folder, self.where, download=self.options.download)
         files = READERS["mnist"].files(self._folder)
         counts = np.bincount(collection.train_labels, minlength=N_CLASSES)
         remedy = f"Put MNIST there, or take `dataset={self.small}`, which needs no files."

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from difc_ray.data.base import MalformedDataError
+from difc_ray.data.errors import MalformedDataError
 from difc_ray.data.image_folder import shown
 from difc_ray.data.published.collection import N_CLASSES, Collection
 
@@ -86,8 +86,8 @@ class Reader(ABC):
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=2)
@@ -164,8 +164,8 @@ class IdxReader(Reader):
 
     def files(self, root: Path) -> list[Path]:
         """Train images and labels, test images and labels, in the first folder that has all; else in the first."""
-        found = [[_packed_or_not(root / folder / name) for name in IDX_FILES] for folder in self.folders]
-        return next((paths for paths in found if all(path.is_file() for path in paths)), found[0])
+        candidates = [[_packed_or_not(root / folder / name) for name in IDX_FILES] for folder in self.folders]
+        return next((paths for paths in candidates if all(path.is_file() for path in paths)), candidates[0])
 
     def addresses(self) -> list[str]:
         """Its mirrors."""

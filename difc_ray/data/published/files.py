@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from difc_ray.data.base import MalformedDataError
+from difc_ray.data.errors import FilesMissingError, MalformedDataError
 from difc_ray.data.image_folder import shown
 from difc_ray.data.published.collection import Collection
 from difc_ray.data.published.readers import Reader
@@ -17,16 +17,7 @@ from difc_ray.data.published.readers import Reader
 FETCH: Final = "Write `dataset_options.download=true`, and"
 
 
-class FilesMissingError(MalformedDataError):
-    """Files of a domain are not there; other domains of its dataset may be complete."""
-
-    def at(self, where: str) -> FilesMissingError:
-        """The same, with a place that says more."""
-        what, got, _, remedy = self.parts
-        return FilesMissingError(what, got, where, remedy)
-
-
-def found(reader: Reader, root: Path, where: str, *, download: bool, remedy: str = FETCH) -> Collection:
+def open_collection(reader: Reader, root: Path, where: str, *, download: bool, remedy: str = FETCH) -> Collection:
     """The collection below a root.
 
     Args:

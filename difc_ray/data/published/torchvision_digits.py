@@ -30,21 +30,18 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from difc_ray.data.base import DATASETS, MalformedDataError
+from difc_ray.data.digits import CLASS_NAMES
+from difc_ray.data.family import DATASETS
 from difc_ray.data.partition import subset, validation_out_of
 from difc_ray.data.photos import random_places
-from difc_ray.data.published.collection import N_CLASSES, Collection
-from difc_ray.data.published.domain import ShiftedDomain
-from difc_ray.data.published.family import SIDE, PublishedFamily
-from difc_ray.data.published.finding import found
-from difc_ray.data.published.options import folder
+from difc_ray.data.published.collection import N_CLASSES, Collection, ShiftedDomain
+from difc_ray.data.published.family import SIDE, PublishedFamily, PublishedOptions
+from difc_ray.data.published.files import open_collection
 from difc_ray.data.published.readers import READERS
 from difc_ray.data.published.shifts import AsPublished, Inked, PhotoDifference, Shift, Turned
 from difc_ray.data.splits import Split
 from difc_ray.determinism import generator
 
-WHERE: Final = "dataset `torchvision_digits`"
-CLASS_NAMES: Final = tuple("0123456789")
 CONTENT_SEED: Final = 4
 """Seed of everything that decides content; a constant, so that the dataset is one and the same."""
 
@@ -61,13 +58,12 @@ COLORED: Final = {f"colored_{percent}": percent for percent in PERCENTS}
 DOMAINS: Final = ("mnist", "usps", "svhn", "mnistm", *ROTATED, *COLORED)
 
 
-@DATASETS.register("torchvision_digits")
+@DATASETS.register("torchvision_digits", options=PublishedOptions)
 class TorchvisionDigits(PublishedFamily):
     """Ten digits in thirteen domains.
 
     Args:
-        options: ``download``: whether torchvision may fetch missing files into `root`, default false. ``limit``: most
-            examples of a domain, by class.
+        options: :class:`PublishedOptions`.
         root: folder with the files as torchvision lays them out; only those of the domains in use are needed.
         seed: decides which examples of train are validation.
 
@@ -83,14 +79,11 @@ class TorchvisionDigits(PublishedFamily):
 
     description = "MNIST, USPS and SVHN in full, photo-blended, rotated and coloured: root=PATH as torchvision has it"
     class_names = CLASS_NAMES
-    where, domains = WHERE, DOMAINS
+    domains = DOMAINS
 
     def __init__(self, options: Mapping[str, Any], root: Path | None, seed: int) -> None:
         super().__init__(options, root, seed)
-        if root is None:
-            what, remedy = "`root` must name the folder of the files", "Write `root=PATH`; it is that of torchvision."
-            raise MalformedDataError(what, "null", WHERE, remedy)
-        self._folder = folder(root)
+        self._folder = self.needed_root("the files", "Write `root=PATH`; it is that of torchvision.")
 
     def load(self, domain_name: str) -> ShiftedDomain:
         """One domain; a collection is read once in a process.
@@ -100,10 +93,10 @@ class TorchvisionDigits(PublishedFamily):
         """
         self.check_domain(domain_name)
         source = domain_name if domain_name in READERS else "mnist"
-        collection = found(READERS[source], self._folder, WHERE, download=self.download)
+        collection = open_collection(READERS[source], self._folder, self.where, download=self.options.download)
         rows = rows_of(collection, domain_name)
-        if self.limit is not None:
-            rows = rows[subset(collection.labels_N[rows], self.limit, generator(CONTENT_SEED, "limit", source))]
+        if limit := self.options.limit:
+            rows = rows[subset(collection.labels_N[rows], limit, generator(CONTENT_SEED, "limit", source))]
         shift, splits = shift_of(domain_name, collection), splits_of(collection, rows, source, self.seed)
         return ShiftedDomain(
             domain_name, CLASS_NAMES, self.image_shape, collection, rows, self.seed, shift, splits

