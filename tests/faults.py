@@ -14,9 +14,9 @@ import ray
 from safetensors.torch import load_file
 
 from difc_ray.config import Config, resolve
-from difc_ray.runs import train as run
 from difc_ray.runs.configuration import requested_config
 from difc_ray.runs.train import Result, Silent
+from tests import runs
 from tests.checkpoints import raw
 from tests.runs import small_config, write_yaml
 from tests.waiting import eventually
@@ -69,7 +69,7 @@ class Notices(Silent):
 
 def train(config: Config, folder: Path, notices: Notices | None = None) -> Result:
     """The run as the command line makes it, in this process, with its output in ``<folder>/runs``."""
-    return run.train(config.model_copy(update={"output": folder / "runs"}), notices)
+    return runs.train(config.model_copy(update={"output": folder / "runs"}), notices)
 
 
 def marked_pid(folder: Path, ending: str) -> int:
@@ -134,4 +134,4 @@ def end_of(run_dir: Path) -> End:
 
 def resume(run_dir: Path | str, *overrides: str, notices: Notices | None = None) -> Result:
     """The run as the command line continues it, in this process."""
-    return run.train(resolve(requested_config(None, [f"resume={run_dir}", *overrides])), notices)
+    return runs.train(resolve(requested_config(None, [f"resume={run_dir}", *overrides])), notices)

@@ -21,6 +21,7 @@ LONGEST = (
     "tests/mlflow/test_outages.py",
     "tests/mlflow/test_compare.py",
     "tests/mlflow/test_family.py",
+    "tests/cli/test_commands.py",
     "tests/ray/test_clusters.py",
     "tests/ray/test_reproduction.py",
     "tests/ray/test_two_hosts.py",

@@ -124,10 +124,10 @@ def train(config: dict[str, Any], notices: Any, errors: list[str]) -> None:
     """A run to its end; the error that ended it is put into the list, after its exit code."""
     from difc_ray.config import load_config, resolve
     from difc_ray.errors import DifcError
-    from difc_ray.runs import train as run
+    from tests import runs
 
     try:
-        run.train(resolve(load_config(None, base=config)), notices)
+        runs.train(resolve(load_config(None, base=config)), notices)
     except DifcError as raised:
         errors.append(f"{raised.exit_code} {raised}")
 

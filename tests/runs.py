@@ -6,10 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from difc_ray.config import Config, load_config, resolve
 from difc_ray.engines.inline import InlineEngine
+from difc_ray.runs import train as run
+from difc_ray.runs.loop import Training
 from difc_ray.runs.setup import prepare
 from difc_ray.step.coordinator import StepRecord, TrainState
 
@@ -69,6 +72,13 @@ def run_inline(config: Config, steps: int, state: TrainState | None = None) -> t
         return engine.snapshot(), records
     finally:
         engine.close()  # loader processes that are left to the garbage collector take five seconds each to end
+
+
+def train(config: Config, *display: Any) -> run.Result:
+    """The run as `difc_ray.train` makes it, without figures: to draw them takes longer than to train this little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "draw", lambda training, metrics: None)
+        return run.train(config, *display)
 
 
 def digest(state: TrainState) -> str:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from difc_ray.config import Config
-from difc_ray.runs import train as run
 from difc_ray.sweeps.folder import SweepFolder, TrialRecord
 from difc_ray.sweeps.outcome import SweepResult
 from difc_ray.sweeps.space import Space, read_space
 from difc_ray.sweeps.sweep import run_sweep
 from difc_ray.sweeps.trials import Point, base_config, check_sweep, trial_config
 from tests.faults import End, end_of, without_faults
-from tests.runs import write_yaml
+from tests.runs import train, write_yaml
 
 CONFIG: dict[str, Any] = {
     "plugins": ["tests.fault_plugin"],
@@ -98,7 +97,7 @@ def alone(folder: Path, base: Config, point: Point) -> End:
     config = config.model_copy(
         update={"engine": "inline", "tracking": base.tracking.model_copy(update={"mode": "off"})}
     )
-    return end_of(run.train(config).run_dir)
+    return end_of(train(config).run_dir)
 
 
 def assert_same_end(found: End, expected: End) -> None:

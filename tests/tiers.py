@@ -15,7 +15,11 @@ OUTSIDE = ("ray", "mlflow", "process")
 """Marks of tests that start other processes; `make test-fast` runs none of them."""
 
 PROMISES = {
-    "a run on Ray ends in the bits of a single process": ("tests/ray/test_parity.py",),
+    "a run on Ray ends in the bits of a single process": (
+        "tests/ray/test_parity.py::test_every_penalty_with_every_rule",
+        "tests/ray/test_parity.py::test_evaluation_is_the_same",
+        "tests/ray/test_parity.py::test_negative_control",
+    ),
     "workers that are killed lose no step and change no bit": (
         "tests/ray/test_faults.py::test_three_workers_killed_in_three_places",
     ),
@@ -54,7 +58,7 @@ def is_core(nodeid: str, marks: Iterable[str]) -> bool:
 
     >>> is_core("tests/unit/test_x.py::test_y", []), is_core("tests/unit/test_x.py::test_y", ["slow"])
     (True, False)
-    >>> is_core("tests/ray/test_parity.py::test_evaluation_is_the_same", ["ray"])
+    >>> is_core("tests/ray/test_parity.py::test_negative_control", ["ray"])
     True
     """
     test = nodeid.partition("[")[0]

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from difc_ray.runs.train import train
 from tests.cli.shell import SENTENCE
 from tests.programs import carried_out, short_folder
-from tests.runs import small_config
+from tests.runs import small_config, train
 from tests.waiting import PATIENCE_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

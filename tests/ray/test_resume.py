@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import pytest
 
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError, Interrupted
-from difc_ray.runs.loop import Training
 from tests.checkpoints import names
 from tests.fault_plugin import CHANGED, marks
 from tests.faults import End, Notices, end_of, fault, faulty_config, resume, train
+
+pytestmark = pytest.mark.slow
 
 STEPS, EVALUATED, SAVED = 12, 4, 3
 """The run, and how often it is evaluated and saved."""
@@ -48,14 +49,6 @@ def config_of(folder: Path, *faults: dict[str, Any], **changes: Any) -> Config:
 def interruption(after: int) -> dict[str, Any]:
     """A signal in the middle of the step that makes it so many."""
     return fault("signal", "b", after - 1, number=signal.SIGINT)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """Drawing takes longer than training here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "draw", lambda training, metrics: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,12 @@ from difc_ray.runs.checkpoint import Snapshot, compare_layout
 from difc_ray.runs.evaluate import evaluate
 from difc_ray.runs.setup import expected_shapes, prepare
 from difc_ray.runs.state import Progress, export_model, make_snapshot, train_state
-from difc_ray.runs.train import train
 from difc_ray.step.coordinator import TrainState
 from difc_ray.step.evaluation import evaluate_state
 from difc_ray.step.factory import load_domain, model_of
 from difc_ray.step.worker import LocalStep, Token, domain_buffer
 from difc_ray.vectors import ParameterLayout
-from tests.runs import digest, run_inline, same_records, small_config
+from tests.runs import digest, run_inline, same_records, small_config, train
 
 SOURCES = ("mnist", "optdigits", "fonts")
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -223,6 +222,7 @@ def test_a_checkpoint_without_a_source_s_statistics_is_refused() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_evaluated_and_exported(tmp_path: Path) -> None:
     """The whole command, with an interruption; the exported model has the mean."""
     settings = {"output": str(tmp_path), "target": "mnistm", "steps": 4, "eval_every": 2, "checkpoint": {"every": 2}}

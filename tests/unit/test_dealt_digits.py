@@ -51,6 +51,7 @@ def test_families() -> None:
     assert open_family("colored_digits_5k", {}, None, 0).domain_names() == ("e20", "e10", "e90", "gray")
 
 
+@pytest.mark.slow
 def test_colored_pools_are_those_of_colored_mnist(mnist_parts: tuple[Part, Part], mnist_root: Path) -> None:
     gray = opened("colored_digits", "gray", mnist_root)
     np.testing.assert_array_equal(numbers_in(pixels_of(gray)[..., 0]), np.arange(50_000, 60_000))
@@ -64,6 +65,7 @@ def test_colored_pools_are_those_of_colored_mnist(mnist_parts: tuple[Part, Part]
         np.testing.assert_array_equal(held, mnist_parts[1][1][part::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [True, False])
 def test_ink_is_the_digits_own_colour_or_one_of_nine(mnist_root: Path, real: bool) -> None:
     palette = np.array(COLOURS, dtype=np.int64)
@@ -100,18 +102,18 @@ def unturned(parts: tuple[Part, Part]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([train, test]), np.concatenate([labels, more])
 
 
+@pytest.mark.slow
 def test_rotated_sixths_are_disjoint_and_complete(mnist_parts: tuple[Part, Part], mnist_root: Path) -> None:
     digits, labels = unturned(mnist_parts)
     known = {picture.tobytes(): row for row, picture in enumerate(digits)}
-    whole = opened("rotated_mnist", "r0", mnist_root)
+    sixths = [opened("rotated_mnist", f"r{angle}", mnist_root) for angle in ANGLES]
+    whole = sixths[0]
     rows = [known[picture[..., 0].tobytes()] for picture in pixels_of(whole)]  # turned by nothing
     assert len(set(rows)) == len(rows) == 11_667
     np.testing.assert_array_equal(whole.labels, labels[rows])
     assert min(rows) < 10_000 < 65_000 < max(rows)  # of both parts
-    names = [f"r{angle}" for angle in ANGLES]
-    sizes = [opened("rotated_mnist", name, mnist_root).size() for name in names]
-    assert sizes == [11_667] * 4 + [11_666] * 2
-    counts = np.sum([opened("rotated_mnist", name, mnist_root).class_counts() for name in names], axis=0)
+    assert [sixth.size() for sixth in sixths] == [11_667] * 4 + [11_666] * 2
+    counts = np.sum([sixth.class_counts() for sixth in sixths], axis=0)
     np.testing.assert_array_equal(counts, np.bincount(labels))
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from difc_ray.config import load_config
 from difc_ray.errors import ConfigError
-from difc_ray.runs.train import train
-from tests.runs import small_config
+from tests.runs import small_config, train
 
 
 @pytest.mark.parametrize("selection", ["train_domain_val", "oracle"])

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.datasets import MNIST
 
-from difc_ray import train
 from difc_ray.cli.reproduce import run_reproduction
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError, ConfigError, DataError
@@ -37,7 +36,7 @@ from difc_ray.studies.colored_mnist.running import (
 )
 from difc_ray.studies.colored_mnist.table import FLAW, Figure, footnotes, markdown, numbers, rows_of
 from difc_ray.sweeps.trials import trial_config
-from tests.runs import run_inline
+from tests.runs import run_inline, train
 
 HIDDEN = 12
 ANNEAL, UPDATES = 4, 8

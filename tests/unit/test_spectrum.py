@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from difc_ray import train
 from difc_ray.errors import ConfigError
 from difc_ray.models import Model, build_model
 from difc_ray.objectives.curvature import Density, lanczos, rademacher, trace
@@ -34,7 +33,7 @@ from difc_ray.studies.spectrum.risks import (
     tell,
 )
 from difc_ray.studies.spectrum.transfer import bound_beside_gap, rises, unit
-from tests.runs import small_config
+from tests.runs import small_config, train
 
 SHAPE, CLASSES = (2, 6, 6), 3
 

@@ -20,11 +20,10 @@ from difc_ray.engines.ray.processes import Failure
 from difc_ray.engines.ray.rpc import StepRedo
 from difc_ray.engines.ray.worker import WorkerInfo
 from difc_ray.errors import WorkerError
-from difc_ray.runs import train as run
 from difc_ray.vectors import ParameterLayout
 from tests.checkpoints import names
 from tests.faults import Notices
-from tests.runs import small_config
+from tests.runs import small_config, train
 
 
 def info(pid: int, node: str) -> WorkerInfo:
@@ -165,7 +164,7 @@ def test_a_notice_makes_a_checkpoint_before_it_is_told(tmp_path: Path, monkeypat
     monkeypatch.setattr(InlineEngine, "warned", lambda engine: next(warnings, ""))
     config = small_config(engine="inline", eval_every=100, checkpoint={"every": 100, "keep": 10}, steps=3)
     seen = AtNotice(tmp_path / "test" / "checkpoints")
-    run.train(config.model_copy(update={"output": tmp_path}), seen)
+    train(config.model_copy(update={"output": tmp_path}), seen)
     (said,) = (line for line in seen.lines if "taken away" in line)
     assert said == "node abc will be taken away, with b: the checkpoint of step 1 is written"
     assert seen.there[seen.lines.index(said)] == ["latest", "step-00000000", "step-00000001"]

@@ -18,8 +18,8 @@ from difc_ray.models.torchvision import TorchvisionBackbone
 from difc_ray.runs.checkpoint import newest_valid
 from difc_ray.runs.evaluate import evaluate
 from difc_ray.runs.setup import prepare, run_tags
-from difc_ray.runs.train import Silent, train
-from tests.runs import small_config
+from difc_ray.runs.train import Silent
+from tests.runs import small_config, train
 
 
 @pytest.fixture
