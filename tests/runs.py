@@ -84,12 +84,8 @@ def train(config: Config, *display: Any) -> run.Result:
 def digest(state: TrainState) -> str:
     """sha256 over all bits of a training state."""
     found = hashlib.sha256(str(state.step).encode())
-    found.update(state.theta_P.numpy().tobytes())
-    for group in (state.buffers, state.optimizer, state.curvature):
-        for name in sorted(group):
-            found.update(name.encode() + group[name].numpy().tobytes())
-    for name, array in sorted({**state.harmonizer, **{f"loss.{name}": a for name, a in state.loss.items()}}.items()):
-        found.update(name.encode() + array.tobytes())
+    for name, tensor in sorted(state.named().items()):
+        found.update(name.encode() + tensor.numpy().tobytes())
     found.update(str(state.skipped).encode())
     return found.hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from difc_ray.config.problems import show
 from difc_ray.config.tree import Config
+from difc_ray.nested import flat
 from difc_ray.registry import did_you_mean
 
 KINDS = ("resources", "labels")
@@ -45,8 +46,8 @@ def wishes(config: Config) -> dict[str, Wish]:
     """What the sources ask for, of a configuration that :func:`bundle_faults` finds nothing wrong with."""
     return {
         domain: Wish(
-            resources={name: float(value) for name, value in _flat(bundle.get("resources") or {}).items()},
-            labels={name: str(value) for name, value in _flat(bundle.get("labels") or {}).items()},
+            resources={name: float(value) for name, value in flat(bundle.get("resources") or {}).items()},
+            labels={name: str(value) for name, value in flat(bundle.get("labels") or {}).items()},
         )
         for domain, bundle in config.cluster.bundles.items()
         if domain in config.sources
@@ -73,7 +74,7 @@ def bundle_faults(config: Config) -> Iterator[tuple[str, str, str, str]]:
                 yield what, show(named), f"Write for example `{key}.{kind}.{example}`.", f"{key}.{kind}"
             else:
                 check = _resource_fault if kind == "resources" else _label_fault
-                for name, value in _flat(named).items():
+                for name, value in flat(named).items():
                     yield from check(f"{key}.{kind}.{name}", name, value)
 
 
@@ -95,14 +96,3 @@ def _label_fault(key: str, name: str, value: Any) -> Iterator[tuple[str, str, st
     elif isinstance(value, bool | float) or not _LABEL_VALUE.fullmatch(str(value)):
         what = f"`{key}` must be text of at most 63 letters, digits, `.`, `_` or `-`"
         yield what, show(value), "Write the label as the node has it, in quotes if it looks like a number.", key
-
-
-def _flat(named: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names and values; a name with dots that the command line has taken apart is put together again."""
-    found: dict[str, Any] = {}
-    for name, value in named.items():
-        if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found

@@ -21,6 +21,7 @@ from difc_ray.config.problems import ConfigProblems, DataProblems, Problem, show
 from difc_ray.config.schema import Leaf, leaves, sections
 from difc_ray.config.tree import Config
 from difc_ray.config.yaml_strict import AMBIGUOUS, FLOAT, Document, Dumper, KeyPath, UnreadableError, read_file
+from difc_ray.nested import put
 
 
 def load_config(
@@ -173,12 +174,7 @@ class _Draft:
         self._set(path, value, WHERE)
 
     def _set(self, path: tuple[str, ...], value: Any, origin: str) -> None:
-        node = self.data
-        for part in path[:-1]:
-            inner = node.get(part)
-            node[part] = inner if isinstance(inner, dict) else {}
-            node = node[part]
-        node[path[-1]] = value
+        put(self.data, path, value)
         for table in (self.origins, self.plain):
             for old in [old for old in table if old[: len(path)] == path]:
                 del table[old]

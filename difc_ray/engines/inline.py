@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -148,17 +149,7 @@ class InlineEngine:
 
     def snapshot(self) -> TrainState:
         """A copy of the training state."""
-        state = self.step.state
-        return TrainState(
-            step=state.step,
-            theta_P=state.theta_P.clone(),
-            buffers={name: value.clone() for name, value in state.buffers.items()},
-            optimizer={name: value.clone() for name, value in state.optimizer.items()},
-            harmonizer={name: value.copy() for name, value in state.harmonizer.items()},
-            curvature={name: value.clone() for name, value in state.curvature.items()},
-            loss={name: value.copy() for name, value in state.loss.items()},
-            skipped=list(state.skipped),
-        )
+        return copy.deepcopy(self.step.state)
 
     def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
         """Metrics of the current or a given state for (domain, split) pairs, in their order; fewer when interrupted."""

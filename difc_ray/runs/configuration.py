@@ -12,6 +12,7 @@ from difc_ray.config import Config, ConfigProblems, load_config, resolve
 from difc_ray.config.overrides import as_argument, owner, parse_overrides
 from difc_ray.config.schema import leaves
 from difc_ray.errors import ConfigError, DifcError
+from difc_ray.nested import put
 from difc_ray.options import absolute
 from difc_ray.runs.checkpoint import newest_valid
 from difc_ray.runs.setup import recorded_settings, run_tags, run_to_resume, tracking_uri
@@ -108,7 +109,8 @@ def _recorded_values(run: RecordedRun, given: Sequence[str]) -> dict[str, Any]:
         if why is None:
             read, wrong = parse_overrides([f"{name}={text}"])
             problems += [str(replace(problem, where=where)) for problem in wrong]
-            _put(values, read)
+            for key, value in read.items():
+                put(values, key.split("."), value)
         else:
             remedy = f"Give it: `{name}=VALUE`." if leaf else "Repeat the run with the version that recorded it."
             problems.append(f"a parameter must be as the run had it, got `{name}`, {why} ({where}). {remedy}")
@@ -121,16 +123,6 @@ def _recorded_values(run: RecordedRun, given: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise ConfigProblems(problems)
     return values
-
-
-def _put(values: dict[str, Any], read: Mapping[str, Any]) -> None:
-    """Values by dotted key into nested ones."""
-    for key, value in read.items():
-        *above, last = key.split(".")
-        node = values
-        for part in above:
-            node = node.setdefault(part, {})
-        node[last] = value
 
 
 def repetition_warnings(start: Start, facts: Mapping[str, str], recorded: Mapping[str, str]) -> list[str]:

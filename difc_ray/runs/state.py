@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import save_file
 
 from difc_ray.config import Config, to_yaml
@@ -17,6 +15,7 @@ from difc_ray.models import without_weights
 from difc_ray.objectives.losses import LOSSES
 from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, load
 from difc_ray.step.coordinator import TrainState
+from difc_ray.step.coordinator.state import THETA
 from difc_ray.step.factory import family_of, model_of
 from difc_ray.step.worker import ModelState
 from difc_ray.vectors import ParameterLayout
@@ -75,36 +74,23 @@ def make_snapshot(
     config: Config, state: TrainState, layout: ParameterLayout, progress: Progress, identity: Mapping[str, Any]
 ) -> Snapshot:
     """Training state and loop memory in the form that checkpoints hold."""
-    tensors = {f"optimizer.{name}": value for name, value in state.optimizer.items()}
-    tensors |= {f"curvature.{name}": value for name, value in state.curvature.items()}
-    tensors |= {f"harmonizer.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.harmonizer.items()}
-    tensors |= {f"loss.{name}": torch.from_numpy(np.asarray(v)) for name, v in state.loss.items()}
-    weights = {**layout.named(state.theta_P), **{f"buffer.{name}": value for name, value in state.buffers.items()}}
+    tensors = state.named()
+    weights = layout.named(tensors.pop(THETA))
+    weights |= {name: tensors.pop(name) for name in list(tensors) if name.startswith(BUFFER_PREFIX)}
     meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
     return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=to_yaml(config))
 
 
 def train_state(snapshot: Snapshot, layout: ParameterLayout) -> TrainState:
     """The training state of a checkpoint, the inverse of :func:`make_snapshot`."""
-    return TrainState(
-        step=snapshot.meta["step"],
-        theta_P=layout.flatten(snapshot.named_weights),
-        buffers=_prefixed(snapshot.named_weights, "buffer."),
-        optimizer=_prefixed(snapshot.tensors, "optimizer."),
-        harmonizer={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "harmonizer.").items()},
-        curvature=_prefixed(snapshot.tensors, "curvature."),
-        loss={name: value.numpy() for name, value in _prefixed(snapshot.tensors, "loss.").items()},
-        skipped=list(snapshot.meta["skipped"]),
-    )
+    buffers = {name: value for name, value in snapshot.named_weights.items() if name.startswith(BUFFER_PREFIX)}
+    named = {THETA: layout.flatten(snapshot.named_weights), **buffers, **snapshot.tensors}
+    return TrainState.from_named(named, step=snapshot.step, skipped=snapshot.meta["skipped"])
 
 
 def model_state(snapshot: Snapshot, layout: ParameterLayout) -> ModelState:
     """What workers need of a checkpoint to evaluate it."""
     return train_state(snapshot, layout).model_state()
-
-
-def _prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def export_model(config: Config, checkpoint: Path, directory: Path, identity: Mapping[str, Any]) -> Path:

@@ -20,6 +20,7 @@ from difc_ray.config.overrides import as_argument
 from difc_ray.config.yaml_strict import UnreadableError, read_file
 from difc_ray.determinism import generator
 from difc_ray.errors import ConfigError
+from difc_ray.nested import all_keys, put
 from difc_ray.registry import did_you_mean
 from difc_ray.sweeps.space import Space
 from difc_ray.sweeps.unused_keys import unread_by_all
@@ -108,7 +109,7 @@ def trial_config(base: Config, point: Point, folder: Path, where: str = "sweep")
     engine = data["engine"] if base.trial.engine == "auto" else base.trial.engine
     data |= {"name": point.name, "output": str(folder), "seed": point.seed, "engine": engine, "resume": None}
     for key, value in point.values.items():
-        put(data, key, copy.deepcopy(value))
+        put(data, key.split("."), copy.deepcopy(value))
     if point.fold:
         data |= {"sources": [name for name in data["sources"] if name != point.fold], "target": point.fold}
         data["harmonize"]["weights"] = None
@@ -117,16 +118,6 @@ def trial_config(base: Config, point: Point, folder: Path, where: str = "sweep")
         return resolve(load_config(None, base=data))
     except (ConfigProblems, DataProblems) as error:
         raise type(error)([text.replace("(base configuration)", f"({where})") for text in error.problems]) from None
-
-
-def put(data: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key of nested values."""
-    *parents, last = key.split(".")
-    for part in parents:
-        node = data.get(part)
-        data[part] = node if isinstance(node, dict) else {}
-        data = data[part]
-    data[last] = value
 
 
 def metrics_of(config: Config) -> list[str]:
@@ -219,7 +210,7 @@ def _ends(space: Space, inside: Point) -> Iterator[Point]:
 
 def _contradictions(space: Space, told: Collection[str]) -> Iterator[Problem]:
     """What the space searches and somebody sets as well; measures that point the wrong way."""
-    inside = dict.fromkeys(flat_keys(space.config), "under `config`") | dict.fromkeys(told, "by the user")
+    inside = dict.fromkeys(all_keys(space.config), "under `config`") | dict.fromkeys(told, "by the user")
     for key, by in inside.items():
         if key in space.keys:
             what, remedy = f"`{key}` must be searched or set, not both", "Remove one of them."
@@ -228,14 +219,6 @@ def _contradictions(space: Space, told: Collection[str]) -> Iterator[Problem]:
     if space.mode != better:
         what = f"`mode` must be `{better}` for the metric `{space.metric}`"
         yield Problem(what=what, got=f"`{space.mode}`", where=space.source, remedy=f"Write `mode: {better}`.")
-
-
-def flat_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of nested values, sections among them."""
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from flat_keys(value, f"{prefix}{key}.")
 
 
 def _scheduler_problems(space: Space, base: Config) -> Iterator[Problem]:
@@ -314,7 +297,7 @@ def told_keys(settings_told: Collection[str], file: Path | None) -> list[str]:
     told = [argument.partition("=")[0] for argument in settings_told]
     if file is not None:
         with contextlib.suppress(UnreadableError):  # said by the loading of the configuration
-            told += flat_keys(read_file(file).data)
+            told += all_keys(read_file(file).data)
     return told
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
+from difc_ray.nested import flat
 from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
-from difc_ray.tracking.names import flat
 from difc_ray.tracking.untracked import Untracked
 
 

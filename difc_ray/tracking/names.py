@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from difc_ray.nested import flat
 from difc_ray.secrets import masked, masked_values
 
 MAX_KEY = 250
@@ -51,21 +52,6 @@ def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _shown(key: str, value: object, limit: int) -> str:
     return clean_text(str(masked_values(value, key)), limit)
-
-
-def flat(params: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one with dotted keys.
-
-    >>> flat({"seed": 1, "optimizer": {"name": "adam", "lr": 0.1}})
-    {'seed': 1, 'optimizer.name': 'adam', 'optimizer.lr': 0.1}
-    """
-    result: dict[str, object] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            result.update(flat(value, f"{prefix}{key}."))
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
 
 
 def figure_path(run_dir: Path, name: str) -> Path:

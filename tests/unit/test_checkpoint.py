@@ -7,13 +7,14 @@ import os
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from difc_ray.errors import CheckpointError
 from difc_ray.runs.checkpoint import (
@@ -26,6 +27,9 @@ from difc_ray.runs.checkpoint import (
     newest_valid,
     save,
 )
+from difc_ray.runs.state import Progress, train_state
+from difc_ray.step.coordinator import TrainState
+from difc_ray.vectors import ParameterLayout
 from tests.checkpoints import (
     FILES,
     ROOT,
@@ -45,6 +49,68 @@ def test_round_trip_is_bitwise(tmp_path: Path) -> None:
     assert path.name == "step-00000007"
     assert names(path) == sorted(FILES)
     assert_same(load(path), snapshot)
+
+
+def test_every_part_of_a_training_state_has_a_name() -> None:
+    state = TrainState(
+        step=4,
+        theta_P=torch.tensor([1.0, 2.0]),
+        buffers={"n.mean": torch.tensor(1.0)},
+        optimizer={"exp_avg": torch.tensor([0.5, 0.5])},
+        harmonizer={"gram": np.eye(2), "n": np.array(3)},
+        curvature={"diagonal": torch.ones(2)},
+        loss={"margins": np.array([0.1], dtype=np.float32)},
+        skipped=[2],
+    )
+    assert all(getattr(state, each.name) for each in fields(state) if each.name != "theta_P"), "a part is empty"
+    named = state.named()
+    assert sorted(named) == [
+        "buffer.n.mean", "curvature.diagonal", "harmonizer.gram", "harmonizer.n", "loss.margins", "optimizer.exp_avg",
+        "theta",
+    ]  # fmt: skip
+    again = TrainState.from_named(named, step=4, skipped=[2])
+    assert (again.step, again.skipped) == (4, [2])
+    assert {name: raw(value) for name, value in again.named().items()} == {n: raw(v) for n, v in named.items()}
+    assert all(isinstance(value, np.ndarray) for value in [*again.harmonizer.values(), *again.loss.values()])
+    assert again.theta_P.data_ptr() == state.theta_P.data_ptr()
+
+
+def test_a_checkpoint_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """Written file by file as version 1 of the format has it: a change of ours must not make old runs unreadable."""
+    folder = tmp_path / "step-00000004"
+    folder.mkdir()
+    weight, layout = torch.tensor([[1.0, 2.0]]), ParameterLayout.of(torch.nn.Linear(2, 1))
+    save_file({"weight": weight, "bias": torch.zeros(1), "buffer.n": torch.tensor(7)}, folder / "weights.safetensors")
+    save_file(
+        {
+            "optimizer.exp_avg": torch.tensor([0.1, 0.2, 0.3]),
+            "harmonizer.gram": torch.eye(2, dtype=torch.float64),
+            "curvature.diagonal": torch.ones(3),
+            "loss.margins": torch.tensor([0.5]),
+        },
+        folder / "state.safetensors",
+    )
+    progress = {"evaluated": 4, "best_step": 2, "best_score": 0.5, "elapsed_s": 1.0, "seconds": {"step": 0.5}}
+    identity = {"data": "abc", "class_names": ["a"], "versions": {"torch": "2.14.1"}}
+    meta = {"step": 4, "skipped": [3], "progress": progress, "identity": identity}
+    (folder / "state.json").write_text(json.dumps(meta))
+    (folder / "config.yaml").write_text("seed: 0\n")
+    listed = {n: {"bytes": (folder / n).stat().st_size, "sha256": sha256sum(folder / n)} for n in FILES[:-1]}
+    manifest = {"format": "difc_ray checkpoint", "schema": 1, "step": 4, "files": listed}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    snapshot = load(folder)
+    state = train_state(snapshot, layout)
+    assert (state.step, state.skipped) == (4, [3])
+    assert state.theta_P.tolist() == [1.0, 2.0, 0.0]
+    assert (state.buffers, state.optimizer["exp_avg"].tolist()) == (
+        {"n": torch.tensor(7)},
+        pytest.approx([0.1, 0.2, 0.3]),
+    )
+    assert (state.harmonizer["gram"] == np.eye(2)).all()
+    assert state.curvature["diagonal"].tolist() == [1.0] * 3
+    assert state.loss["margins"].tolist() == [0.5]
+    assert asdict(Progress(**snapshot.meta["progress"])) == progress
 
 
 @pytest.mark.parametrize(

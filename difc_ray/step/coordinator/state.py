@@ -5,10 +5,11 @@ Shape suffix: P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from difc_ray.errors import NumericError
@@ -20,6 +21,18 @@ SKIPS_IN_A_ROW = 5
 
 SKIPS_IN_WINDOW, SKIP_WINDOW = 10, 1_000
 """More non-finite steps than this among the last ``SKIP_WINDOW`` end training too."""
+
+THETA = "theta"
+"""Name of the parameters among the tensors of a state."""
+
+_GROUPS = {
+    "buffer": "buffers",
+    "optimizer": "optimizer",
+    "harmonizer": "harmonizer",
+    "curvature": "curvature",
+    "loss": "loss",
+}
+_ARRAYS = ("harmonizer", "loss")
 
 
 @dataclass
@@ -45,6 +58,27 @@ class TrainState:
     curvature: dict[str, Tensor] = field(default_factory=dict)
     loss: LossState = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
+
+    def named(self) -> dict[str, Tensor]:
+        """All tensors and arrays by name, over the same memory: `theta`, `buffer.NAME`, `optimizer.NAME` and so on.
+
+        With `step` and `skipped` they are the state; :meth:`from_named` is the inverse.
+        """
+        named = {THETA: self.theta_P}
+        for group, attribute in _GROUPS.items():
+            for name, value in getattr(self, attribute).items():
+                named[f"{group}.{name}"] = torch.as_tensor(value)
+        return named
+
+    @classmethod
+    def from_named(cls, named: Mapping[str, Tensor], *, step: int, skipped: Sequence[int]) -> TrainState:
+        """The state of such tensors, over their memory."""
+        state = cls(step=step, theta_P=named[THETA], skipped=list(skipped))
+        for full_name, value in named.items():
+            group, _, name = full_name.partition(".")
+            if group in _GROUPS:
+                getattr(state, _GROUPS[group])[name] = value.numpy() if group in _ARRAYS else value
+        return state
 
     def model_state(self, loss: Mapping[str, np.ndarray] | None = None) -> ModelState:
         """The part that workers need, over the same memory, and what they are told of the loss."""
