@@ -8,7 +8,8 @@ from typing import Any
 from difc_ray.cli.console import print_facts, print_note
 from difc_ray.cli.tables import checkpoint_fact, print_summary
 from difc_ray.config import Config
-from difc_ray.runs.setup import ResumePoint, resume_point
+from difc_ray.runs.setup import resume_point
+from difc_ray.runs.state import ResumePoint
 
 
 def told_again(config: Config) -> bool:
@@ -42,8 +43,8 @@ def stored_summary(config: Config, point: ResumePoint) -> dict[str, Any] | None:
     """The summary in the run's folder, if it is of the newest checkpoint, the same selection and all that is asked."""
     try:
         summary = json.loads((point.run_dir / "summary.json").read_text("utf-8"))
-        asked = (point.snapshot.step, config.selection)
-        fits = (summary["steps"], summary["selection"]) == asked and "stopped" not in summary
+        wanted = (point.snapshot.step, config.selection)
+        fits = (summary["steps"], summary["selection"]) == wanted and "stopped" not in summary
         return summary if fits and {"accuracy", "checkpoint", "selected_step"} <= summary.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

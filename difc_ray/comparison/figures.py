@@ -12,24 +12,34 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from difc_ray.comparison.comparison import MIN_CORRELATED, Comparison
 from difc_ray.comparison.records import RunRecord
 from difc_ray.comparison.settings import ALPHA, BETA, LAM
 from difc_ray.comparison.statistics import FEW_PAIRS
 from difc_ray.config import SYMBOLS
-from difc_ray.runs.figures import COLOURS
+from difc_ray.plotting import (
+    COLOURS,
+    GREY,
+    INK,
+    canvas,
+    colour_of,
+    legend_below,
+    line_of,
+    marker_of,
+    new_figure,
+    percent,
+    short,
+    tidy,
+    whole_numbers,
+)
 
 LOG_SPAN: Final = 20.0
 """Axes are logarithmic where the largest value is more than so many times the smallest positive one."""
 _WIDTH, _HEIGHT, _DPI = 5.8, 4.0, 160
-_GREY, _INK = "#9a9a9a", "#333333"
-_LINES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +77,22 @@ def differences(comparison: Comparison) -> Drawing:
     if not rows:
         why = "without a baseline there is none." if comparison.baseline is None else "no pair of runs has one seed."
         return Drawing(name=name, title=title, caption=f"No difference to show: {why}", figure=None)
-    figure = Figure(figsize=(_WIDTH, 1.25 + 0.42 * len(rows)), dpi=_DPI, layout="constrained")
-    axes = _tidy(figure.subplots())
+    figure = new_figure(_WIDTH, 1.25 + 0.42 * len(rows), _DPI)
+    axes = tidy(figure.subplots())
     for place, (_, difference) in enumerate(rows):
         mean, low, high = (100 * (value or 0.0) for value in (difference.mean, difference.low, difference.high))
-        colour = _GREY if difference.tied else COLOURS[0] if difference.above else COLOURS[1]
+        colour = GREY if difference.tied else COLOURS[0] if difference.above else COLOURS[1]
         if difference.low is not None:
             axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round")
         axes.plot(mean, place, "o", color=colour, markersize=8, markeredgecolor="white")
         axes.annotate(
-            f"{mean:+.1f}", (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=9, color=_INK
+            f"{mean:+.1f}", (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=9, color=INK
         )
-    axes.axvline(0.0, color=_INK, linewidth=1.0)
-    axes.set_yticks(range(len(rows)), [_short(method) for method, _ in rows])
+    axes.axvline(0.0, color=INK, linewidth=1.0)
+    axes.set_yticks(range(len(rows)), [_name(method) for method, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.grid(axis="y", visible=False)
-    where = f"on {_short(comparison.target)}" if comparison.ranked_by == "target" else "on the sources' validation"
+    where = f"on {_name(comparison.target)}" if comparison.ranked_by == "target" else "on the sources' validation"
     axes.set_xlabel(f"points of accuracy {where}")
     caption = (
         f"Mean paired difference to `{comparison.baseline}` and its 95 % interval; grey: the interval includes zero, "
@@ -96,22 +106,22 @@ def learning_curves(comparison: Comparison) -> Drawing:
     name, title = "learning_curves", "Learning curves"
     if not any(run.curve for run in comparison.runs):
         return Drawing(name=name, title=title, caption="No learning curves: no run was evaluated.", figure=None)
-    figure, axes = _canvas()
+    figure, axes = canvas(_WIDTH, _HEIGHT, _DPI)
     standing = {run.run_id for method in comparison.methods for run in method.setting.complete}
     others = [run for run in comparison.runs if run.run_id not in standing and run.curve]
     for run in others:
-        axes.plot(list(run.curve), list(run.curve.values()), color=_GREY, linewidth=0.8, alpha=0.45)
+        axes.plot(list(run.curve), list(run.curve.values()), color=GREY, linewidth=0.8, alpha=0.45)
         if run.state == "stopped":
-            axes.plot(*list(run.curve.items())[-1], "x", color=_GREY, markersize=5, alpha=0.8)
+            axes.plot(*list(run.curve.items())[-1], "x", color=GREY, markersize=5, alpha=0.8)
     for index, method in enumerate(comparison.methods):
         steps, mean, error = _band(_curves(method.setting.complete))
-        style: dict[str, Any] = {"color": _colour(index), "linestyle": _LINES[index // len(COLOURS) % len(_LINES)]}
-        axes.plot(steps, mean, linewidth=2.0, label=_short(method.name), marker="o", markersize=3, **style)
+        style: dict[str, Any] = {"color": colour_of(index), "linestyle": line_of(index)}
+        axes.plot(steps, mean, linewidth=2.0, label=_name(method.name), marker="o", markersize=3, **style)
         axes.fill_between(steps, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel="validation accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
-    _legend(figure)
+    percent(axes.yaxis)
+    whole_numbers(axes.xaxis)
+    legend_below(figure)
     caption = "Mean over the sources' validation splits, and over seeds at the setting of each method; the band is one "
     caption += "standard error."
     if others:
@@ -139,26 +149,26 @@ def lam_sensitivity(comparison: Comparison) -> Drawing:
     panels: list[tuple[str, Any]] = [("validation", lambda run: run.validation)]
     if comparison.target is not None:
         panels.insert(0, (comparison.target, lambda run: run.target_accuracy))
-    figure = Figure(figsize=(_WIDTH, 1.0 + 2.1 * len(panels)), dpi=_DPI, layout="constrained")
+    figure = new_figure(_WIDTH, 1.0 + 2.1 * len(panels), _DPI)
     alone = not {ALPHA, BETA} & {key for setting in comparison.settings for key in setting.values}
     order = [method.name for method in comparison.methods]
     for axes, (label, accuracy) in zip(
         figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True
     ):
-        _tidy(axes)
+        tidy(axes)
         for method, runs in varied.items():
             index = order.index(method) if method in order else len(order)
             points = [(lam, accuracy(run)) for lam, run in runs if accuracy(run) is not None]
-            axes.plot(*zip(*points, strict=True), _MARKERS[index % len(_MARKERS)], color=_colour(index), alpha=0.8,
-                      markersize=6, markeredgecolor="white", label=_short(method))  # fmt: skip
+            axes.plot(*zip(*points, strict=True), marker_of(index), color=colour_of(index), alpha=0.8,
+                      markersize=6, markeredgecolor="white", label=_name(method))  # fmt: skip
             if alone:
                 lams = sorted({lam for lam, _ in points})
                 means = [float(np.mean([y for x, y in points if x == lam])) for lam in lams]
-                axes.plot(lams, means, color=_colour(index), linewidth=1.6)
-        axes.set_ylabel(f"accuracy, {_short(label)}")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if np.ptp(axes.get_ylim()) < 0.05 else 0))
+                axes.plot(lams, means, color=colour_of(index), linewidth=1.6)
+        axes.set_ylabel(f"accuracy, {_name(label)}")
+        percent(axes.yaxis)
     axes.set_xlabel("λ (harmonize.lam)")
-    _legend(figure)
+    legend_below(figure)
     caption = "Every finished run is a point"
     caption += (
         ", the line joins the means at each λ." if alone else "; α or β varied too: this is not λ's effect alone."
@@ -180,7 +190,7 @@ def parallel_coordinates(comparison: Comparison) -> Drawing:
             caption="No parallel coordinates: no two of λ, α and β were varied together.",
             figure=None,
         )
-    figure, axes = _canvas()
+    figure, axes = canvas(_WIDTH, _HEIGHT, _DPI)
     columns = [
         _Axis.of(SYMBOLS[key], np.array([run.number(key) for run, _ in drawn], dtype=np.float64), share=key == LAM)
         for key in keys
@@ -195,10 +205,10 @@ def parallel_coordinates(comparison: Comparison) -> Drawing:
         lines.append((score if known else -math.inf, run, [*heights, next(reached)] if known else heights))
     for score, run, heights in sorted(lines, key=lambda line: line[0]):  # the best ones lie on top
         style = "-" if run.state == "finished" else (0, (3, 2))
-        colour = colours(norm(score)) if math.isfinite(score) else _GREY
+        colour = colours(norm(score)) if math.isfinite(score) else GREY
         axes.plot(range(len(heights)), heights, color=colour, linestyle=style, linewidth=1.8, alpha=0.85)
     for place, column in enumerate(columns):
-        axes.axvline(place, color=_INK, linewidth=1.0)
+        axes.axvline(place, color=INK, linewidth=1.0)
         for height, label in column.ticks:
             box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
             axes.annotate(
@@ -230,7 +240,7 @@ def hessian_scatter(comparison: Comparison) -> Drawing:
             "measured the distance and have a target; runs without a Hessian penalty do not measure it."
         )
         return Drawing(name=name, title=title, caption=caption, figure=None)
-    figure, axes = _canvas()
+    figure, axes = canvas(_WIDTH, _HEIGHT, _DPI)
     methods = list(dict.fromkeys([m.name for m in comparison.methods] + [s.method for s in comparison.settings]))
     everything: list[float] = []
     for index, method in enumerate(methods):
@@ -238,19 +248,23 @@ def hessian_scatter(comparison: Comparison) -> Drawing:
         points = [(run.hessian, run.target_accuracy) for run in runs if None not in (run.hessian, run.target_accuracy)]
         if points:
             everything += [float(x or 0.0) for x, _ in points]
-            marker = _MARKERS[index % len(_MARKERS)]
-            style: dict[str, Any] = {"color": _colour(index), "markeredgecolor": "white", "markersize": 8, "alpha": 0.9}
-            axes.plot(*zip(*points, strict=True), marker, label=_short(method), linestyle="none", **style)
+            style: dict[str, Any] = {
+                "color": colour_of(index),
+                "markeredgecolor": "white",
+                "markersize": 8,
+                "alpha": 0.9,
+            }
+            axes.plot(*zip(*points, strict=True), marker_of(index), label=_name(method), linestyle="none", **style)
     if min(everything) > 0 and max(everything) > LOG_SPAN * min(everything):
         axes.set_xscale("log")
     coefficients = ", ".join(
         f"{kind} {value:+.2f}" if value is not None else f"{kind} undefined (constant)"
         for kind, value in (("Pearson", found.pearson), ("Spearman", found.spearman))
     )
-    axes.set(xlabel="distance between the sources' Hessians", ylabel=f"accuracy on {_short(comparison.target)}")
+    axes.set(xlabel="distance between the sources' Hessians", ylabel=f"accuracy on {_name(comparison.target)}")
     axes.set_title(f"{coefficients}, n = {found.n}", fontsize=10, loc="left")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1 if np.ptp(axes.get_ylim()) < 0.05 else 0))
-    _legend(figure)
+    percent(axes.yaxis)
+    legend_below(figure)
     caption = "A point per finished run; the distance is the mean over the last tenth of its steps. "
     caption += f"{coefficients}, n = {found.n}. "
     caption += "Runs of one sweep share what was not varied: a correlation here is no proof of a cause."
@@ -310,31 +324,5 @@ def _band(curves: Sequence[Mapping[int, float]]) -> tuple[list[int], np.ndarray,
     return steps, mean, error
 
 
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, layout="constrained")
-    return figure, _tidy(figure.subplots())
-
-
-def _tidy(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _legend(figure: Figure) -> None:
-    """Below the axes, where it covers nothing."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if labels:
-        columns = max(1, min(3, 64 // (max(map(len, labels)) + 5)))
-        figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _short(name: str | None) -> str:
-    """A name as it fits beside an axis; a dollar in it begins no formula."""
-    name = name or ""
-    return (name if len(name) <= 34 else name[:33] + "…").replace("$", r"\$")
+def _name(name: str | None) -> str:
+    return short(name or "", 34)

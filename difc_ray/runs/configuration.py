@@ -58,9 +58,9 @@ def _resume_and_output(file: Path | None, overrides: Sequence[str]) -> tuple[str
     try:
         config = resolve(load_config(file, overrides))
     except DifcError:  # said again, or not, when the values of the run are below these
-        told = dict(argument.split("=", 1) for argument in overrides if "=" in argument)
-        resume = told.get("resume", "null")
-        return None if resume in ("", "null") else resume, Path(told.get("output", "runs")).expanduser().absolute()
+        given = dict(argument.split("=", 1) for argument in overrides if "=" in argument)
+        resume = given.get("resume", "null")
+        return None if resume in ("", "null") else resume, Path(given.get("output", "runs")).expanduser().absolute()
     return config.resume, config.output
 
 

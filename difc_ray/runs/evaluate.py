@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from difc_ray.config import Config, check_data, load_config, resolve
 from difc_ray.engines.inline import InlineEngine
 from difc_ray.runs.checkpoint import compare_layout
-from difc_ray.runs.loop import confusion_figure, final_jobs
+from difc_ray.runs.loop import final_jobs
 from difc_ray.runs.setup import check_run_folder, expected_shapes, selected_checkpoint
 from difc_ray.runs.state import checkpoint_path, model_state
 from difc_ray.runs.train import Result
-from difc_ray.runs.trial_context import Notice
-from difc_ray.step.evaluation import evaluate_state
+from difc_ray.step.evaluation import accuracies, evaluate_state
 from difc_ray.step.factory import family_of, model_of
 from difc_ray.step.worker import LocalStep
 from difc_ray.tracking import figure_path
@@ -23,7 +22,9 @@ from difc_ray.vectors import ParameterLayout
 log = logging.getLogger("difc_ray")
 
 
-def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.warning) -> tuple[Config, Result]:
+def evaluate(
+    run_dir: Path, overrides: Sequence[str] = (), notice: Callable[[str], None] = log.warning
+) -> tuple[Config, Result]:
     """Reloads the selected checkpoint of a run and evaluates it again, in this process.
 
     Args:
@@ -46,16 +47,13 @@ def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.
     step = LocalStep(config, domains[config.sources[0]], model, loss)
     state = model_state(snapshot, ParameterLayout.of(model))
     metrics = [evaluate_state(step, state, domains[name], split) for name, split in final_jobs(config)]
-    accuracy: dict[str, dict[str, float]] = {}
-    for m in metrics:
-        accuracy.setdefault(m.domain, {})[m.split] = m.accuracy
     summary = {
         "name": config.name,
         "target": config.target,
         "steps": snapshot.step,
         "selected_step": snapshot.step,
         "selection": config.selection,
-        "accuracy": accuracy,
+        "accuracy": accuracies(metrics),
         "checkpoint": str(checkpoint_path(run_dir, snapshot.step)),
     }
     class_names = domains[config.sources[0]].class_names
@@ -64,6 +62,8 @@ def evaluate(run_dir: Path, overrides: Sequence[str] = (), notice: Notice = log.
 
 def draw_confusions(result: Result) -> list[Path]:
     """Writes the confusion matrix of every domain's test examples (of the whole target) into the run's figures."""
+    from difc_ray.runs.figures import confusion_figure  # imports matplotlib
+
     written = []
     for m in result.metrics:
         if m.split in ("test", "all"):

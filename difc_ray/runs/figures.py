@@ -1,7 +1,4 @@
-"""Figures of a run: pure functions from arrays to matplotlib figures.
-
-They build :class:`matplotlib.figure.Figure` objects and never touch ``pyplot``: no global state, no window, no leak.
-"""
+"""Figures of a run: pure functions from arrays to matplotlib figures. Importing this module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -12,19 +9,64 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#4d4d4d")
-"""Okabe and Ito's colours, distinguishable with every form of colour vision, without the pale yellow."""
-_BEFORE, _AFTER, _CONFLICT = "#d55e00", "#0072b2", "#d55e00"
-_DPI = 130
+from difc_ray.plotting import (
+    COLOURS,
+    INK,
+    canvas,
+    colour_of,
+    legend_beside,
+    line_of,
+    new_figure,
+    short,
+    tidy,
+    whole_numbers,
+)
+from difc_ray.runs.metrics_log import MetricsLog
+from difc_ray.step.evaluation import SplitMetrics, accuracies
+
+_BEFORE, _AFTER, _CONFLICT = COLOURS[1], COLOURS[0], COLOURS[1]
 _SPLITS = ("train", "val", "test")
-_LONGEST_NAME = 22
-"""Characters of a name beside an axis."""
-
 _MAX_CLASSES_WITH_NUMBERS = 20
 _ROUNDING = 1e-9
 """A harmonized pair that is orthogonal up to rounding is no conflict."""
+
+
+def run_figures(
+    log: MetricsLog, metrics: Sequence[SplitMetrics], class_names: Sequence[str], target: str | None
+) -> dict[str, Figure]:
+    """All figures of a run by name; what it has no numbers for is left out.
+
+    Args:
+        log: what was measured on the way.
+        metrics: of the selected checkpoint.
+        class_names: the classes, in the order of the metrics.
+        target: the target domain, if there is one.
+    """
+    found: dict[str, Figure] = {}
+    steps, losses, before, after = log.curves()
+    if steps:
+        found["loss_curves"] = loss_curves(steps, losses)
+    if before:
+        found["row_cosines"] = cosine_histogram(before, after)
+    compared, conflicts = log.conflicts()
+    if compared:
+        found["conflicts"] = conflict_curves(compared, conflicts)
+    evaluated, matrices = log.confusions()
+    if len(evaluated) > 1:
+        found["recall_over_time"] = recall_over_time(evaluated, np.array(matrices), class_names)
+        found["confusion_over_time"] = confusion_over_time(evaluated, np.array(matrices), class_names)
+    found["accuracy"] = accuracy_bars(accuracies(metrics), target=target)
+    for m in [m for m in metrics if m.domain == target] or [m for m in metrics if m.split == "test"]:
+        found[f"confusion_{m.domain}"] = confusion_figure(m, class_names)
+    return found
+
+
+def confusion_figure(metrics: SplitMetrics, class_names: Sequence[str]) -> Figure:
+    """The confusion matrix of one split."""
+    title = f"{metrics.domain} ({metrics.split}, n = {metrics.n})"
+    return confusion_matrix(np.array(metrics.confusion), class_names, title)
 
 
 def loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> Figure:
@@ -34,13 +76,11 @@ def loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> 
         steps: n steps, increasing.
         losses: per domain n losses, >= 0; one that is not finite leaves a gap.
     """
-    figure, axes = _canvas(7.2, 4.2)
+    figure, axes = canvas(7.2, 4.2)
     x = np.asarray(steps)
     for index, (domain, values) in enumerate(losses.items()):
-        colour, line = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
         y = np.where(np.isfinite(values), np.asarray(values, dtype=np.float64), np.nan)
-        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(x, _running_mean(y, max(1, len(y) // 25)), color=colour, linestyle=line, linewidth=1.8, label=domain)
+        _plot_smoothed(axes, x, y, index, label=domain)
     finite = np.concatenate([np.asarray(values, dtype=np.float64) for values in losses.values()] or [np.zeros(0)])
     finite = finite[np.isfinite(finite) & (finite > 0)]
     if finite.size and finite.max() > 30 * finite.min():
@@ -48,8 +88,8 @@ def loss_curves(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> 
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlabel="step", ylabel="classification loss", title="Loss per source domain")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes, len(losses))
+    whole_numbers(axes.xaxis)
+    legend_beside(figure)
     return figure
 
 
@@ -60,19 +100,17 @@ def conflict_curves(steps: Sequence[int], series: Mapping[str, Sequence[float]])
         steps: n steps, increasing.
         series: per metric n values; one that is not finite leaves a gap.
     """
-    figure = Figure(figsize=(7.2, 1.1 + 1.5 * max(1, len(series))), dpi=_DPI, layout="constrained")
+    figure = new_figure(7.2, 1.1 + 1.5 * max(1, len(series)))
     panels = np.atleast_1d(np.asarray(figure.subplots(max(1, len(series)), 1, sharex=True)))
     x = np.asarray(steps)
     for index, (axes, (name, values)) in enumerate(zip(panels, series.items(), strict=False)):
-        _tidy(axes)
+        tidy(axes)
         y = np.where(np.isfinite(values), np.asarray(values, dtype=np.float64), np.nan)
-        colour = COLOURS[index % len(COLOURS)]
-        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(x, _running_mean(y, max(1, len(y) // 25)), color=colour, linewidth=1.8)
-        axes.axhline(0.0, color="#333333", linewidth=0.8)
+        _plot_smoothed(axes, x, y, index)
+        axes.axhline(0.0, color=INK, linewidth=0.8)
         axes.set_title(name, fontsize=9, loc="left")
     panels[-1].set_xlabel("step")
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(panels[-1].xaxis)
     figure.suptitle("Conflict between rows", fontsize=11)
     return figure
 
@@ -88,33 +126,24 @@ def cosine_histogram(before: Sequence[float] | np.ndarray, after: Sequence[float
     Differs from the source: cosines instead of inner products, so that steps of different gradient length compare.
     """
     panels = (("before harmonization", before, _BEFORE), ("after harmonization", after, _AFTER))
-    figure = Figure(figsize=(7.2, 4.6), dpi=_DPI, layout="constrained")
+    figure = new_figure(7.2, 4.6)
     pair = figure.subplots(2, 1, sharex=True)
     cosines = [np.clip(_finite(values), -1.0, 1.0) for _, values, _ in panels]
     cosines = [np.where(np.abs(values) < _ROUNDING, 0.0, values) for values in cosines]
     bins = _bins(np.concatenate(cosines))
     for axes, values, (label, _, colour) in zip(pair, cosines, panels, strict=True):
-        _tidy(axes)
+        tidy(axes)
         counts, _, _ = axes.hist(values, bins=bins, color=colour, alpha=0.85, edgecolor="white", linewidth=0.4)
         axes.set_ylim(0, max(1.0, 1.1 * float(np.max(counts))))
         share = float(np.mean(values < 0)) if values.size else 0.0
         axes.axvspan(-2.0, 0.0, color=_CONFLICT, alpha=0.07, linewidth=0, zorder=0)
-        axes.axvline(0.0, color="#333333", linewidth=1.0)
+        axes.axvline(0.0, color=INK, linewidth=1.0)
         axes.set_title(f"{label}: {share:.1%} of {values.size:,} pairs in conflict", fontsize=10, loc="left")
         axes.set_ylabel("pairs")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        whole_numbers(axes.yaxis, 5)
     pair[0].set_xlim(bins[0], bins[-1])
     pair[1].set_xlabel("cosine between two rows (shaded: conflict)")
     return figure
-
-
-def fitting(names: Sequence[str]) -> list[str]:
-    """Names as they fit beside an axis: the middle of a long one is left out.
-
-    >>> fitting(["cat", "a" * 20 + "b" * 20])
-    ['cat', 'aaaaaaaaaaa…bbbbbbbbbb']
-    """
-    return [name if len(name) <= _LONGEST_NAME else f"{name[:11]}…{name[-10:]}" for name in names]
 
 
 def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[str], title: str) -> Figure:
@@ -125,11 +154,11 @@ def confusion_matrix(confusion: Int[np.ndarray, "N N"], class_names: Sequence[st
         class_names: n_classes names.
         title: what was evaluated.
     """
-    n, class_names = len(class_names), fitting(class_names)
+    n, class_names = len(class_names), [short(name) for name in class_names]
     counts = np.asarray(confusion)
     shares = _shares(counts)
     side = min(14.0, 3.2 + 0.42 * n)
-    figure = Figure(figsize=(side + 0.8, side), dpi=_DPI, layout="constrained")
+    figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
     _share_bar(figure, _draw_shares(axes, shares), [axes], "share of the true class", fraction=0.046)
     long_names = max((len(name) for name in class_names), default=0) > 3
@@ -154,8 +183,8 @@ def recall_over_time(
         class_names: K names.
     """
     recall_TK = np.stack([np.diag(_shares(counts)) for counts in confusions_TKK])
-    n, class_names = len(class_names), fitting(class_names)
-    figure = Figure(figsize=(7.2, min(14.0, 1.6 + 0.3 * n)), dpi=_DPI, layout="constrained")
+    n, class_names = len(class_names), [short(name) for name in class_names]
+    figure = new_figure(7.2, min(14.0, 1.6 + 0.3 * n))
     axes = figure.subplots()
     image = _draw_shares(axes, recall_TK.T, cmap="viridis", aspect="auto")
     _share_bar(figure, image, [axes], "recall", fraction=0.046)
@@ -177,9 +206,9 @@ def confusion_over_time(
         class_names: K names.
     """
     shown = _spread(len(steps), 4)
-    figure = Figure(figsize=(3.0 * len(shown) + 1.2, 3.6), dpi=_DPI, layout="constrained")
+    figure = new_figure(3.0 * len(shown) + 1.2, 3.6)
     panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
-    size, class_names = max(3.0, min(7.0, 160.0 / len(class_names))), fitting(class_names)
+    size, class_names = max(3.0, min(7.0, 160.0 / len(class_names))), [short(name) for name in class_names]
     for axes, at in zip(panels, shown, strict=True):
         counts = confusions_TKK[at]
         image = _draw_shares(axes, _shares(counts))
@@ -214,12 +243,13 @@ def contact_sheet(
                 sheet[top : top + height, left : left + width] = picture
     scale = 1.1 / height  # inches per pixel: every picture about an inch high
     size = (1.4 + scale * sheet.shape[1], 1.1 + scale * sheet.shape[0])
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure = new_figure(*size)
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")
     middle = (per_cell * width - 1) / 2
-    axes.set_xticks([column * step_x + middle for column in range(len(class_names))], fitting(class_names))
-    axes.set_yticks([row * step_y + (height - 1) / 2 for row in range(len(pictures))], fitting(list(pictures)))
+    columns, rows = np.arange(len(class_names)), np.arange(len(pictures))
+    axes.set_xticks(columns * step_x + middle, [short(name) for name in class_names])
+    axes.set_yticks(rows * step_y + (height - 1) / 2, [short(name) for name in pictures])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -227,27 +257,27 @@ def contact_sheet(
     return figure
 
 
-def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], target: str | None = None) -> Figure:
+def accuracy_bars(shares: Mapping[str, Mapping[str, float]], target: str | None = None) -> Figure:
     """Accuracy per domain and split; the target, which did not train, stands apart.
 
     Args:
-        accuracies: domain -> split -> accuracy in [0, 1]; not every domain has every split, and nan draws no bar.
+        shares: domain -> split -> accuracy in [0, 1]; not every domain has every split, and nan draws no bar.
         target: name of the target domain, None if there is none.
     """
-    domains = [domain for domain in accuracies if domain != target] + [d for d in accuracies if d == target]
-    found = {split for splits in accuracies.values() for split in splits}
+    domains = [domain for domain in shares if domain != target] + [d for d in shares if d == target]
+    found = {split for splits in shares.values() for split in splits}
     splits = [split for split in _SPLITS if split in found] + sorted(found.difference(_SPLITS))
-    figure, axes = _canvas(min(16.0, max(5.4, 2.2 + 1.25 * len(domains))), 4.2)
+    figure, axes = canvas(min(16.0, max(5.4, 2.2 + 1.25 * len(domains))), 4.2)
     position = 0.0
     centres: list[float] = []
     for domain in domains:
-        shown = [split for split in splits if np.isfinite(accuracies[domain].get(split, np.nan))]
+        shown = [split for split in splits if np.isfinite(shares[domain].get(split, np.nan))]
         position += 0.35 if domain == target and centres else 0.0
         width = 0.8 / max(len(splits), 2)
         for index, split in enumerate(shown):
             x = position + (index - (len(shown) - 1) / 2) * width
-            value = accuracies[domain][split]
-            bar = axes.bar(x, value, 0.92 * width, color=COLOURS[splits.index(split) % len(COLOURS)], zorder=2)
+            value = shares[domain][split]
+            bar = axes.bar(x, value, 0.92 * width, color=colour_of(splits.index(split)), zorder=2)
             if domain == target:
                 bar[0].set(hatch="///", edgecolor="white", linewidth=0)
             axes.annotate(f"{100 * value:.1f}", (x, value), (0, 2), textcoords="offset points", ha="center", fontsize=7)
@@ -260,29 +290,10 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, float]], target: str | N
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="x", visible=False)
-    handles = [axes.bar(np.nan, np.nan, color=COLOURS[i % len(COLOURS)], label=s) for i, s in enumerate(splits)]
-    if handles:
-        figure.legend(handles=handles, loc="outside right upper", frameon=False, title="split", fontsize=9)
+    for index, split in enumerate(splits):
+        axes.bar(np.nan, np.nan, color=colour_of(index), label=split)
+    legend_beside(figure, "split")
     return figure
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
-    _tidy(axes)
-    return figure, axes
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _legend(axes: Axes, entries: int) -> None:
-    """Beside the curves, where it covers none."""
-    if entries:
-        axes.figure.legend(loc="outside right upper", frameon=False, fontsize=9)
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -297,6 +308,13 @@ def _bins(cosines: np.ndarray) -> np.ndarray:
     first = min(np.floor(low / width), -2.0)
     last = max(np.ceil(high / width), 2.0)
     return np.arange(first, last + 1) * width
+
+
+def _plot_smoothed(axes: Axes, x: np.ndarray, y: np.ndarray, index: int, label: str | None = None) -> None:
+    """Faint as measured, bold as a centred running mean."""
+    axes.plot(x, y, color=colour_of(index), alpha=0.25, linewidth=0.8)
+    smooth = _running_mean(y, max(1, len(y) // 25))
+    axes.plot(x, smooth, color=colour_of(index), linestyle=line_of(index), linewidth=1.8, label=label)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -340,5 +358,5 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            colour = "white" if shares[row, column] > 0.5 else "#333333"
+            colour = "white" if shares[row, column] > 0.5 else INK
             axes.text(column, row, f"{count:d}", ha="center", va="center", fontsize=7, color=colour)

@@ -8,7 +8,6 @@ never interrupted.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,18 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from difc_ray.actor_logs import now_at
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError
 from difc_ray.files import write_json
-from difc_ray.runs import figures
 from difc_ray.runs.checkpoint import load, save
 from difc_ray.runs.metrics_log import MetricsLog, record_metrics
 from difc_ray.runs.profile import Profile
 from difc_ray.runs.selection import SELECTORS
 from difc_ray.runs.state import Start, checkpoint_path, make_snapshot, model_state
 from difc_ray.step.coordinator import StepRecord, TrainState
-from difc_ray.step.evaluation import SplitMetrics, worst_domain
+from difc_ray.step.evaluation import SplitMetrics, accuracies, named_metrics, worst_domain
 from difc_ray.step.worker import ModelState
 from difc_ray.tracing import Span
 from difc_ray.tracking import Tracker
@@ -135,9 +132,9 @@ class Training:
         self.interrupted = interrupted
         self.step, self.progress = start.state.step, start.progress
         self.started = time.monotonic()
-        self.saved = self.step if start.resumed is None else -1  # a new run has its checkpoint of step 0
+        self.saved = self.step if start.point is None else -1  # a new run has its checkpoint of step 0
         self.selector = SELECTORS.get(self.config.selection)()
-        self.told_restarts = ""
+        self.recorded_restarts = ""
         self.log = MetricsLog(run_dir / "metrics.jsonl", self.step, self.progress.evaluated)
         self.profile = Profile(self.config, self.step, run_dir)
 
@@ -203,26 +200,11 @@ class Training:
 
     def draw(self, metrics: Sequence[SplitMetrics]) -> None:
         """Figures of the run to the tracker."""
-        steps, losses, before, after = self.log.curves()
-        if steps:
-            self.tracker.figure("loss_curves", figures.loss_curves(steps, losses))
-        if before:
-            self.tracker.figure("row_cosines", figures.cosine_histogram(np.array(before), np.array(after)))
-        shared, conflicts = self.log.conflicts()
-        if shared:
-            self.tracker.figure("conflicts", figures.conflict_curves(shared, conflicts))
-        evaluated, matrices = self.log.confusions()
-        if len(evaluated) > 1:
-            counts_TKK, names = np.array(matrices), self.identity["class_names"]
-            self.tracker.figure("recall_over_time", figures.recall_over_time(evaluated, counts_TKK, names))
-            self.tracker.figure("confusion_over_time", figures.confusion_over_time(evaluated, counts_TKK, names))
-        accuracies: dict[str, dict[str, float]] = {}
-        for m in metrics:
-            accuracies.setdefault(m.domain, {})[m.split] = m.accuracy
-        self.tracker.figure("accuracy", figures.accuracy_bars(accuracies, target=self.config.target))
-        shown = [m for m in metrics if m.domain == self.config.target] or [m for m in metrics if m.split == "test"]
-        for m in shown:
-            self.tracker.figure(f"confusion_{m.domain}", confusion_figure(m, self.identity["class_names"]))
+        from difc_ray.runs.figures import run_figures  # imports matplotlib
+
+        drawn = run_figures(self.log, metrics, self.identity["class_names"], self.config.target)
+        for name, figure in drawn.items():
+            self.tracker.figure(name, figure)
 
     def _due(self, every: int) -> bool:
         return (self.step % every == 0 and self.step > 0) or self.step >= self.config.steps
@@ -255,8 +237,8 @@ class Training:
             self.log.step(record)
             self.tracker.metrics(record.step + 1, {**record_metrics(record), **restarts})
             if record.skipped:
-                told = {"event": "step skipped", "step": record.step}
-                log.warning("step %d skipped: %s", record.step, record.skipped, extra=told)
+                where = {"event": "step skipped", "step": record.step}
+                log.warning("step %d skipped: %s", record.step, record.skipped, extra=where)
                 self.display.notice(f"step {record.step} skipped: {record.skipped}")
             log.debug("step %d", record.step, extra={"event": "step", "step": record.step})
         if records:
@@ -265,10 +247,10 @@ class Training:
 
     def _restarts(self) -> dict[str, float]:
         """How many workers were replaced so far, as a metric; and by domain in a tag, when there is one more."""
-        told = ", ".join(f"{name} {n}" for name, n in self.engine.restarts.items() if n)
-        if told != self.told_restarts:
-            self.told_restarts = told
-            self.tracker.tags({"engine.restarts": told})
+        restarts = ", ".join(f"{name} {n}" for name, n in self.engine.restarts.items() if n)
+        if restarts != self.recorded_restarts:
+            self.recorded_restarts = restarts
+            self.tracker.tags({"engine.restarts": restarts})
         return {"engine/restarts": float(sum(self.engine.restarts.values()))}
 
     def _write_profile(self) -> None:
@@ -291,13 +273,9 @@ class Training:
             return None  # the evaluation is made when the run is resumed
         self.progress.evaluated = self.step
         score = self.selector.score({(m.domain, m.split): m for m in metrics[:judged]}, self.step)
-        held = self.progress.best_score
-        best = math.isfinite(score) and (held is None or score > held)
-        if best:
+        if best := self.selector.better(score, self.progress.best_score):
             self.progress.best_score, self.progress.best_step = score, self.step
-        values = {f"{m.split}/accuracy/{m.domain}": m.accuracy for m in metrics}
-        values |= {f"{m.split}/macro_f1/{m.domain}": m.macro_f1 for m in metrics}
-        values |= {f"{m.split}/loss/{m.domain}": m.loss for m in metrics}
+        values = named_metrics(metrics, "accuracy", "macro_f1", "loss")
         validated = [m for m in metrics if m.split == "val"]
         names = self.identity["class_names"]
         if len(names) <= CLASSES_TO_TRACK:
@@ -332,10 +310,8 @@ class Training:
     def _summary(self, chosen: int, metrics: Sequence[SplitMetrics], path: Path) -> dict[str, Any]:
         """What `summary.json` holds."""
         config, seconds = self.config, self.progress.seconds
-        accuracy: dict[str, dict[str, float]] = {}
         bad: dict[str, int] = {}
         for m in metrics:
-            accuracy.setdefault(m.domain, {})[m.split] = m.accuracy
             if m.replaced:
                 bad[m.domain] = bad.get(m.domain, 0) + m.replaced
         worst = worst_domain([m for m in metrics if m.split == "val"])
@@ -348,7 +324,7 @@ class Training:
             "selected_step": chosen,
             "selection": config.selection,
             "score": self.progress.best_score,
-            "accuracy": accuracy,
+            "accuracy": accuracies(metrics),
             "macro_f1": {f"{m.domain}/{m.split}": m.macro_f1 for m in metrics},
             "ece": {f"{m.domain}/{m.split}": m.ece for m in metrics},
             "per_class": {f"{m.domain}/{m.split}": list(m.per_class) for m in metrics},
@@ -363,14 +339,8 @@ class Training:
         } | ({"bad_images": bad} if bad else {})
 
 
-def confusion_figure(metrics: SplitMetrics, class_names: Sequence[str]) -> Figure:
-    """The confusion matrix of one split as a figure."""
-    title = f"{metrics.domain} ({metrics.split}, n = {metrics.n})"
-    return figures.confusion_matrix(np.array(metrics.confusion), class_names, title)
-
-
 def final_jobs(config: Config) -> list[tuple[str, str]]:
     """What is evaluated at the end: all splits of the sources, the whole target, and what is observed."""
     jobs = [(domain, split) for domain in config.sources for split in ("train", "val", "test")]
-    held = [config.target, *config.observe] if config.target else config.observe
-    return [*jobs, *((name, "all") for name in dict.fromkeys(held))]
+    unseen = [config.target, *config.observe] if config.target else config.observe
+    return [*jobs, *((name, "all") for name in dict.fromkeys(unseen))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from difc_ray.models import Model
 from difc_ray.objectives.losses import Loss, LossState
 from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run, load, newest_valid
 from difc_ray.runs.fingerprint import code_tags, data_fingerprint, versions
-from difc_ray.runs.state import Progress, Start, train_state
+from difc_ray.runs.state import Progress, ResumePoint, Start, train_state
 from difc_ray.step.coordinator import TrainState
 from difc_ray.step.division import is_divided
 from difc_ray.step.factory import family_of, model_of
@@ -44,15 +44,6 @@ from difc_ray.vectors import ParameterLayout
 
 AUGMENTATION_FILE = "augmentation.yaml"
 """The pipeline of a run, in its folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResumePoint:
-    """A valid checkpoint of an earlier run, and what was found wrong with newer ones."""
-
-    run_dir: Path
-    snapshot: Snapshot
-    rejected: list[str] = field(default_factory=list)
 
 
 def prepare(config: Config, point: ResumePoint | None) -> Start:
@@ -89,20 +80,20 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
         )
         return Start(config=config, layout=layout, state=state, progress=Progress(), identity=identity)
     compare_layout(point.snapshot, expected_shapes(model, point.snapshot))
-    held = point.snapshot.meta["identity"]
-    identity |= {"weights": held["weights"]} if "weights" in held else {}
-    if held["data"] != identity["data"]:
+    former = point.snapshot.meta["identity"]
+    identity |= {"weights": former["weights"]} if "weights" in former else {}
+    if former["data"] != identity["data"]:
         raise CheckpointError(
             f"the data must be that of the run which is continued, got fingerprint {identity['data'][:12]} for "
-            f"{', '.join(domains)} ({held['data'][:12]} in `{point.run_dir}`). Restore the data, or start a new run."
+            f"{', '.join(domains)} ({former['data'][:12]} in `{point.run_dir}`). Restore the data, or start a new run."
         )
-    if held.get("augmentation") != identity.get("augmentation"):
+    if former.get("augmentation") != identity.get("augmentation"):
         raise CheckpointError(
             f"the augmentation must be that of the run which is continued, got another pipeline in `{config.augment}`. "
             f"Restore it (a copy is `{point.run_dir / AUGMENTATION_FILE}`), or start a new run."
         )
     state, progress = train_state(point.snapshot, layout), Progress(**point.snapshot.meta["progress"])
-    return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, resumed=held)
+    return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, point=point)
 
 
 def loss_state(config: Config, domains: Mapping[str, Domain], loss: Loss) -> LossState:
@@ -131,16 +122,6 @@ def initial_buffers(config: Config, model: Model) -> dict[str, torch.Tensor]:
     return buffers | own
 
 
-def weights_notices(start: Start) -> list[str]:
-    """What a new run should know of the weights that it begins with: a head that did not come with them."""
-    loaded = start.identity.get("weights")
-    if loaded is None or loaded["head"] or start.resumed is not None:
-        return []
-    return [
-        f"the head begins at the seed's initial values: that of `{loaded['source']}` has another size, or is absent"
-    ]
-
-
 def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:
     """Tags of the MLflow run: data, domains, rule, engine, versions, code."""
     config = start.config
@@ -161,13 +142,24 @@ def run_tags(start: Start, facts: Mapping[str, str]) -> dict[str, str]:
     return tags | code_tags()
 
 
-def version_warnings(start: Start) -> list[str]:
-    """What a resumed run should know: other versions may round differently."""
-    if start.resumed is None or start.resumed["versions"] == start.identity["versions"]:
-        return []
-    then, now = start.resumed["versions"], start.identity["versions"]
+def start_warnings(start: Start) -> list[str]:
+    """What a user should know of where the run starts.
+
+    Of a new run: a head that did not come with the weights. Of one that is continued: damaged checkpoints, and other
+    versions, which may round differently.
+    """
+    if start.point is None:
+        loaded = start.identity.get("weights")
+        if loaded is None or loaded["head"]:
+            return []
+        source = loaded["source"]
+        return [f"the head begins at the seed's initial values: that of `{source}` has another size, or is absent"]
+    then, now = start.point.snapshot.meta["identity"]["versions"], start.identity["versions"]
     changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
-    return [f"versions changed since the checkpoint ({', '.join(changed)}): the same bits are not promised"]
+    if then == now:
+        return start.point.rejected
+    sentence = f"versions changed since the checkpoint ({', '.join(changed)}): the same bits are not promised"
+    return [*start.point.rejected, sentence]
 
 
 def recorded_settings(snapshot: Snapshot) -> dict[str, Any]:
@@ -265,8 +257,8 @@ def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
     if run_dir is None:
         return config.model_copy(update={"resume": None}), None
     _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
-    held = resolve(load_config(None, base=recorded_settings(snapshot)))
-    if changed := differences(held, config):
+    recorded = resolve(load_config(None, base=recorded_settings(snapshot)))
+    if changed := differences(recorded, config):
         raise CheckpointProblems(changed)
     bound = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent, "resume": str(run_dir)})
     messages = [f"checkpoint {r.path.name} rejected ({r.reason}); using {snapshot.meta['step']}" for r in rejected]

@@ -8,13 +8,31 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from difc_ray.errors import Interrupted
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
+
+
+@runtime_checkable
+class Interruption(Protocol):
+    """What may stop a run from outside: signals to its process, or the end of its sweep."""
+
+    number: int
+    """The signal's, for the exit code."""
+
+    @property
+    def name(self) -> str:
+        """What stopped it, in a word."""
+
+    def interrupted(self) -> bool:
+        """Whether the run is to stop."""
+
+    def before_the_run(self) -> AbstractContextManager[None]:
+        """Around what comes before anything is written."""
 
 
 class Signals:

@@ -45,6 +45,15 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """A valid checkpoint of an earlier run, and what was found wrong with newer ones."""
+
+    run_dir: Path
+    snapshot: Snapshot
+    rejected: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """Where a run starts.
 
@@ -54,7 +63,7 @@ class Start:
         state: the training state to start from.
         progress: the loop's memory to start from.
         identity: facts that checkpoints carry and a resumed run is compared with: `data`, `class_names`, `versions`.
-        resumed: the identity of the run that is continued, if one is.
+        point: where the run stands that is continued, if one is.
     """
 
     config: Config
@@ -62,7 +71,7 @@ class Start:
     state: TrainState
     progress: Progress
     identity: dict[str, Any]
-    resumed: dict[str, Any] | None = None
+    point: ResumePoint | None = None
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -100,9 +109,9 @@ def export_model(config: Config, checkpoint: Path, directory: Path, identity: Ma
     is the mean.
     """
     directory.mkdir(exist_ok=True)
-    held, (model, _) = load(checkpoint).named_weights, model_of(config)
+    saved, (model, _) = load(checkpoint).named_weights, model_of(config)
     model.companion = None
-    weights = {name: held.get(name, held.get(f"{BUFFER_PREFIX}{name}")) for name in model.state_dict()}
+    weights = {name: saved.get(name, saved.get(f"{BUFFER_PREFIX}{name}")) for name in model.state_dict()}
     save_file({name: value for name, value in weights.items() if value is not None}, directory / "weights.safetensors")
     family = family_of(config)
     write_json(

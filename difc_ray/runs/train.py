@@ -7,7 +7,7 @@ configuration, the data or the cluster comes before the first byte is written.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +25,18 @@ from difc_ray.runs.configuration import repetition_warnings
 from difc_ray.runs.loop import Display, Evaluation, Outcome, Training
 from difc_ray.runs.setup import (
     AUGMENTATION_FILE,
-    ResumePoint,
     open_run,
     prepare,
     resume_point,
     run_tags,
+    start_warnings,
     tracking_uri,
-    version_warnings,
-    weights_notices,
 )
-from difc_ray.runs.signals import Signals
+from difc_ray.runs.signals import Interruption, Signals
 from difc_ray.runs.state import Start, export_model, make_snapshot
-from difc_ray.runs.trial_context import Interruption, Membership, Notice, engine_of
+from difc_ray.runs.trial_context import TrialContext
 from difc_ray.step.coordinator import StepRecord
-from difc_ray.step.evaluation import SplitMetrics
+from difc_ray.step.evaluation import SplitMetrics, named_metrics
 from difc_ray.tracking import MlflowTracker, Status, Tracker, TrackingSummary, Untracked, probe
 
 log = logging.getLogger("difc_ray")
@@ -103,8 +101,8 @@ def train(config: Config, display: Display | None = None, *, repeats: Mapping[st
 def stages(
     config: Config,
     display: Display,
-    signals: Interruption,
-    member: Membership | None = None,
+    interruption: Interruption,
+    trial: TrialContext | None = None,
     repeats: Mapping[str, str] | None = None,
 ) -> Generator[Evaluation, None, Result]:
     """One run, which pauses at every evaluation; its value at the end is what it came to.
@@ -114,44 +112,46 @@ def stages(
     Args:
         config: a resolved configuration.
         display: where a person looks.
-        signals: who may stop it.
-        member: the sweep that it belongs to, if to one.
+        interruption: what may stop it.
+        trial: the sweep that it belongs to, if to one.
         repeats: as for :func:`train`.
 
     Raises:
         DifcError: as :func:`train`.
     """
+    trial = trial or TrialContext()
 
     def notice(message: str) -> None:
         log.warning("%s", message)
         display.notice(message)
 
     with ExitStack() as stack:
-        with signals.before_the_run():
-            ready = get_ready(config, display, signals, member, notice, stack)
-        config, start, engine, uri = ready.start.config, ready.start, ready.engine, ready.uri
-        run_dir = open_folder(ready, repeats or {}, notice, stack)
-        tracker = make_tracker(config, run_dir, uri, resumed=ready.point is not None, notice=notice, member=member)
-        tags = run_tags(start, engine.facts) | dict(member.tags if member else {})
-        tracker.start(run_name=member.run_name if member else str(config.name), params=flat(config), tags=tags)
-        with final_status(tracker, signals, run_dir, member) as ending:
+        with interruption.before_the_run():
+            start = begin(config, display, notice, stack)
+            engine = connect(start.config, display, interruption, trial, notice, stack)
+        config, repeated = start.config, repetition_warnings(start, engine.facts, repeats or {})
+        run_dir = open_folder(start, repeated, notice, stack)
+        tracker = make_tracker(config, run_dir, trial, notice, resumed=start.point is not None)
+        tags = {**run_tags(start, engine.facts), **trial.tags}
+        tracker.start(run_name=trial.run_name or str(config.name), params=flat(config), tags=tags)
+        with final_status(tracker, interruption, run_dir, trial) as ending:
             display.phase("starting domain workers" if config.engine == "ray" else "starting")
             engine.start(start.state)
             tracker.tags({f"engine.{name}": value for name, value in engine.facts.items()})  # devices, nodes
-            training = Training(start, engine, run_dir, tracker, display, signals.interrupted)
+            training = Training(start, engine, run_dir, tracker, display, interruption.interrupted)
             stack.callback(training.log.close)
-            if member:
-                member.save = training.save
-            yield from paused(training, member)
-            early = member.stopped if member and member.over(training.step) else ""
+            trial.save = training.save
+            yield from paused(training, trial)
+            early = trial.stopped if trial.over(training.step) else ""
             if not (early or training.complete):
-                raise stopped(signals, run_dir, f"after step {training.step}; the checkpoint is written.", member)
+                when = f"after step {training.step}; the checkpoint is written."
+                raise stopped(interruption, run_dir, when, trial)
             display.phase("evaluating")
             outcome = training.conclude(early)
             if outcome is None:
-                raise stopped(signals, run_dir, "in the final evaluation; the checkpoint is written.", member)
-            hand_over(training, outcome, whole=member is None)
-            if uri is not None and member is None:
+                raise stopped(interruption, run_dir, "in the final evaluation; the checkpoint is written.", trial)
+            hand_over(training, outcome, alone=trial.alone)
+            if config.tracking.mode != "off" and trial.alone:
                 display.phase("sending records to MLflow")
         return Result(
             run_dir=run_dir,
@@ -162,42 +162,15 @@ def stages(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """What a run has before anything of it is written.
-
-    Args:
-        start: where it starts.
-        engine: connected, not started.
-        point: where the run stands that it continues; None: it is new.
-        uri: where it is recorded; None: nowhere.
-    """
-
-    start: Start
-    engine: RayEngine | InlineEngine
-    point: ResumePoint | None
-    uri: str | None
-
-
-def get_ready(
-    config: Config, display: Display, signals: Interruption, member: Membership | None, notice: Notice, stack: ExitStack
-) -> Ready:
-    """Everything that can refuse the configuration, the data or the cluster.
-
-    Args:
-        config: a resolved configuration.
-        display: where a person looks.
-        signals: who may stop the run.
-        member: the sweep that it belongs to, if to one.
-        notice: where to put one-line messages.
-        stack: what ends with the run.
+def begin(config: Config, display: Display, notice: Callable[[str], None], stack: ExitStack) -> Start:
+    """Where the run starts: at step 0, or at the checkpoint of the run that it continues, whose lock is then taken.
 
     Raises:
-        DifcError: it is refused.
+        DifcError: the configuration or the data are refused.
     """
     wanted = resolve(config)
     config, point = resume_point(wanted)
-    uri = tracking_uri(config)
+    tracking_uri(config)
     if point is not None:
         stack.enter_context(run_lock(point.run_dir))
         if wanted.resume == "auto":
@@ -205,98 +178,124 @@ def get_ready(
     elif wanted.resume == "auto":
         notice(f"there is no run with a checkpoint in `{config.output}`: a new one begins")
     display.phase("loading data")
-    start = prepare(config, point)
-    make = member.make_engine if member else engine_of
-    engine = make(config, str(config.name), signals.interrupted, notice)
+    return prepare(config, point)
+
+
+def connect(
+    config: Config,
+    display: Display,
+    interruption: Interruption,
+    trial: TrialContext,
+    notice: Callable[[str], None],
+    stack: ExitStack,
+) -> RayEngine | InlineEngine:
+    """The engine, with the resources that the run needs; closed with the run.
+
+    Raises:
+        ClusterError: the cluster cannot be reached or has no room.
+    """
+    engine = trial.make_engine(config, str(config.name), interruption.interrupted, notice)
     stack.callback(engine.close)
     display.phase("starting Ray" if config.engine == "ray" else "starting")
     engine.connect()
-    return Ready(start=start, engine=engine, point=point, uri=uri)
+    return engine
 
 
-def open_folder(ready: Ready, repeats: Mapping[str, str], notice: Notice, stack: ExitStack) -> Path:
+def open_folder(start: Start, warnings: Sequence[str], notice: Callable[[str], None], stack: ExitStack) -> Path:
     """The run's folder, locked, with its configuration and, if the run is new, the checkpoint of step 0.
 
+    With that checkpoint the run can be resumed under its name, whatever ends it.
+
     Args:
-        ready: the run.
-        repeats: tags of the MLflow run whose configuration this is.
+        start: where the run starts.
+        warnings: what is to be known besides.
         notice: where to put what is to be known of the start; from here on the run's own log has it too.
         stack: what ends with the run.
     """
-    start, point = ready.start, ready.point
-    run_dir = open_run(start.config, resumed=point is not None)
+    config, point = start.config, start.point
+    run_dir = open_run(config, resumed=point is not None)
     if point is None:
         stack.enter_context(run_lock(run_dir))
-    replace(run_dir / "config.yaml", to_yaml(start.config))
+    replace(run_dir / "config.yaml", to_yaml(config))
     if "augmentation" in start.identity:
         replace(run_dir / AUGMENTATION_FILE, start.identity["augmentation"])
-    stack.enter_context(run_log(run_dir, start.config, notice))
-    for message in [*(point.rejected if point else []), *version_warnings(start), *weights_notices(start)]:
-        notice(message)
-    for message in repetition_warnings(start, ready.engine.facts, repeats):
+    stack.enter_context(run_log(run_dir, config, notice))
+    for message in [*start_warnings(start), *warnings]:
         notice(message)
     if point is None:
-        save_start(start, run_dir)
+        snapshot = make_snapshot(config, start.state, start.layout, start.progress, start.identity)
+        save(run_dir / "checkpoints", snapshot, keep=config.checkpoint.keep, best=False)
     return run_dir
 
 
-def save_start(start: Start, run_dir: Path) -> None:
-    """The checkpoint of step 0: from here on, whatever ends the run, it can be resumed under its name."""
-    snapshot = make_snapshot(start.config, start.state, start.layout, start.progress, start.identity)
-    save(run_dir / "checkpoints", snapshot, keep=start.config.checkpoint.keep, best=False)
+def make_tracker(
+    config: Config, run_dir: Path, trial: TrialContext, notice: Callable[[str], None], *, resumed: bool
+) -> Tracker:
+    """The tracker that the configuration asks for; a server out of reach is a warning, not an end.
+
+    A run of a sweep only writes its journal: the sweep's uploader sends it.
+    """
+    uri, experiment = tracking_uri(config), config.tracking.experiment
+    if uri is None:
+        return Untracked(run_dir)
+    if trial.alone and (trouble := probe(uri, timeout_s=2.0)):
+        notice(f"{trouble} Training goes on; records are kept in {run_dir} and sent when the server is back.")
+    return MlflowTracker(
+        run_dir, uri, experiment, resume=resumed, notice=notice, upload=trial.alone, parent=trial.parent
+    )
 
 
-def paused(training: Training, member: Membership | None) -> Iterator[Evaluation]:
+def paused(training: Training, trial: TrialContext) -> Iterator[Evaluation]:
     """The training, evaluation by evaluation, to its end or to where its sweep has stopped it; a checkpoint is left."""
-    if member is None or not member.over(training.step):  # else it was stopped before it was interrupted
+    if not trial.over(training.step):  # else it was stopped before it was interrupted
         for evaluation in training.evaluations():
-            if member and member.over(training.step):
+            if trial.over(training.step):
                 break
             try:
                 yield evaluation
             except GeneratorExit:
                 training.save()
                 raise
-            if member and member.over(training.step):
+            if trial.over(training.step):
                 break
     training.save()
 
 
-def stopped(signals: Interruption, run_dir: Path, when: str, member: Membership | None) -> Interrupted:
+def stopped(interruption: Interruption, run_dir: Path, when: str, trial: TrialContext) -> Interrupted:
     """What a run that was told to stop ends with."""
-    command = member.resume if member else f"difc-ray train resume={run_dir}"
-    return Interrupted(f"Stopped by {signals.name} {when} Continue with `{command}`.", signals.number)
+    command = trial.resume or f"difc-ray train resume={run_dir}"
+    return Interrupted(f"Stopped by {interruption.name} {when} Continue with `{command}`.", interruption.number)
 
 
 @contextmanager
 def final_status(
-    tracker: Tracker, signals: Interruption, run_dir: Path, member: Membership | None
+    tracker: Tracker, interruption: Interruption, run_dir: Path, trial: TrialContext
 ) -> Iterator[list[TrackingSummary]]:
     """Gives the MLflow run its final status whatever happens inside; yields a list that will hold its summary."""
     ending: list[TrackingSummary] = []
 
-    def finish(status: Status, error: str | None = None, drain_s: float | None = None, word: str = "") -> None:
-        if member:
-            tracker.tags(member.ending(word or {"KILLED": "interrupted", "FAILED": "failed"}.get(status, "finished")))
+    def finish(status: Status, error: str | None = None, *, word: str = "", drain_s: float | None = None) -> None:
+        if tags := trial.ending(word or {"KILLED": "interrupted", "FAILED": "failed"}.get(status, "finished")):
+            tracker.tags(tags)
         ending.append(tracker.finish(status, error, drain_s=drain_s))
 
     try:
         yield ending
-    except Interrupted as interruption:
-        finish("KILLED", str(interruption))
+    except Interrupted as error:
+        finish("KILLED", str(error))
         raise
     except DifcError as error:
-        if signals.interrupted():
+        if interruption.interrupted():
             finish("KILLED", str(error))
             when = f"before the step in hand was taken. {ended(str(error))}"
-            raise stopped(signals, run_dir, when, member) from error
+            raise stopped(interruption, run_dir, when, trial) from error
         finish("FAILED", str(error))
         raise
     except KeyboardInterrupt:
         finish("KILLED", "stopped by a second signal", drain_s=0)
         raise
     except GeneratorExit:
-        finish("KILLED", f"suspended by its sweep{f'; continue it with `{member.resume}`' if member else ''}")
+        finish("KILLED", f"suspended by its sweep; continue it with `{trial.resume}`")
         raise
     except SystemExit:
         finish("KILLED", "its process was told to end")  # as Ray tells that of a trial when the sweep is gone
@@ -304,41 +303,23 @@ def final_status(
     except BaseException:
         finish("FAILED", "unexpected error, see run.log")
         raise
-    early = member is not None and bool(member.stopped)
-    finish("KILLED" if early else "FINISHED", word="stopped" if early else "")
+    if trial.stopped:
+        finish("KILLED", word="stopped")
+    else:
+        finish("FINISHED")
 
 
-def make_tracker(
-    config: Config, run_dir: Path, uri: str | None, *, resumed: bool, notice: Notice, member: Membership | None
-) -> Tracker:
-    """The tracker that the configuration asks for; a server out of reach is a warning, not an end.
-
-    A run of a sweep only writes its journal: the sweep's uploader sends it.
-    """
-    if uri is None:
-        return Untracked(run_dir)
-    if member is not None:
-        return MlflowTracker(
-            run_dir, uri, config.tracking.experiment, resume=resumed, notice=notice, upload=False, parent=member.parent
-        )
-    if trouble := probe(uri, timeout_s=2.0):
-        notice(f"{trouble} Training goes on; records are kept in {run_dir} and sent when the server is back.")
-    return MlflowTracker(run_dir, uri, config.tracking.experiment, resume=resumed, notice=notice)
-
-
-def hand_over(training: Training, outcome: Outcome, *, whole: bool) -> None:
+def hand_over(training: Training, outcome: Outcome, *, alone: bool) -> None:
     """Final metrics and files to the tracker; of a run that stands alone, figures and the selected model as well."""
     tracker, run_dir = training.tracker, training.run_dir
-    final = {f"final/{m.split}/accuracy/{m.domain}": m.accuracy for m in outcome.metrics}
-    final |= {f"final/{m.split}/macro_f1/{m.domain}": m.macro_f1 for m in outcome.metrics}
-    tracker.metrics(training.step, final)
-    if whole:
+    tracker.metrics(training.step, named_metrics(outcome.metrics, "accuracy", "macro_f1", prefix="final/"))
+    if alone:
         training.draw(outcome.metrics)
     tracker.artifact(run_dir / "config.yaml")
     tracker.artifact(run_dir / "summary.json")
     if (run_dir / AUGMENTATION_FILE).is_file():
         tracker.artifact(run_dir / AUGMENTATION_FILE)
-    if whole:
+    if alone:
         directory = export_model(training.config, outcome.checkpoint, run_dir / "export", training.identity)
         tracker.model(directory, step=outcome.summary["selected_step"])
 
@@ -348,7 +329,7 @@ TOLD_TO_END = (Interrupted, KeyboardInterrupt, GeneratorExit, SystemExit)
 
 
 @contextmanager
-def run_log(run_dir: Path, config: Config, notice: Notice) -> Iterator[None]:
+def run_log(run_dir: Path, config: Config, notice: Callable[[str], None]) -> Iterator[None]:
     """Everything that the package logs, to the run's files as well; an error with its traceback and a note on it."""
     handler = TextLog(run_dir / "run.log", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -139,6 +139,19 @@ def evaluate_state(step: LocalStep, state: ModelState, domain: Domain, split: st
     return evaluate_domain(step.model, step.loss, domain, split, batches=batches)
 
 
+def accuracies(metrics: Sequence[SplitMetrics]) -> dict[str, dict[str, float]]:
+    """Domain -> split -> accuracy."""
+    found: dict[str, dict[str, float]] = {}
+    for m in metrics:
+        found.setdefault(m.domain, {})[m.split] = m.accuracy
+    return found
+
+
+def named_metrics(metrics: Sequence[SplitMetrics], *kinds: str, prefix: str = "") -> dict[str, float]:
+    """Metrics of those kinds by the names that the tracker knows: `val/accuracy/DOMAIN`."""
+    return {f"{prefix}{m.split}/{kind}/{m.domain}": getattr(m, kind) for kind in kinds for m in metrics}
+
+
 def worst_domain(metrics: Sequence[SplitMetrics]) -> SplitMetrics:
     """The entry with the lowest accuracy; the first of equal ones; one without a number is worse than all.
 

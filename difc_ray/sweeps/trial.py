@@ -30,7 +30,7 @@ from difc_ray.runs.checkpoint import load, save
 from difc_ray.runs.loop import Evaluation
 from difc_ray.runs.state import checkpoint_path
 from difc_ray.runs.train import Result, Silent, stages
-from difc_ray.runs.trial_context import Membership
+from difc_ray.runs.trial_context import TrialContext
 from difc_ray.sweeps.folder import SweepFolder, TrialRecord
 from difc_ray.sweeps.trials import Point, trial_config
 
@@ -167,7 +167,7 @@ class Running:
         began: when this process took it up.
         stages: the run, once it has started.
         latest: its last evaluation here.
-        member: its connection with the sweep.
+        context: its connection with the sweep.
     """
 
     record: TrialRecord
@@ -175,7 +175,7 @@ class Running:
     began: float = field(default_factory=time.monotonic)
     stages: Generator[Evaluation, None, Result] | None = None
     latest: Evaluation | None = None
-    member: Membership | None = None
+    context: TrialContext | None = None
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
@@ -233,9 +233,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The state after the last evaluation, for another trial to go on from."""
         trial, target = self.running, Path(checkpoint_dir)
-        if trial is None or trial.latest is None or trial.member is None:
+        if trial is None or trial.latest is None or trial.context is None:
             return  # before its first evaluation, or after its end, there is nothing to hand on
-        trial.member.save()
+        trial.context.save()
         shutil.copytree(checkpoint_path(self._run_dir(trial), trial.latest.step), target / STATE)
         score = {"score": trial.latest.values["selection/score"], "number": trial.record.point.number}
         (target / SCORE).write_text(json.dumps(score), encoding="utf-8")
@@ -301,12 +301,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         if point.fold:
             tags["sweep.fold"] = point.fold
         interruption = SweepInterruption(self.folder.interrupted)
-        trial.member = Membership(
+        trial.context = TrialContext(
             parent=self.info.parent, run_name=f"{self.folder.path.name}-{point.name}", tags=tags,
-            interruption=interruption, resume=self.info.resume, make_engine=self.engines.make,
+            resume=self.info.resume, make_engine=self.engines.make,
             stopped=trial.record.stopping, stops_at=trial.record.stops_at,
         )  # fmt: skip
-        trial.stages = stages(config, Silent(), interruption, trial.member)
+        trial.stages = stages(config, Silent(), interruption, trial.context)
 
     def _leave(self, number: int) -> None:
         """Ends or suspends the trial in hand, which Tune has left for another one.
@@ -323,11 +323,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
             trial.stages.close()
             self._note(trial, "interrupted", step=trial.latest.step)
             return
-        assert trial.member is not None
+        assert trial.context is not None
         decision, step = f"{self.info.scheduler} at step {trial.latest.step}", trial.latest.step
         trial.record = replace(trial.record, stopping=decision, stops_at=step)
         self._note(trial, "running", step=step)  # the decision outlives whatever ends the final evaluation
-        trial.member.stopped, trial.member.stops_at = decision, step
+        trial.context.stopped, trial.context.stops_at = decision, step
         try:
             next(trial.stages)
         except StopIteration:

@@ -10,6 +10,7 @@ import pytest
 from difc_ray.errors import ClusterError, Interrupted, ended
 from difc_ray.runs.signals import Signals
 from difc_ray.runs.train import final_status, run_log
+from difc_ray.runs.trial_context import TrialContext
 from difc_ray.tracking import MemoryTracker
 from tests.runs import small_config
 
@@ -24,7 +25,7 @@ def test_a_signal_while_something_failed(tmp_path: Path) -> None:
     signals.number = signal.SIGINT
     with (
         pytest.raises(Interrupted) as caught,
-        final_status(MemoryTracker(tmp_path), signals, tmp_path, None),
+        final_status(MemoryTracker(tmp_path), signals, tmp_path, TrialContext()),
     ):
         raise ClusterError("The actors were still starting.")
     assert str(caught.value) == (
@@ -44,7 +45,7 @@ def test_a_process_that_is_told_to_end_is_no_failure(
     with (
         pytest.raises(type(error)),
         run_log(tmp_path, small_config(), str),
-        final_status(tracker, Signals(), tmp_path, None),
+        final_status(tracker, Signals(), tmp_path, TrialContext()),
     ):
         raise error
     assert tracker.status == status

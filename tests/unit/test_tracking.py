@@ -15,6 +15,7 @@ import pytest
 
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.runs.train import make_tracker
+from difc_ray.runs.trial_context import TrialContext
 from difc_ray.tracking import (
     MemoryTracker,
     MlflowTracker,
@@ -291,7 +292,7 @@ def test_memory_tracker_is_a_twin(tmp_path: Path) -> None:
 def test_a_run_without_mlflow_keeps_figures_in_its_folder_and_nothing_in_memory(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
-    tracker = make_tracker(small_config(), tmp_path, None, resumed=False, notice=print, member=None)
+    tracker = make_tracker(small_config(tracking={"mode": "off"}), tmp_path, TrialContext(), print, resumed=False)
     before = dict(vars(tracker))
     tracker.start(run_name="r", params={}, tags={})
     for step in range(3):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from difc_ray.comparison.statistics import correlation
+from difc_ray.plotting import legend_beside, new_figure, percent, tidy
 from difc_ray.studies.colored_mnist.checkpoints import Measured
 from difc_ray.studies.colored_mnist.running import Reproduction, Run, StepAccuracies
 from difc_ray.studies.colored_mnist.table import title_of
@@ -38,7 +38,7 @@ class Picture:
     """
 
     def __init__(self, found: Reproduction, n: int, inches: tuple[float, float], *, shared: bool) -> None:
-        self.title, self.figure = title_of(found), Figure(figsize=inches, layout="constrained")
+        self.title, self.figure = title_of(found), new_figure(*inches)
         self.panels = np.atleast_1d(self.figure.subplots(1, n, sharey=shared))
 
     def finished(self, about: str, accuracy: str) -> Figure:
@@ -49,15 +49,12 @@ class Picture:
             accuracy: the name of the vertical axis.
         """
         for axes in self.panels:
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            tidy(axes)
+            percent(axes.yaxis)
         first = self.panels[0]
         first.set_ylabel(accuracy)
         self.figure.suptitle(f"{self.title}: {about}", fontsize=11)
-        handles, labels = first.get_legend_handles_labels()
-        if handles:
-            self.figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+        legend_beside(self.figure)
         return self.figure
 
 

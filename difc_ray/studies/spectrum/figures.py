@@ -8,20 +8,16 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from difc_ray.runs.figures import COLOURS, fitting
+from difc_ray.plotting import COLOURS, GREY, INK, colour_of, legend_below, new_figure, short, tidy, whole_numbers
 from difc_ray.studies.spectrum.records import ALL_SOURCES, CheckpointSpectrum, PairDistance, Spectrum
 from difc_ray.studies.spectrum.transfer import TransferBound
 
-DPI: Final = 130
 WIDTH: Final = 0.004
 """Standard deviation of the curve that stands for a Ritz value, as a share of the range of all eigenvalues."""
 
 FLOOR: Final = 0.1
 """Lowest density that is drawn, as a share of the height of a single eigenvalue."""
-
-_EARLIER = "#9a9a9a"
 
 
 def pictures(spectrum: Spectrum) -> dict[str, Figure]:
@@ -41,7 +37,7 @@ def densities(spectrum: Spectrum) -> Figure:
     first, last = spectrum.moments[0], spectrum.moments[-1]
     shown = [last] if first is last else [first, last]
     names = list(last.domains)
-    figure = Figure(figsize=(7.2, 1.0 + 1.55 * len(names)), dpi=DPI, layout="constrained")
+    figure = new_figure(7.2, 1.0 + 1.55 * len(names))
     panels = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     ends = [value for moment in shown for each in moment.domains.values() for value in (each.nodes[0], each.nodes[-1])]
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -49,8 +45,8 @@ def densities(spectrum: Spectrum) -> Figure:
     grid_G = np.linspace(low - 0.03 * span, high + 0.03 * span, 1600)
     peak = 0.0
     for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        _tidy(axes)
-        colour = COLOURS[index % len(COLOURS)]
+        tidy(axes)
+        colour = colour_of(index)
         density_G = _smooth(last, name, grid_G, WIDTH * span)
         peak = max(peak, float(density_G.max()))
         axes.fill_between(grid_G, density_G, 1e-300, color=colour, alpha=0.3, linewidth=0)
@@ -58,11 +54,11 @@ def densities(spectrum: Spectrum) -> Figure:
         if first is not last:
             earlier_G = _smooth(first, name, grid_G, WIDTH * span)
             peak = max(peak, float(earlier_G.max()))
-            axes.plot(grid_G, earlier_G, color=_EARLIER, linewidth=1.0, label=f"step {first.step}")
+            axes.plot(grid_G, earlier_G, color=GREY, linewidth=1.0, label=f"step {first.step}")
         top = [each.value for each in last.domains[name].top]
-        axes.plot(top, [0.03] * len(top), "|", color="#333333", markersize=6, transform=axes.get_xaxis_transform())
+        axes.plot(top, [0.03] * len(top), "|", color=INK, markersize=6, transform=axes.get_xaxis_transform())
         role = " (target)" if name == spectrum.target else ""
-        axes.set_title(f"{_short(name)}{role}", fontsize=9, loc="left")
+        axes.set_title(f"{short(name)}{role}", fontsize=9, loc="left")
         axes.legend(loc="upper right", frameon=False, fontsize=8)
     panels[0].set_yscale("log")
     single = 1 / (spectrum.parameters * WIDTH * span * np.sqrt(2 * np.pi))
@@ -76,17 +72,17 @@ def eigenvalues(spectrum: Spectrum) -> Figure:
     """Largest and smallest eigenvalue, and the trace with its standard error, against the step; a line per domain."""
     figure, left, right, steps = _over_training(spectrum)
     for index, name in enumerate(spectrum.moments[-1].domains):
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": "o", "markersize": 4}
+        style: dict[str, Any] = {"color": colour_of(index), "marker": "o", "markersize": 4}
         found = [moment.domains[name] for moment in spectrum.moments]
-        left.plot(steps, [each.top[0].value for each in found], label=_short(name), **style)
+        left.plot(steps, [each.top[0].value for each in found], label=short(name), **style)
         left.plot(steps, [each.lowest.value for each in found], linestyle="--", linewidth=1.0, **style)
         errors = [each.trace_error or 0.0 for each in found]
         right.errorbar(steps, [each.trace for each in found], errors, capsize=3, **style)
     left.set_title("Largest (solid) and smallest (dashed) eigenvalue", fontsize=10)
     right.set_title("Trace, with its standard error", fontsize=10)
     for axes in (left, right):
-        axes.axhline(0.0, color="#333333", linewidth=0.8)
-    _legend(figure, left)
+        axes.axhline(0.0, color=INK, linewidth=0.8)
+    legend_below(figure)
     return figure
 
 
@@ -97,7 +93,7 @@ def distances(spectrum: Spectrum) -> Figure:
         pairs = [moment.pairs[index] for moment in spectrum.moments]
         solid = spectrum.target is None or pair.other == spectrum.target
         style: dict[str, Any] = {
-            "color": "#222222" if pair.one == ALL_SOURCES else COLOURS[index % len(COLOURS)],
+            "color": "#222222" if pair.one == ALL_SOURCES else colour_of(index),
             "linestyle": "-" if solid else "--", "marker": "o", "markersize": 4,
             "linewidth": 2.2 if pair.one == ALL_SOURCES else 1.4,
         }  # fmt: skip
@@ -107,7 +103,7 @@ def distances(spectrum: Spectrum) -> Figure:
     right.set_title("‖g_a − g_b‖, distance of the gradients", fontsize=10)
     for axes in (left, right):
         axes.set_ylim(bottom=0)
-    _legend(figure, left)
+    legend_below(figure)
     return figure
 
 
@@ -118,7 +114,7 @@ def bounds(spectrum: Spectrum) -> Figure:
     theorem to say anything. Across the kinks of a ReLU there is some of that at every radius.
     """
     main = spectrum.moments[-1].main
-    figure = Figure(figsize=(10.2, 4.3), dpi=DPI, layout="constrained")
+    figure = new_figure(10.2, 4.3)
     left, right = figure.subplots(1, 2)
     steps = [moment.step for moment in spectrum.moments]
     bounds = [moment.main.bound for moment in spectrum.moments]
@@ -126,25 +122,25 @@ def bounds(spectrum: Spectrum) -> Figure:
     left.set(xlabel="step", title=f"At δ = {main.bound.delta:.3g}, over training")
     _steps(left, steps)
     _bound_lines(right, [each.delta for each in main.sweep], main.sweep)
-    right.axvline(main.bound.delta, color="#333333", linewidth=0.8, linestyle=":")
+    right.axvline(main.bound.delta, color=INK, linewidth=0.8, linestyle=":")
     right.set(xlabel="radius δ", xscale="log", title=f"At step {steps[-1]}, over the radius")
     for axes in (left, right):
-        _tidy(axes)
+        tidy(axes)
         axes.set_yscale("log")
         axes.title.set_fontsize(10)
     left.set_ylabel("difference of the rises in loss")
     figure.suptitle(f"Transfer bound and measured gap, {_ends(main)}", fontsize=11)
-    _legend(figure, left, columns=2)
+    legend_below(figure)
     return figure
 
 
 def _over_training(spectrum: Spectrum) -> tuple[Figure, Axes, Axes, list[int]]:
     """Two axes over the steps of the checkpoints, and these."""
-    figure = Figure(figsize=(10.2, 3.9), dpi=DPI, layout="constrained")
+    figure = new_figure(10.2, 3.9)
     left, right = figure.subplots(1, 2)
     steps = [moment.step for moment in spectrum.moments]
     for axes in (left, right):
-        _tidy(axes)
+        tidy(axes)
         _steps(axes, steps)
         axes.set_xlabel("step")
     return figure, left, right, steps
@@ -168,30 +164,13 @@ def _smooth(moment: CheckpointSpectrum, name: str, grid_G: np.ndarray, width: fl
     return moment.domains[name].density().smooth(grid_G, width)
 
 
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
 def _steps(axes: Axes, steps: Sequence[int]) -> None:
     """Few whole numbers; a single checkpoint in the middle."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    whole_numbers(axes.xaxis)
     if len(set(steps)) == 1:
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
         axes.set_xticks([steps[0]])
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """Below the axes, where it covers nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
-
-
 def _ends(pair: PairDistance) -> str:
-    return f"{_short(pair.one)} – {_short(pair.other)}"
-
-
-def _short(name: str) -> str:
-    """A name as it fits; a dollar in it begins no formula."""
-    return fitting([name])[0].replace("$", r"\$")
+    return f"{short(pair.one)} – {short(pair.other)}"

@@ -28,7 +28,6 @@ from difc_ray.objectives.curvature import Density, Ritz, lanczos, rademacher, tr
 from difc_ray.runs.checkpoint import DamagedCheckpointError, Snapshot, compare_layout, listed, load, newest_valid
 from difc_ray.runs.setup import check_run_folder, expected_shapes
 from difc_ray.runs.state import train_state
-from difc_ray.runs.trial_context import Notice
 from difc_ray.step.factory import family_of, model_of
 from difc_ray.studies.spectrum.options import (
     RELATIVE_DELTA,
@@ -72,7 +71,9 @@ RADII: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Radii in units of δ at which bound and gap are compared at the last checkpoint."""
 
 
-def measure_run(run_dir: Path, options: Options, notice: Notice, say: Callable[[str], None]) -> tuple[Config, Spectrum]:
+def measure_run(
+    run_dir: Path, options: Options, notice: Callable[[str], None], say: Callable[[str], None]
+) -> tuple[Config, Spectrum]:
     """Measures the checkpoints of a run.
 
     Args:
@@ -149,7 +150,7 @@ def drawn_examples(config: Config, name: str, options: Options) -> Examples:
     return Examples(name=name, images=batch.images, labels=batch.labels)
 
 
-def valid_checkpoints(folders: Sequence[Path], notice: Notice, *, all_wanted: bool) -> list[Path]:
+def valid_checkpoints(folders: Sequence[Path], notice: Callable[[str], None], *, all_wanted: bool) -> list[Path]:
     """The folders of checkpoints, without damaged ones unless each was asked for by name.
 
     Raises:
