@@ -23,7 +23,7 @@ from difc_ray.runs.checkpoint import run_lock
 from difc_ray.runs.setup import check_run_folder
 from difc_ray.studies.spectrum import Options, PairDistance, Spectrum, measure_run
 from difc_ray.studies.spectrum.options import SPLITS, Precision, Scope
-from difc_ray.tracking import add_afterwards
+from difc_ray.tracking import add_afterwards, save_figure
 
 FOLDER: Final = "spectrum"
 """Of the results, in the run's folder and among its artifacts in MLflow."""
@@ -131,7 +131,7 @@ def write_files(spectrum: Spectrum, folder: Path) -> list[Path]:
     files = [folder / RESULT]
     for name, figure in pictures(spectrum).items():
         files.append(folder / f"{name}.png")
-        figure.savefig(files[-1])
+        save_figure(figure, files[-1])
     return files
 
 

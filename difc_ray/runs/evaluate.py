@@ -16,7 +16,7 @@ from difc_ray.runs.train import Result
 from difc_ray.step.evaluation import accuracies, evaluate_state
 from difc_ray.step.factory import family_of, model_of
 from difc_ray.step.worker import LocalStep
-from difc_ray.tracking import figure_path
+from difc_ray.tracking import figure_path, save_figure
 from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")
@@ -68,7 +68,6 @@ def draw_confusions(result: Result) -> list[Path]:
     for m in result.metrics:
         if m.split in ("test", "all"):
             path = figure_path(result.run_dir, f"evaluate_confusion_{m.domain}")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            confusion_figure(m, result.class_names).savefig(path)
+            save_figure(confusion_figure(m, result.class_names), path)
             written.append(path)
     return written

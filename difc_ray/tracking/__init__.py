@@ -12,7 +12,7 @@ Importing this package imports neither mlflow nor torch.
 from __future__ import annotations
 
 from difc_ray.tracking.afterwards import add_afterwards
-from difc_ray.tracking.base import SavesFigure, Status, Tracker, TrackingSummary
+from difc_ray.tracking.base import SavesFigure, Status, Tracker, TrackingSummary, save_figure
 from difc_ray.tracking.driver import MlflowTracker
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.memory import MemoryTracker
@@ -40,6 +40,7 @@ __all__ = [
     "probe",
     "read_run",
     "resolve_uri",
+    "save_figure",
     "spoiled",
     "sync",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol, SupportsFloat, runtime_checkable
+
+from difc_ray.files import replacing
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -15,9 +16,16 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class SavesFigure(Protocol):
     """A matplotlib figure, as far as tracking needs one."""
 
-    def savefig(self, fname: str | PathLike[str], **kwargs: Any) -> None:
-        """Write the figure to a file."""
+    def savefig(self, fname: Any, **kwargs: Any) -> None:
+        """Write the figure to a file: its name, or an open one."""
         ...
+
+
+def save_figure(figure: SavesFigure, path: Path) -> None:
+    """Writes a PNG whole or not at all, and makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import psutil
 from difc_ray.errors import CheckpointError, ended
 from difc_ray.files import read_json
 from difc_ray.secrets import masked
-from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
+from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary, save_figure
 from difc_ray.tracking.child import UploaderProcess
 from difc_ray.tracking.family import Family
 from difc_ray.tracking.folder import TrackingFolder
@@ -156,12 +156,7 @@ class MlflowTracker:
     def figure(self, name: str, figure: SavesFigure) -> None:
         """Save a figure as ``<run>/figures/<name>.png`` and record it."""
         path = figure_path(self.folder.run_dir, name)
-
-        def save() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
-
-        if self._on_disk(save):
+        if self._on_disk(lambda: save_figure(figure, path)):
             self.artifact(path, "figures")
 
     def artifact(self, path: Path, folder: str = "") -> None:

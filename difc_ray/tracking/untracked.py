@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
-from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary
+from difc_ray.tracking.base import SavesFigure, Status, TrackingSummary, save_figure
 from difc_ray.tracking.names import figure_path
 
 
@@ -32,9 +32,7 @@ class Untracked:
     def figure(self, name: str, figure: SavesFigure) -> None:
         """Saves it."""
         if self.run_dir is not None:
-            path = figure_path(self.run_dir, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+            save_figure(figure, figure_path(self.run_dir, name))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Nothing."""
