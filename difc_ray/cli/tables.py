@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from difc_ray.cli.console import console, print_facts, print_note, print_opening, print_table
-from difc_ray.config import Config, documentation, flat, known_names, rule_options
+from difc_ray.config import Config, documentation, flat, known_names, own_options, rule_options
+from difc_ray.config.overrides import as_argument
 from difc_ray.data import (
     DATASETS,
     DatasetFamily,
@@ -22,6 +23,7 @@ from difc_ray.data import (
 )
 from difc_ray.errors import DataError
 from difc_ray.objectives import BASELINE, Coefficients
+from difc_ray.options import REQUIRED
 from difc_ray.step.factory import family_of, objective_of
 
 if TYPE_CHECKING:  # Ray, MLflow's uploader and figures are not needed to list keys
@@ -150,8 +152,11 @@ def print_sync(report: SyncReport) -> None:
 
 
 def print_keys(config: Config) -> None:
-    """Every key as it is written on a command line with its value, its meaning, and what it must be."""
-    given, default = flat(config), flat(type(config)())
+    """Every key as it is written on a command line with its value, its meaning, and what it must be.
+
+    Below a key for options are those of what is chosen.
+    """
+    given, default, own = flat(config), flat(type(config)()), own_options(config)
     table = Table("key=value", "meaning", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     section = ""
     for key, rule, _, meaning in documentation():
@@ -160,11 +165,15 @@ def print_keys(config: Config) -> None:
             table.add_row("", "")
         if names := known_names(key):
             rule = f"one of {', '.join(names)}"
-        value = given.get(key, "{…}")
-        changed = value != default.get(key)
-        shown = f"[bold]{escape(f'{key}={value}')}[/]" if changed else escape(f"{key}={value}")
-        note = f" [bold](default: {escape(default.get(key, '{}'))})[/]" if changed else ""
-        table.add_row(shown, f"{escape(meaning)} [dim]({escape(rule)})[/]{note}")
+        rows = [(key, given.get(key, "{…}"), default.get(key, "{}"), meaning, rule)]
+        for name, its_rule, its_default, its_meaning in own.get(key, ()):
+            option = f"{key}.{name}"
+            usual = "" if its_default is REQUIRED else as_argument(option, its_default)
+            rows.append((option, given.get(option, usual), usual, its_meaning, its_rule))
+        for setting, value, usual, its_meaning, its_rule in rows:
+            shown = escape(f"{setting}={value}") if value == usual else f"[bold]{escape(f'{setting}={value}')}[/]"
+            note = "" if value == usual else f" [bold](default: {escape(usual)})[/]"
+            table.add_row(shown, f"{escape(its_meaning)} [dim]({escape(its_rule)})[/]{note}")
     print_table(table)
 
 

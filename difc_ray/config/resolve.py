@@ -15,9 +15,10 @@ from difc_ray.config.tree import Config
 from difc_ray.data import DATASETS
 from difc_ray.data.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS
-from difc_ray.models import absolute_model_options, named_weights
+from difc_ray.models import MODELS, absolute_model_options, named_weights
 from difc_ray.objectives import BASELINE, OBJECTIVES, ObjectiveSettings
-from difc_ray.options import absolute
+from difc_ray.objectives.losses import LOSSES
+from difc_ray.options import absolute, documentation, option_type
 
 
 def resolve(config: Config, now: datetime | None = None) -> Config:
@@ -118,6 +119,19 @@ def rule_options(config: Config) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(HARMONIZERS.get(config.harmonize.rule))}
     lam = {"lam": config.harmonize.lam} if "lam" in fields else {}
     return lam | config.harmonize.options
+
+
+def own_options(config: Config) -> dict[str, list[tuple[str, str, Any, str]]]:
+    """The options of what is chosen, by the key that holds them: name, what its value must be, default, meaning."""
+    owners: dict[str, Any] = {
+        "dataset_options": DATASETS.get(config.dataset),
+        "model_options": MODELS.get(config.model),
+        "loss_options": LOSSES.get(config.loss),
+        "alignment.options": OBJECTIVES.get(objective_name(config)),
+    }
+    found = {key: documentation(option_type(owner)) for key, owner in owners.items()}
+    rule = documentation(HARMONIZERS.get(config.harmonize.rule))
+    return found | {"harmonize.options": [row for row in rule if row[0] != "lam"]}
 
 
 def metric_kind(config: Config) -> str:

@@ -119,6 +119,20 @@ def test_config_lists_every_key_on_a_line(cli: Cli) -> None:
     assert all(line == line.rstrip() for line in lines)
 
 
+def test_config_lists_the_options_of_what_is_chosen(cli: Cli) -> None:
+    answer = cli("config", "loss=ldam", "loss_options.beta=0.5", "model=mlp", "harmonize.rule=mgda")
+    lines = answer.out.splitlines()
+    for start, words in {
+        "model_options.hidden=[256, 256] ": "each >= 1. (a non-empty list of integers >= 1)",
+        "loss_options.beta=0.5 ": "(a number in [0, 1)) (default: 0.9999)",
+        "loss_options.bump=0.02 ": "(a finite number >= 0)",
+        "harmonize.options.solver=exact ": "one of `exact`, `frank_wolfe`",
+    }.items():
+        line = next(line for line in lines if line.startswith(start))
+        assert words in line
+    assert not [line for line in lines if line.startswith(("alignment.options.", "harmonize.options.lam"))]
+
+
 def test_domains_lists_sizes_and_class_counts(cli: Cli) -> None:
     answer = cli("domains")
     digits = answer.out.split("\ndigits  ")[1].split("classes  ")[0]  # other tests register datasets too
