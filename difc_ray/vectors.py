@@ -82,9 +82,9 @@ class ParameterLayout:
             dict(zip(self.names, self.shapes, strict=True)),
             dict(zip(other.names, other.shapes, strict=True)),
         )
-        found = [f"`{n}` is {mine.get(n, 'absent')} here and {theirs.get(n, 'absent')} there"
+        sentences = [f"`{n}` is {mine.get(n, 'absent')} here and {theirs.get(n, 'absent')} there"
                  for n in [*mine, *(n for n in theirs if n not in mine)] if mine.get(n) != theirs.get(n)]  # fmt: skip
-        return found or ([] if self.names == other.names else ["the parameters come in another order"])
+        return sentences or ([] if self.names == other.names else ["the parameters come in another order"])
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

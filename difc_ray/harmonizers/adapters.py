@@ -91,12 +91,12 @@ class TorchJDHarmonizer(Harmonizer):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0 if rng is None else int(rng.integers(2**63)))
             try:
-                found = self.weighting(stats.weights_N)(gram_NN)
+                theirs_N = self.weighting(stats.weights_N)(gram_NN)
             except (ArithmeticError, RuntimeError, ValueError) as error:
                 raise NumericError(
                     f"`{self.name}` must answer. Found: {error}, for Gram {stats.gram_NN.tolist()}."
                 ) from None
-        weights_N = found.detach().numpy().astype(np.float64) * scale_N
+        weights_N = theirs_N.detach().numpy().astype(np.float64) * scale_N
         if not np.isfinite(weights_N).all():
             raise NumericError(
                 f"The weights of `{self.name}` must be finite. Found {weights_N.tolist()}, "
@@ -157,12 +157,12 @@ def gram_weightings(library: ModuleType) -> dict[str, Any]:
 
 def _fields(cls: type) -> list[tuple[str, Any] | tuple[str, Any, Any]]:
     """The numbers and words among the arguments of a class, as fields of a dataclass."""
-    found: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for name, parameter in inspect.signature(cls, eval_str=True).parameters.items():
         kind, default = parameter.annotation, parameter.default
         if _is_plain(kind):
-            found.append((name, kind) if default is parameter.empty else (name, kind, default))
-    return found
+            fields.append((name, kind) if default is parameter.empty else (name, kind, default))
+    return fields
 
 
 def _is_plain(kind: Any) -> bool:
@@ -211,7 +211,7 @@ def safeguarded_projector(norm_eps: float = 1e-4, reg_eps: float = 1e-4) -> Any:
             gram_NN = gram_NN / trace if trace >= max(norm_eps, 1e-300) else np.zeros_like(gram_NN)
             gram_NN = gram_NN + reg_eps * np.eye(len(gram_NN))
             bounds_MN = np.atleast_2d(U.detach().numpy().astype(np.float64))
-            found = [solution.weights for solution in solvers.dual_cones(gram_NN, bounds_MN)]
-            return torch.from_numpy(np.stack(found).reshape(tuple(U.shape))).to(G.dtype)
+            weights_MN = [solution.weights for solution in solvers.dual_cones(gram_NN, bounds_MN)]
+            return torch.from_numpy(np.stack(weights_MN).reshape(tuple(U.shape))).to(G.dtype)
 
     return Projector()

@@ -22,7 +22,6 @@ import numpy.typing as npt
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.harmonizers import metrics
 from difc_ray.harmonizers.checking import check_gram, check_vector
-from difc_ray.options import make_options
 from difc_ray.registry import Registry
 
 Guarantee = Literal["proven", "n = 2 only", "no"]
@@ -176,12 +175,12 @@ class ScaledHarmonizer(Harmonizer):
         stats = self.checked(stats)
         gram_NN, used_N = scaled_gram(stats), stats.weights_N > 0.0
         if used_N.all():
-            found = self.multipliers(gram_NN, rng)
-            return self.answer(stats, stats.weights_N * found.tau_N, state, found.diagnostics)
+            answer = self.multipliers(gram_NN, rng)
+            return self.answer(stats, stats.weights_N * answer.tau_N, state, answer.diagnostics)
         weights_N, diagnostics = np.zeros(len(used_N)), {}
         if used_N.any():
-            found = self.multipliers(gram_NN[used_N][:, used_N], rng)
-            weights_N[used_N], diagnostics = stats.weights_N[used_N] * found.tau_N, dict(found.diagnostics)
+            answer = self.multipliers(gram_NN[used_N][:, used_N], rng)
+            weights_N[used_N], diagnostics = stats.weights_N[used_N] * answer.tau_N, dict(answer.diagnostics)
         return self.answer(stats, weights_N, state, diagnostics)
 
 
@@ -232,6 +231,8 @@ def make_harmonizer(rule: str, options: Mapping[str, Any]) -> Harmonizer:
     >>> make_harmonizer("ghpp", {"lam": 0.25}).lam
     0.25
     """
+    from difc_ray.options import make_options  # here: it brings pydantic, and `from difc_ray import harmonize` is quick
+
     return make_options(HARMONIZERS.get(rule), options, f"harmonizer `{rule}`")
 
 

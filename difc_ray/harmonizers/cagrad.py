@@ -79,11 +79,11 @@ class ConflictAverse(ScaledHarmonizer):
         """
         sums_A, square = gram_AA.sum(axis=1), float(gram_AA.sum())
         radius = self.c * math.sqrt(square)
-        found, solved = _root(gram_AA, sums_A, square, radius)
-        length = math.sqrt(found.square)
-        stationary = found.ratio < -1e-6  # no root: the dual is least, 0, where g_ω = 0
-        tau_A = 1.0 + found.omega_A * (1.0 / found.s if stationary else radius / length)
-        dual = 0.0 if stationary else float(found.omega_A @ sums_A) + radius * length
+        point, solved = _root(gram_AA, sums_A, square, radius)
+        length = math.sqrt(point.square)
+        stationary = point.ratio < -1e-6  # no root: the dual is least, 0, where g_ω = 0
+        tau_A = 1.0 + point.omega_A * (1.0 / point.s if stationary else radius / length)
+        dual = 0.0 if stationary else float(point.omega_A @ sums_A) + radius * length
         size = float(np.abs(tau_A) @ np.sqrt(np.diagonal(gram_AA)))
         residual = max(0.0, dual - float((gram_AA @ tau_A).min())) / size
         if not residual <= TOLERANCE:

@@ -139,12 +139,12 @@ class MinNorm(ScaledHarmonizer):
         """One of the iterative solvers, on the simplex or on the part of it above the bounds."""
         inner_NN, rest = solvers.bounded_simplex(gram_NN, bounds_N) if bounds_N.any() else (gram_NN, 1.0)
         if self.solver == "frank_wolfe":
-            found = simplex.frank_wolfe(inner_NN, self.steps, self.tolerance)
+            point = simplex.frank_wolfe(inner_NN, self.steps, self.tolerance)
         elif self.solver == "simplified_fw":
-            found = simplex.simplified_frank_wolfe(inner_NN, self.steps)
+            point = simplex.simplified_frank_wolfe(inner_NN, self.steps)
         else:
-            found = simplex.softmax_descent(inner_NN, self.steps, self.rate)
-        return simplex.Approximation(bounds_N + rest * found.weights, found.steps)
+            point = simplex.softmax_descent(inner_NN, self.steps, self.rate)
+        return simplex.Approximation(bounds_N + rest * point.weights, point.steps)
 
 
 _INNER_STEPS, _CHANGE, _EPSILON = 10, 1e-6, 1e-8

@@ -171,12 +171,12 @@ def check_rules(draws: int, seed: int = 0) -> list[CheckRow]:
     Returns:
         One row per rule, in the order of :func:`rule_table`; TorchJD's after ours.
     """
-    found = []
+    rows = []
     for row in rule_table():
-        found.append(_check(row.name, draws, seed))
+        rows.append(_check(row.name, draws, seed))
         if row.name in SAME_IN_TORCHJD and importlib.util.find_spec("torchjd") is not None:
-            found += _check_torchjd(row.name, draws, seed)
-    return found
+            rows += _check_torchjd(row.name, draws, seed)
+    return rows
 
 
 def _check(name: str, draws: int, seed: int) -> CheckRow:

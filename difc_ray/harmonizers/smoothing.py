@@ -85,10 +85,10 @@ class Smoothed(Harmonizer):
         stats = self.checked(stats)
         before_N = check_memory(self.name, "weights", state["weights"], len(stats.weights_N))
         inside = {name.removeprefix(_INNER): value for name, value in state.items() if name.startswith(_INNER)}
-        found = self.rule.update(stats, inside, rng)
-        sums_N = self.decay * before_N + (1.0 - self.decay) * found.weights
+        decision = self.rule.update(stats, inside, rng)
+        sums_N = self.decay * before_N + (1.0 - self.decay) * decision.weights
         steps = state["steps"] + 1.0
         after = {"weights": sums_N, "steps": steps}
-        after |= {_INNER + name: value for name, value in found.state.items()}
-        inner = {f"inner_{name}": value for name, value in found.diagnostics.items()}
+        after |= {_INNER + name: value for name, value in decision.state.items()}
+        inner = {f"inner_{name}": value for name, value in decision.diagnostics.items()}
         return self.answer(stats, sums_N / (1.0 - self.decay ** float(steps[0])), after, inner)

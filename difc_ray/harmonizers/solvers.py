@@ -112,15 +112,16 @@ def _dual_cone(gram_NN: Array, rows: UnitRows, bounds_N: Array) -> Solution:
         worst = max(-float(margins_A.min()), float(np.abs(margins_A[raise_A > 0.0]).max(initial=0.0)))
         return worst / float((np.abs(bounds_A) + raise_A).sum())
 
-    found = certified_minimiser(rows.cosines_AA, linear_A, residual, gram_NN, "dual cone")
+    minimiser = certified_minimiser(rows.cosines_AA, linear_A, residual, gram_NN, "dual cone")
     weights_N = bounds_N.copy()
-    weights_N[rows.alive_N] += found.z * (largest / lengths_A)
-    active_N[rows.alive_N] = found.z > 0.0
-    total_A = bounds_A + found.z
-    value = max(0.0, float(total_A @ (linear_A + rows.cosines_AA @ found.z))) * largest * largest
+    weights_N[rows.alive_N] += minimiser.z * (largest / lengths_A)
+    active_N[rows.alive_N] = minimiser.z > 0.0
+    total_A = bounds_A + minimiser.z
+    value = max(0.0, float(total_A @ (linear_A + rows.cosines_AA @ minimiser.z))) * largest * largest
     return Solution(
-        weights=weights_N, value=value, kkt_residual=found.residual, iterations=found.iterations, active=active_N
-    )
+        weights=weights_N, value=value, kkt_residual=minimiser.residual,
+        iterations=minimiser.iterations, active=active_N,
+    )  # fmt: skip
 
 
 def min_norm(gram_NN: Float64[np.ndarray, "N N"], lower_bounds_N: Float64[np.ndarray, " N"] | None = None) -> Solution:
@@ -191,12 +192,12 @@ def _min_norm(gram_NN: Array) -> Solution:
         return max(worst / size, -square / size / size)  # a squared length below zero is no Gram's
 
     hessian_NN = rows.cosines_AA + ratios_N[:, None] * ratios_N
-    found = certified_minimiser(hessian_NN, -ratios_N, residual, gram_NN, "min-norm")
-    weights_N = ratios_N * found.z
+    minimiser = certified_minimiser(hessian_NN, -ratios_N, residual, gram_NN, "min-norm")
+    weights_N = ratios_N * minimiser.z
     weights_N /= weights_N.sum()
     unit_N = weights_N / ratios_N
     value = max(0.0, float(unit_N @ rows.cosines_AA @ unit_N)) * shortest * shortest
     return Solution(
-        weights=weights_N, value=value, kkt_residual=found.residual,
-        iterations=found.iterations, active=found.z > 0.0,
+        weights=weights_N, value=value, kkt_residual=minimiser.residual,
+        iterations=minimiser.iterations, active=minimiser.z > 0.0,
     )  # fmt: skip

@@ -76,8 +76,8 @@ class Flatness:
         mean_P = torch.mul(as_tensor(_curvature(replies[0])), float(self.weights_K[0]))
         for weight, reply in zip(self.weights_K[1:], replies[1:], strict=True):
             mean_P.add_(as_tensor(_curvature(reply)), alpha=float(weight))
-        held = self.state.get("diagonal")
-        averaged_P = mean_P if held is None else torch.lerp(mean_P, held, self.options.decay)
+        before_P = self.state.get("diagonal")
+        averaged_P = mean_P if before_P is None else torch.lerp(mean_P, before_P, self.options.decay)
         scale = float(averaged_P.mean(dtype=torch.float64)) if self.options.normalize else 1.0
         self.used = self._lambda(replies)
         self._next["diagonal"] = averaged_P
@@ -123,10 +123,10 @@ class Flatness:
 
     def diagnostics(self) -> dict[str, float]:
         """λ as used, and whether the Neumann series needed a smaller one than was asked for."""
-        found = {"flatness": float(self.used), "flatness_capped": float(self.capped)}
+        diagnostics = {"flatness": float(self.used), "flatness_capped": float(self.capped)}
         if "noise" in self.state:
-            found["noise_share"] = float(self.state["noise"]) / max(float(self.state["power"]), 1e-300)
-        return found
+            diagnostics["noise_share"] = float(self.state["noise"]) / max(float(self.state["power"]), 1e-300)
+        return diagnostics
 
     def _lambda(self, replies: Sequence[Rows]) -> float:
         """λ, or with `adaptive` its product with the share of noise in the gradient."""
@@ -138,9 +138,9 @@ class Flatness:
         noise = float(sum(w * w * reply.noise for w, reply in pairs))
         averaged = {}
         for name, value in (("noise", noise), ("power", float(np.dot(mean_S, mean_S)))):
-            held = self.state.get(name)
+            before = self.state.get(name)
             decay = self.options.decay
-            averaged[name] = value if held is None else decay * float(held) + (1 - decay) * value
+            averaged[name] = value if before is None else decay * float(before) + (1 - decay) * value
             self._next[name] = _scalar(averaged[name])
         return flatness * min(1.0, averaged["noise"] / averaged["power"]) if averaged["power"] > 0 else 0.0
 

@@ -43,11 +43,7 @@ class InkedFamily(FlippedFamily):
     image_shape = (3, SIDE, SIDE)
 
     def content(self, domain_name: str) -> Content:
-        """Digits in three channels, ten classes.
-
-        Raises:
-            DataError: its files cannot be used.
-        """
+        """Digits in three channels, ten classes."""
         (pictures, digits), splits = self.chosen(domain_name)
         colours_N3, flip = np.full((len(digits), 3), _WHITE, dtype=np.uint8), FLIPS[domain_name]
         if flip is not None:

@@ -73,11 +73,7 @@ class ColoredFamily(FlippedFamily):
     image_shape = (2, SIDE, SIDE)
 
     def content(self, domain_name: str) -> Content:
-        """Thinned digits in two channels, two classes.
-
-        Raises:
-            DataError: its files cannot be used.
-        """
+        """Thinned digits in two channels, two classes."""
         (pictures, digits), splits = self.chosen(domain_name)
         return *coloured(pictures, digits, domain_name, self.options.draw), splits
 

@@ -40,11 +40,7 @@ class RotatedFamily(DealtFamily):
         return tuple(ANGLES)
 
     def content(self, domain_name: str) -> Content:
-        """A sixth of the digits, turned.
-
-        Raises:
-            DataError: its files cannot be used.
-        """
+        """A sixth of the digits, turned."""
         pictures, labels = self.digits()
         shuffled = generator(CONTENT_SEED, "sixths", step=self.options.draw).permutation(len(labels))
         rows = shuffled[list(ANGLES).index(domain_name) :: len(ANGLES)]

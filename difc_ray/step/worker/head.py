@@ -34,8 +34,8 @@ def head_curvature(loss: Loss, model: Model, features: Tensor, logits: Tensor, l
 def detached_head(loss: Loss, model: Model, features: Tensor, labels: Tensor) -> HeadCurvature:
     """The head's closed forms without a graph, to answer products after the rows."""
     with torch.no_grad():
-        held = features.detach()
-        return head_curvature(loss, model, held, model.head(held), labels)
+        detached = features.detach()
+        return head_curvature(loss, model, detached, model.head(detached), labels)
 
 
 def diagonal_row(

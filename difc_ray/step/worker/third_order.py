@@ -47,9 +47,9 @@ def check_third_order(config: Config, model: Model, loss: Loss, image_shape: tup
     labels = torch.arange(EXAMPLES) % n_classes
     model.double()
     try:
-        found = [_compare(config, model, loss, images, labels, generator)]
-        while found[-1] > TOLERANCE and len(found) < TRIES:
-            found.append(_compare(config, model, loss, images, labels, generator))
+        differences = [_compare(config, model, loss, images, labels, generator)]
+        while differences[-1] > TOLERANCE and len(differences) < TRIES:
+            differences.append(_compare(config, model, loss, images, labels, generator))
     except (NotImplementedError, RuntimeError) as error:  # torch's own, or that of fused attention
         raise ConfigError(
             f"`alignment.scope=all` differentiates the model three times, and `{config.model}` cannot be: "
@@ -57,12 +57,12 @@ def check_third_order(config: Config, model: Model, loss: Loss, image_shape: tup
         ) from error
     finally:
         model.float()
-    if min(found) > TOLERANCE:
+    if min(differences) > TOLERANCE:
         raise ConfigError(
             f"third derivatives of model `{config.model}` must agree with finite differences for "
-            f"`alignment.scope=all`, got a relative difference of {min(found):.2g} at best (limit {TOLERANCE:g}). One "
-            "of its layers is not differentiated in full. Write `alignment.scope=head`, or write that layer with "
-            "elementary operations."
+            f"`alignment.scope=all`, got a relative difference of {min(differences):.2g} at best "
+            f"(limit {TOLERANCE:g}). One of its layers is not differentiated in full. Write `alignment.scope=head`, or "
+            "write that layer with elementary operations."
         )
 
 
@@ -85,8 +85,8 @@ def _compare(
         train_mode(model, frozen=config.batch_norm == "freeze")
         with SeededDropout(0, torch.device("cpu"), slice(0, EXAMPLES), EXAMPLES), WrittenOut():
             curvature = NetworkCurvature(loss.value(model.head(model.features(images)), labels), parameters)
-        found: Tensor = cotangent_P @ (curvature.hutchinson_diagonal(probes) + curvature.gradient())
-        return found
+        value: Tensor = cotangent_P @ (curvature.hutchinson_diagonal(probes) + curvature.gradient())
+        return value
 
     gradients = torch.autograd.grad(penalty(theta_P), parameters, allow_unused=True, materialize_grads=True)
     slope = float(torch.cat([gradient.reshape(-1) for gradient in gradients]) @ direction_P)
