@@ -8,17 +8,17 @@ pages of CONTRIBUTING.md, SECURITY.md, CHANGELOG.md and tests/FAULTS.md are copi
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import importlib
 import inspect
-import itertools
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from difc_ray import options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,6 +73,7 @@ def write_pages(docs: Path) -> None:
     pages |= rule_pages() | class_pages("objectives", "OBJECTIVES") | class_pages("losses", "LOSSES")
     pages |= {
         "reference/configuration.md": configuration_page(),
+        "reference/options.md": options_page(),
         "reference/commands.md": commands_page(),
         "reference/python.md": python_page(),
         "reference/exit-codes.md": exit_codes_page(),
@@ -122,20 +123,19 @@ def rule_pages() -> dict[str, str]:
     words = {"2": "exactly two", "n": "any number", "2n": "any number, each with what the curvature makes of it"}
     pages, rows = {}, []
     for row in catalog.rule_table():
-        keys = {name: "harmonize.lam" if name == "lam" else f"harmonize.options.{name}" for name in row.options}
         facts = {
             "guarantee": f"{row.guarantee}: {GUARANTEES[row.guarantee]}",
             "rows": words[row.rows],
             "needs besides": ", ".join(row.needs),
             "cost": f"{powers(row.cost)} for n rows, from the Gram matrix",
             "source": row.source,
-            "options": ", ".join(f"`{keys[name]}={shown(value)}`" for name, value in row.options.items()),
         }
         start = f"```\ndifc-ray train harmonize.rule={row.name}\n```"
         doc = document(inspect.getdoc(rules.get(row.name)) or "")
         pages[f"methods/rules/{row.name}.md"] = page(
-            f"`{row.name}`", escaped(row.summary[:1].upper() + row.summary[1:]) + ".", facts_table(facts), start, doc
-        )
+            f"`{row.name}`", escaped(row.summary[:1].upper() + row.summary[1:]) + ".", facts_table(facts), start, doc,
+            options_list(rules.get(row.name), "harmonize.options"),
+        )  # fmt: skip
         rows.append((f"[`{row.name}`]({row.name}.md)", escaped(row.summary), row.guarantee, powers(row.cost)))
     index = page(
         "Harmonization rules",
@@ -174,7 +174,7 @@ def class_pages(kind: str, registry: str) -> dict[str, str]:
         facts = objective_facts(cls) if kind == "objectives" else {}
         pages[f"methods/{kind}/{name}.md"] = page(
             f"`{name}`", document(lead), facts_table(facts), f"```\ndifc-ray train {key}={name}\n```",
-            document(doc),
+            document(doc), options_list(options.option_type(cls), OPTION_KEYS[kind]),
         )  # fmt: skip
         rows.append((f"[`{name}`]({name}.md)", prose(first_line(doc))))
     titles = {"objectives": "Objectives and penalties", "losses": "Classification losses"}
@@ -187,11 +187,31 @@ def class_pages(kind: str, registry: str) -> dict[str, str]:
     return pages | {f"methods/{kind}/index.md": index}
 
 
+def options_list(kind: type[Any], key: str, heading: str = "## Options") -> str:
+    """The options of a method, each with its default, its meaning, and what its value may be.
+
+    Args:
+        kind: the dataclass whose fields they are.
+        key: the configuration's key for them.
+        heading: what stands above.
+    """
+    terms = []
+    for name, rule, default, meaning in options.documentation(kind):
+        full = "harmonize.lam" if name == "lam" else f"{key}.{name}"
+        value = "..." if default is options.REQUIRED else shown(default)
+        terms.append(f"`{full}={value}`\n: {document(meaning)} *{sentence(document(rule))}*")
+    return "\n\n".join([heading, *terms]) if terms else ""
+
+
+OPTION_KEYS = {"objectives": "alignment.options", "losses": "loss_options"}
+"""Kind of method -> the configuration's key for its options."""
+
+
 def objective_facts(cls: Any) -> dict[str, str]:
     """What an objective's class says of it."""
-    reads = [f"`alignment.{name}`" for name in cls.reads] if cls.has_penalty else []
     return {
-        "weighed by": " and ".join(reads) or "nothing",
+        "weighed by": " and ".join(f"`alignment.{name}`" for name in cls.coefficients() if cls.has_penalty),
+        "reads besides": ", ".join(f"`alignment.{name}`" for name in cls.reads if name not in cls.coefficients()),
         "scope": " or ".join(f"`{name}`" for name in cls.scopes) if cls.has_penalty else "",
         "several workers per domain": "yes" if cls.divisible and not cls.mixes else "no",
     }
@@ -216,6 +236,21 @@ def configuration_page() -> str:
         "Every key with its default, what it means, and what its value may be. Keys are written `key=value` on the "
         "command line, lists with commas, or as YAML in a file for `--config`. `difc-ray config` prints the same, and "
         "`difc-ray config --print key=value ...` checks settings and shows the whole tree.",
+        *parts,
+    )
+
+
+def options_page() -> str:
+    """The options of every dataset and every model."""
+    parts = []
+    for module, registry, key in (("data", "DATASETS", "dataset_options"), ("models", "MODELS", "model_options")):
+        known = getattr(importlib.import_module(f"difc_ray.{module}"), registry)
+        found = {name: options.option_type(known.get(name)) for name in known}
+        parts += [f"## `{key}`", *(options_list(kind, key, f"### `{name}`") for name, kind in found.items())]
+    return page(
+        "Options of datasets and models",
+        "Besides the keys of every configuration, datasets and models have options of their own. Those of rules, "
+        "objectives and losses are on [their pages](../methods/index.md).",
         *parts,
     )
 
@@ -292,7 +327,8 @@ def entry(name: str, item: Any) -> list[str]:
     """One class or function: heading, signature, docstring, and the methods that are documented."""
     parts = [f"### `{name}`", f"```python\n{signature(name, item)}\n```", document(inspect.getdoc(item) or "", 4)]
     if inspect.isclass(item):
-        rows = [(f"`{field}`", prose(doc)) for field, doc in documented_fields(item)]
+        fields = options.documentation(item) if dataclasses.is_dataclass(item) else []
+        rows = [(f"`{field}`", prose(meaning)) for field, _, _, meaning in fields if meaning]
         for method, function in vars(item).items():
             plain = getattr(function, "__func__", function)
             if not method.startswith("_") and inspect.isfunction(plain) and plain.__doc__:
@@ -325,18 +361,6 @@ def argument_of(parameter: inspect.Parameter) -> str:
 def annotation(found: Any) -> str:
     """An annotation without the quotes of one that is kept as text."""
     return found.strip("'\"") if isinstance(found, str) else inspect.formatannotation(found)
-
-
-def documented_fields(cls: type) -> list[tuple[str, str]]:
-    """Fields of a class that have a docstring below them."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    pairs = itertools.pairwise(getattr(tree, "body", []))
-    return [
-        (each.target.id, first_line(str(below.value.value)))
-        for each, below in pairs
-        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
-        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ Markdown
@@ -441,5 +465,4 @@ def escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     write_pages(Path(sys.argv[1]))

@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATED = ("docs/project/", "docs/methods/rules/", "docs/methods/objectives/", "docs/methods/losses/")
 """Folders that docs/generate.py fills; git does not know them."""
 
-GENERATED_PAGES = tuple(f"docs/reference/{name}.md" for name in ("commands", "configuration", "exit-codes", "python"))
+GENERATED_PAGES = tuple(
+    f"docs/reference/{name}.md" for name in ("commands", "configuration", "exit-codes", "options", "python")
+)
 """And single pages."""
 
 

@@ -64,7 +64,8 @@ def test_every_method_has_a_page(generator: ModuleType, tmp_path: Path) -> None:
         assert written == {*registry, "index"}
     page = (tmp_path / "methods" / "rules" / "ghpp.md").read_text("utf-8")
     assert "\n## Differs from the source\n\n1. Eq. 34 writes" in page
-    assert "`harmonize.options.s_min=0.05`" in page
+    assert "\n`harmonize.options.s_min=0.05`\n: " in page
+    assert "\n`loss_options.max_margin=0.3`\n: " in (tmp_path / "methods" / "losses" / "difc.md").read_text("utf-8")
     keys = (tmp_path / "reference" / "configuration.md").read_text("utf-8")
     assert "\n`optimizer.lr=0.001`\n: Learning rate, > 0." in keys
     assert "| 6 | A checkpoint" in (tmp_path / "reference" / "exit-codes.md").read_text("utf-8")
