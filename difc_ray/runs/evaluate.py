@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from difc_ray.config import Config, check_data, load_config, resolve
@@ -44,9 +45,9 @@ def evaluate(
     domains = check_data(config, family_of(config))
     model, loss = model_of(config)
     compare_layout(snapshot, expected_shapes(model, snapshot))
-    step = LocalStep(config, domains[config.sources[0]], model, loss)
     state = model_state(snapshot, ParameterLayout.of(model))
-    metrics = [evaluate_state(step, state, domains[name], split) for name, split in final_jobs(config)]
+    with closing(LocalStep(config, domains[config.sources[0]], model, loss)) as step:
+        metrics = [evaluate_state(step, state, domains[name], split) for name, split in final_jobs(config)]
     summary = {
         "name": config.name,
         "target": config.target,

@@ -13,7 +13,7 @@ from difc_ray.engines.ray.stragglers import WINDOW
 from difc_ray.errors import WorkerError
 from tests.fault_plugin import marks
 from tests.faults import Notices, end_of, fault, faulty_config, marked_pid, resume, train, without_faults
-from tests.unit.test_logbook import KEYS, lines_of
+from tests.unit.test_actor_logs import KEYS, lines_of
 
 pytestmark = pytest.mark.ray
 

@@ -17,7 +17,7 @@ from tests.fault_plugin import marks
 from tests.faults import fault, faulty_config, train, without_faults
 from tests.runs import digest, run_inline, small_config
 from tests.traces import overlaps, read_trace
-from tests.unit.test_spans import COORDINATOR, WORKER, WORKERS, assert_same_times, recorded
+from tests.unit.test_tracing import COORDINATOR, WORKER, WORKERS, assert_same_times, recorded
 
 pytestmark = pytest.mark.ray
 

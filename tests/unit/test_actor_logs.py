@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from difc_ray import actor_logs as logbook
+from difc_ray import actor_logs
 from difc_ray.actor_logs import (
     PACKAGE,
     ActorLog,
@@ -101,9 +101,9 @@ def test_a_log_is_bounded(opened: ActorLog, tmp_path: Path, monkeypatch: pytest.
     assert sum(file.stat().st_size for file in files) <= 40_000
     kept = [int(line["message"].split()[0]) for file in reversed(files) for line in lines_of(file)]
     assert kept == list(range(300 - len(kept), 300))
-    assert logbook.MOST_BYTES < 10**7
+    assert actor_logs.MOST_BYTES < 10**7
     PACKAGE.warning("y " * 10**6)
-    assert len(lines_of(files[0])[-1]["message"]) == logbook.MOST_CHARACTERS
+    assert len(lines_of(files[0])[-1]["message"]) == actor_logs.MOST_CHARACTERS
 
 
 def test_lines_that_cannot_be_written_are_counted(opened: ActorLog, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_actor_that_does_not_see_the_run_writes_elsewhere(tmp_path: Path) -> 
         assert log is not None
         end_log(log)
         assert [file.name for file in session.iterdir()] == ["difc_ray-test-coordinator.jsonl"]
-        assert logbook.place_of(log) == str(session / "difc_ray-test-coordinator.jsonl")
+        assert actor_logs.place_of(log) == str(session / "difc_ray-test-coordinator.jsonl")
         assert begin_log(run_dir, who, {}, elsewhere=tmp_path / "nowhere") is None
         (session / "difc_ray-test-coordinator.jsonl").unlink()
         (session / "difc_ray-test-coordinator.jsonl").symlink_to(tmp_path / "somebody else's")
@@ -173,7 +173,7 @@ def test_an_actor_that_does_not_see_the_run_writes_elsewhere(tmp_path: Path) -> 
         logs.mkdir(parents=True)
         (logs / "driver.jsonl").write_text("")
         end_log(log := begin_log(run_dir, who, {}, elsewhere=session))
-        assert logbook.place_of(log) == ""
+        assert actor_logs.place_of(log) == ""
         assert lines_of(logs / "coordinator.jsonl")[0]["event"] == "ended"
     finally:
         PACKAGE.setLevel(level)
