@@ -129,9 +129,9 @@ def own_options(config: Config) -> dict[str, list[tuple[str, str, Any, str]]]:
         "loss_options": LOSSES.get(config.loss),
         "alignment.options": OBJECTIVES.get(objective_name(config)),
     }
-    found = {key: documentation(option_type(owner)) for key, owner in owners.items()}
+    rows = {key: documentation(option_type(owner)) for key, owner in owners.items()}
     rule = documentation(HARMONIZERS.get(config.harmonize.rule))
-    return found | {"harmonize.options": [row for row in rule if row[0] != "lam"]}
+    return rows | {"harmonize.options": [row for row in rule if row[0] != "lam"]}
 
 
 def metric_kind(config: Config) -> str:

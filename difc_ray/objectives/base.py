@@ -149,8 +149,8 @@ class Objective(ABC):
     def describe(self, coefficients: Coefficients) -> str:
         """The objective in a line about a run, such as ``hutchinson (α 0.1, β 0.1, exact)``."""
         weights = [f"{SYMBOLS[name]} {getattr(coefficients, name):g}" for name in self.coefficients()]
-        told, name = ", ".join([*weights, *self.details()]), OBJECTIVES.name_of(type(self))
-        return f"{name} ({told})" if told else name
+        facts, name = ", ".join([*weights, *self.details()]), OBJECTIVES.name_of(type(self))
+        return f"{name} ({facts})" if facts else name
 
     @classmethod
     def companion(cls, features: int, domains: int) -> nn.Module | None:

@@ -72,8 +72,8 @@ class Hgp(Objective):
             own = [{"own_g": answer["g"]} if self.settings.divided else {} for answer in answers]
             return [{"mean_g": mean_S, **vectors} for vectors in own]
         deviation_K = self._deviations(answers, weights_K)
-        told = {} if self.settings.detach_mean else {"s": weighted_mean(weights_K, deviation_K)}
-        return [{**told, "own_d": d} if self.settings.divided else told for d in deviation_K]
+        shared = {} if self.settings.detach_mean else {"s": weighted_mean(weights_K, deviation_K)}
+        return [{**shared, "own_d": d} if self.settings.divided else shared for d in deviation_K]
 
     def cotangents(
         self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients

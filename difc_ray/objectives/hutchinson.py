@@ -71,10 +71,10 @@ class Hutchinson(Objective):
         """``g``, ``D`` and, in the released form, ``M``."""
         if self.settings.estimator == "exact":
             return {"g": head.gradient(), "D": head.hessian_diagonal()}
-        found = {"g": head.gradient(), "D": head.hutchinson_diagonal(probes["own"])}
+        answers = {"g": head.gradient(), "D": head.hutchinson_diagonal(probes["own"])}
         if "mean" in probes:
-            found["M"] = head.hutchinson_diagonal(probes["mean"])
-        return found
+            answers["M"] = head.hutchinson_diagonal(probes["mean"])
+        return answers
 
     def cotangents(
         self, answers: Sequence[Vectors], weights_K: np.ndarray, coefficients: Coefficients

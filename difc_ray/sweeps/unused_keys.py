@@ -23,12 +23,12 @@ def unread_by_all(keys: Sequence[str], configs: Sequence[Config]) -> dict[str, s
     Returns:
         Key -> what the trials have that does not read it.
     """
-    found: dict[str, str] = {}
+    unread: dict[str, str] = {}
     for key in keys:
         reasons = [reason_for(key, config) for config in configs]
         if reasons and all(reasons):
-            found[key] = ", ".join(dict.fromkeys(reasons))
-    return found
+            unread[key] = ", ".join(dict.fromkeys(reasons))
+    return unread
 
 
 def reason_for(key: str, config: Config) -> str:
@@ -48,12 +48,12 @@ def _unread(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _unread_by_rule(config: Config) -> Iterator[tuple[str, str]]:
-    rule, told = HARMONIZERS.get(config.harmonize.rule), f"the rule `{config.harmonize.rule}`"
+    rule, owner = HARMONIZERS.get(config.harmonize.rule), f"the rule `{config.harmonize.rule}`"
     if "lam" not in {field.name for field in dataclasses.fields(rule)}:
-        yield "harmonize.lam", told
+        yield "harmonize.lam", owner
     kind = metric_kind(config)
     if not kind:
-        yield from _each(("harmonize.flatness", "harmonize.curvature"), told)
+        yield from _each(("harmonize.flatness", "harmonize.curvature"), owner)
     elif config.harmonize.flatness == 0:
         yield "harmonize.curvature", "`harmonize.flatness=0`"
     elif kind == "diagonal":
@@ -67,13 +67,13 @@ def _unread_by_rule(config: Config) -> Iterator[tuple[str, str]]:
 def _unread_by_objective(config: Config) -> Iterator[tuple[str, str]]:
     """What the objective says that it does not read, of the keys that any objective reads."""
     name, anneal = objective_name(config), config.alignment.anneal
-    objective, told = OBJECTIVES.get(name), f"the objective `{name}`"
+    objective, owner = OBJECTIVES.get(name), f"the objective `{name}`"
     read = {*objective.reads, *(["options"] if dataclasses.fields(objective.option_type) else [])}
     if objective.has_penalty:
         known = {"options", *(key for each in OBJECTIVES for key in OBJECTIVES.get(each).reads)}
     else:
         known = {key.partition(".")[2] for key, *_ in documentation() if key.startswith("alignment.")}
-    yield from _each([f"alignment.{key}" for key in sorted(known - read)], told)
+    yield from _each([f"alignment.{key}" for key in sorted(known - read)], owner)
     if not objective.has_penalty:
         return
     for key, reason in objective.idle(objective_settings(config)).items():

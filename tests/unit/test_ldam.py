@@ -53,7 +53,7 @@ def test_weights_follow_the_effective_number() -> None:
 
 def test_value_by_hand() -> None:
     """The true logit lowered by its margin, the others left, the sample weighted."""
-    loss = loss_of().told({"margins": torch.tensor([0.3, 0.1, 0.2]), "weights": torch.tensor([2.0, 0.5, 1.0])})
+    loss = loss_of().with_vectors({"margins": torch.tensor([0.3, 0.1, 0.2]), "weights": torch.tensor([2.0, 0.5, 1.0])})
     logits, labels = torch.tensor([[1.0, 0.0, -1.0], [0.2, 0.4, 0.1]]), torch.tensor([0, 1])
     first = -math.log(math.exp(0.7) / (math.exp(0.7) + math.exp(0.0) + math.exp(-1.0)))
     second = -math.log(math.exp(0.3) / (math.exp(0.2) + math.exp(0.3) + math.exp(0.1)))

@@ -20,7 +20,9 @@ def made(name: str) -> Loss:
     if not name.endswith("in use"):
         return loss
     margins = torch.tensor([0.3, 0.1, 0.0, 0.25, 0.2], dtype=torch.float64)
-    return loss.told({"margins": margins, "weights": torch.tensor([2.0, 0.5, 1.0, 3.0, 0.0], dtype=torch.float64)})
+    return loss.with_vectors(
+        {"margins": margins, "weights": torch.tensor([2.0, 0.5, 1.0, 3.0, 0.0], dtype=torch.float64)}
+    )
 
 
 def sample(name: str, n: int = 6, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -71,7 +71,7 @@ def test_shares_have_the_moments_of_their_beta(a: float) -> None:
 
 def weighted() -> Loss:
     margins = {"margins": torch.linspace(0, 0.3, 3, dtype=DOUBLE), "weights": torch.tensor([0.5, 1.0, 2.0])}
-    return Ldam().told(margins)
+    return Ldam().with_vectors(margins)
 
 
 @pytest.mark.parametrize(

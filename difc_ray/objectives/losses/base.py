@@ -45,7 +45,7 @@ class Loss(ABC):
 
     A loss that changes in the course of a run keeps its memory in a :data:`LossState`, which the coordinator owns:
     :meth:`begin` makes it, :meth:`learn` renews it, :meth:`vectors` says what workers are told at a step, and
-    :meth:`told` is the loss that they compute with.
+    :meth:`with_vectors` is the loss that they compute with.
 
     Args:
         options: the loss's own options from the configuration (`loss_options`).
@@ -88,7 +88,7 @@ class Loss(ABC):
         """What workers are told at a step: float32 vectors by name."""
         return {}
 
-    def told(self, vectors: Mapping[str, Tensor]) -> Loss:
+    def with_vectors(self, vectors: Mapping[str, Tensor]) -> Loss:
         """This loss with what the coordinator said."""
         return self
 

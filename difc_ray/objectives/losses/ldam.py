@@ -173,12 +173,12 @@ class Ldam(CrossEntropy):
 
     def vectors(self, state: LossState, step: int) -> dict[str, np.ndarray]:
         """The margins, and the weights once they count."""
-        told = {"margins": state["margins"].astype(np.float32)}
+        vectors = {"margins": state["margins"].astype(np.float32)}
         if step >= float(state["reweight_from"][0]):
-            told["weights"] = state["weights"].astype(np.float32)
-        return told
+            vectors["weights"] = state["weights"].astype(np.float32)
+        return vectors
 
-    def told(self, vectors: Mapping[str, Tensor]) -> Loss:
+    def with_vectors(self, vectors: Mapping[str, Tensor]) -> Loss:
         """This loss with margins and weights."""
         loss = type(self).__new__(type(self))
         loss.__dict__.update(self.__dict__)

@@ -204,7 +204,7 @@ class LocalStep:
         with self.recorder.span("wait for batch"):
             batch = self.loader.batch(token.step)
         loading_s = self.loader.stalled_s - waited_s
-        loss = self.loss.told({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
+        loss = self.loss.with_vectors({name: torch.from_numpy(vector.copy()) for name, vector in state.loss.items()})
         if self.mixer is not None:
             with self.recorder.span("mix"):
                 batch, loss = self.mixer.mixed(batch, loss, token.step)

@@ -289,4 +289,4 @@ def _differentiable() -> Iterator[None]:
 def tell(loss: Loss, state: LossState, step: int) -> Loss:
     """The loss with what workers were told at a step."""
     vectors = loss.vectors(state, step)
-    return loss.told({name: torch.from_numpy(vector.copy()) for name, vector in vectors.items()})
+    return loss.with_vectors({name: torch.from_numpy(vector.copy()) for name, vector in vectors.items()})
