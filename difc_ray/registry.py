@@ -39,18 +39,23 @@ class Registry(Generic[T]):
     >>> _ = colours.register("red")(1)
     >>> colours.get("red")
     1
+    >>> _ = colours.register("blue", aliases=("azure",))(2)
+    >>> colours.get("azure"), colours.canonical("azure"), colours.names()
+    (2, 'blue', ['blue', 'red'])
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._items: dict[str, T] = {}
         self._adapters: dict[str, Callable[[str], T]] = {}
+        self._aliases: dict[str, str] = {}
 
-    def register(self, name: str, *, options: type[Any] | None = None) -> Callable[[T], T]:
+    def register(self, name: str, *, aliases: Sequence[str] = (), options: type[Any] | None = None) -> Callable[[T], T]:
         """Decorator that stores the object under ``name``.
 
         Args:
-            name: what users call it.
+            name: what users call it, and records hold.
+            aliases: other names that it answers to, such as the one in its paper.
             options: a dataclass whose fields are its options (:mod:`difc_ray.options`); it becomes the object's
                 ``option_type``. None: that of its base class, if there is one, else there are no options.
 
@@ -75,6 +80,7 @@ class Registry(Generic[T]):
                     "Register yours under another name."
                 )
             self._items[name] = item
+            self._aliases |= dict.fromkeys(aliases, name)
             return item
 
         return store
@@ -89,7 +95,7 @@ class Registry(Generic[T]):
         return store
 
     def get(self, name: str) -> T:
-        """The object of that name.
+        """The object of that name, or alias.
 
         Raises:
             ConfigError: no object has the name, or its adapter cannot make it; the message lists those there are.
@@ -97,9 +103,13 @@ class Registry(Generic[T]):
         prefix, colon, rest = name.partition(":")
         if colon and prefix in self._adapters:
             return self._adapters[prefix](rest)
-        if name not in self._items:
+        if (known := self.canonical(name)) not in self._items:
             raise ConfigError(f"Unknown {self.kind} `{name}`. {did_you_mean(name, self._items)}")
-        return self._items[name]
+        return self._items[known]
+
+    def canonical(self, name: str) -> str:
+        """The registered name behind an alias; every other name as it is."""
+        return name if name in self._items else self._aliases.get(name, name)
 
     def name_of(self, item: object) -> str:
         """The name of a registered object; its own name if it is not registered."""
@@ -115,7 +125,10 @@ class Registry(Generic[T]):
         return sorted(self._items)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items or (isinstance(name, str) and ":" in name and name.split(":")[0] in self._adapters)
+        if not isinstance(name, str):
+            return False
+        prefix, colon, _ = name.partition(":")
+        return self.canonical(name) in self._items or (bool(colon) and prefix in self._adapters)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

@@ -40,9 +40,9 @@ def print_rule(name: str) -> None:
     from difc_ray.config.overrides import as_argument  # which torch comes with; the table of all rules needs none
 
     rows = {row.name: row for row in rule_table()}
-    if name not in rows:
+    row = rows.get(HARMONIZERS.canonical(name))
+    if row is None:
         raise ConfigError(f"a rule must be known, got `{name}` (command line). {did_you_mean(name, rows)}")
-    row = rows[name]
     keys = {option: "harmonize.lam" if option == "lam" else f"harmonize.options.{option}" for option in row.options}
     options = [f"{keys[option]}={as_argument(keys[option], value)}" for option, value in row.options.items()]
     print_facts(

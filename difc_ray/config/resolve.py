@@ -22,7 +22,7 @@ from difc_ray.options import absolute, documentation, option_type
 
 
 def resolve(config: Config, now: datetime | None = None) -> Config:
-    """The configuration with its name, absolute paths, objective, view, detachment and BatchNorm written out.
+    """The configuration with its name, absolute paths, rule, objective, view, detachment and BatchNorm written out.
 
     What depends on the cluster (`cluster.cpus_per_worker` and the like) stays `auto` until the run starts.
 
@@ -30,7 +30,9 @@ def resolve(config: Config, now: datetime | None = None) -> Config:
         config: a configuration that :func:`load_config` has accepted.
         now: time for the name; None: the current local time.
     """
-    two_rows = HARMONIZERS.get(config.harmonize.rule).two_rows
+    rule = HARMONIZERS.canonical(config.harmonize.rule)
+    config = config.model_copy(update={"harmonize": config.harmonize.model_copy(update={"rule": rule})})
+    two_rows = HARMONIZERS.get(rule).two_rows
     between = {"auto": "tasks" if two_rows else "domains"}.get(config.harmonize.between, config.harmonize.between)
     objective = objective_name(config)
     detach = objective_settings(config).detach_mean

@@ -193,7 +193,7 @@ class RotatingHarmonizer(TwoRowHarmonizer):
         return RowMixing(matrix, beta, opposed)
 
 
-@HARMONIZERS.register("ghpp")
+@HARMONIZERS.register("ghpp", aliases=("gh++", "GH++"))
 @dataclass(frozen=True, kw_only=True)
 class SafeRotation(RotatingHarmonizer):
     """GH++, corrected: rotate both rows until they are orthogonal, by angles that keep the sum non-conflicting.

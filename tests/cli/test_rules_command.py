@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import yaml
 
+from difc_ray import harmonize
 from difc_ray.harmonizers import HARMONIZERS
 from tests.cli.shell import Cli, assert_sentences
 
@@ -30,6 +33,18 @@ def test_one_rule(cli: Cli) -> None:
     assert "max_weight=null" in answer.out
     assert "Differs from the source:" in answer.out
     assert "options       none" in cli("rules", "mean").out
+
+
+@pytest.mark.parametrize("alias", ["gh++", "GH++"])
+def test_a_rule_answers_to_the_name_in_its_paper(alias: str, cli: Cli) -> None:
+    """It is recorded under one name."""
+    assert cli("rules", alias).out == cli("rules", "ghpp").out
+    answer = cli("config", "--print", f"harmonize.rule={alias}", "harmonize.lam=0.3")
+    assert (answer.code, answer.err) == (0, "")
+    assert yaml.safe_load(answer.out)["harmonize"]["rule"] == "ghpp"
+    gram = [[1.0, -0.5], [-0.5, 2.0]]
+    assert np.array_equal(harmonize(gram, alias, lam=0.3).weights, harmonize(gram, "ghpp", lam=0.3).weights)
+    assert alias not in HARMONIZERS.names()
 
 
 def test_one_rule_that_there_is_not(cli: Cli) -> None:
