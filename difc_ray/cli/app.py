@@ -13,12 +13,8 @@ import typer
 
 from difc_ray import __version__
 from difc_ray.cli.data import data_app
-from difc_ray.cli.usage import checked, whole_number, with_profile
+from difc_ray.cli.usage import HELP, LOOSE, ConfigFile, Settings, checked, whole_number, with_profile
 from difc_ray.errors import ConfigError
-
-HELP = {"help_option_names": ["-h", "--help"]}
-LOOSE = {"ignore_unknown_options": True}
-"""Unknown options become arguments, so that ``--steps 100`` is answered with ``steps=100``."""
 
 app = typer.Typer(
     name="difc-ray",
@@ -29,11 +25,6 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", hidden=True),
-]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", hidden=True)]
 
 
@@ -355,13 +346,13 @@ def spectrum(
     difc-ray spectrum runs/NAME --scope head --examples 2000
     difc-ray spectrum runs/NAME --domains mnist,fonts --checkpoints 3
     """  # noqa: D301
-    from difc_ray.cli.spectrum import Asked, run_spectrum
+    from difc_ray.cli.spectrum import options_of, run_spectrum
 
-    asked = Asked(
+    options = options_of(
         domains=domains, split=split, steps=steps, checkpoints=checkpoints, scope=scope, top=top, probes=probes,
         lanczos=lanczos, examples=examples, delta=delta, precision=precision, seed=seed,
     )  # fmt: skip
-    run_spectrum(run_dir.absolute(), asked, output)
+    run_spectrum(run_dir.absolute(), options, output)
 
 
 @app.command()

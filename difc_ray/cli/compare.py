@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.console import print_facts, print_note, print_table
+from difc_ray.cli.console import make_table, print_facts, print_note, print_table
 from difc_ray.comparison import Reported, report
 from difc_ray.comparison import text as wording
 from difc_ray.comparison.comparison import Comparison, SeedMean
@@ -54,13 +54,11 @@ def print_report(done: Reported) -> None:
 def methods_table(comparison: Comparison) -> Table:
     """A line per method, by rank where there are several."""
     several = len(comparison.methods) > 1
-    table = Table(title=escape(comparison.title), title_justify="left")
     against = f"difference to {comparison.baseline}, points" if comparison.baseline else None
     heads = ("rank" if several else None, "method", "validation", comparison.target, "worst source", "n", against,
              "setting")  # fmt: skip
-    for heading in heads:
-        if heading is not None:
-            table.add_column(escape(heading), justify="right" if heading in ("rank", "n") else "left")
+    shown = [heading for heading in heads if heading is not None]
+    table = make_table(*shown, title=comparison.title, right=("rank", "n"))
     for method in comparison.methods:
         baseline = bool(comparison.baseline) and method.difference is None
         cells = [
@@ -79,15 +77,13 @@ def methods_table(comparison: Comparison) -> Table:
 
 def settings_table(comparison: Comparison) -> Table:
     """A line per setting with a run that counts, in their order; `--baseline '#1'` takes one of their numbers."""
-    table = Table(title="settings", title_justify="left")
     shown = [setting for setting in comparison.settings if setting.complete]
     keys = list(shown[0].values) if shown else []
     against = f"difference to {comparison.baseline}, points" if comparison.between_settings else None
     several = len({setting.method for setting in shown}) > 1
     heads = ["setting", *(["method"] if several else []), *(SYMBOLS.get(key, key) for key in keys), "n", "validation"]
-    for heading in (*heads, comparison.target, against):
-        if heading is not None:
-            table.add_column(escape(heading), justify="right" if heading == "n" else "left")
+    heads += [heading for heading in (comparison.target, against) if heading is not None]
+    table = make_table(*heads, title="settings", right=("n",))
     standing = {method.setting.label for method in comparison.methods}
     for setting in shown[:SHOWN]:
         done = setting.complete
@@ -111,9 +107,8 @@ def settings_table(comparison: Comparison) -> Table:
 
 def choices_table(comparison: Comparison) -> Table:
     """What each selection rule picks."""
-    table = Table(title="what each selection rule would have picked", title_justify="left")
-    for heading in ("rule", "picks", "its criterion", f"{comparison.target or 'target'} then", "remark"):
-        table.add_column(escape(heading))
+    heads = ("rule", "picks", "its criterion", f"{comparison.target or 'target'} then", "remark")
+    table = make_table(*heads, title="what each selection rule would have picked")
     for choice in comparison.choices:
         score = "" if choice.score is None else f"{100 * choice.score:.1f} %"
         marked = choice.rule + ("" if choice.honest else " (looks at the target)")

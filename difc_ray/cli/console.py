@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -49,9 +51,36 @@ def let_go_of_stdout() -> None:
 def print_line(text: str) -> None:
     """A line as it is; a reader or a disk that has gone ends nothing."""
     try:
-        console.print(escape(text), soft_wrap=True)
+        console.out(text, highlight=False)
     except OSError:
         let_go_of_stdout()
+
+
+class Lines:
+    """What a person sees of something that takes long: a line for each event, for logs and pipes."""
+
+    def phase(self, text: str) -> None:
+        """What goes on now."""
+        print_line(f"{text} ...")
+
+    def notice(self, message: str) -> None:
+        """Something worth a line happened."""
+        print_line(f"note: {' '.join(message.split())}")
+
+
+@contextmanager
+def open_live() -> Iterator[Live | None]:
+    """A part of the terminal that stays in place; None where standard output is no terminal."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield live
+
+
+def print_live_note(live: Live, message: str) -> None:
+    """A line above what stays in place."""
+    live.console.print(f"[yellow]note[/] {escape(' '.join(message.split()))}")
 
 
 def make_table(*headings: str, title: str = "", right: Sequence[str] = (), **options: Any) -> Table:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.markup import escape
-from rich.table import Table
 
-from difc_ray.cli.console import console, print_facts, print_note, print_opening, print_table
+from difc_ray.cli.console import Lines, make_table, print_facts, print_line, print_note, print_opening, print_table
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError
 from difc_ray.studies.colored_mnist.methods import methods_of
@@ -22,7 +21,7 @@ EXPERIMENTS = ("colored-mnist",)
 SELECTIONS = ("last", "train")
 
 
-class Lines:
+class RestartLines(Lines):
     """A line for every run that ends.
 
     Args:
@@ -33,10 +32,6 @@ class Lines:
         self.plan = plan
         self.ended: set[int] = set()
 
-    def phase(self, text: str) -> None:
-        """One line."""
-        self.say(f"{text} ...")
-
     def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
         """One line where the run has ended."""
         point = record.point
@@ -46,18 +41,10 @@ class Lines:
         test = values.get(f"all/accuracy/{self.plan.base.target}")
         measured = "" if test is None else f"  test {test:.1%}"
         reason = f": {' '.join(record.reason.split())}" if record.reason else ""
-        self.say(
+        print_line(
             f"{len(self.ended)}/{len(self.plan.points)}  {self.plan.method(point)}  restart {point.seed}{measured}  "
             f"{record.seconds:.0f} s  {record.status}{reason}"
         )
-
-    def notice(self, message: str) -> None:
-        """One line."""
-        self.say(f"note: {' '.join(message.split())}")
-
-    def say(self, text: str) -> None:
-        """A line at once."""
-        console.print(escape(text), soft_wrap=True)
 
 
 def run_reproduction(
@@ -84,7 +71,7 @@ def run_reproduction(
     )  # fmt: skip
     plan = planned(replace(request, command=command_of(request)))
     begin(plan)
-    found = reproduce(plan, Lines(plan))
+    found = reproduce(plan, RestartLines(plan))
     finish(found, honest=selection == "train")
     return 7 if found.failed else 0
 
@@ -109,14 +96,12 @@ def finish(found: Reproduction, *, honest: bool) -> None:
     from difc_ray.studies.colored_mnist.pictures import accuracy_curves, distance_scatter
 
     rows, name = rows_of(found), found.request.dataset
-    table = Table(title=escape(title_of(found)), title_justify="left")
-    for heading in header(honest=honest):
-        table.add_column(escape(heading), justify="right" if heading in ("n", "s") else "left")
+    table = make_table(*header(honest=honest), title=title_of(found), right=("n", "s"))
     for row in rows:
         table.add_row(*map(escape, cells(row, honest=honest)))
     print_table(table)
     for number, note in enumerate(footnotes(found, rows, honest=honest), start=1):
-        console.print(escape(f"{number}. {note}"), soft_wrap=True)
+        print_line(f"{number}. {note}")
     for record in found.failed:
         method = found.request.methods[record.point.setting].name
         print_note(f"{method}, restart {record.point.seed}, {record.status}: {' '.join(record.reason.split())}")

@@ -6,9 +6,8 @@ import inspect
 from collections.abc import Sequence
 
 from rich.markup import escape
-from rich.table import Table
 
-from difc_ray.cli.console import console, print_facts, print_table
+from difc_ray.cli.console import console, make_table, print_facts, print_table
 from difc_ray.errors import ConfigError
 from difc_ray.harmonizers import HARMONIZERS
 from difc_ray.harmonizers.catalog import RuleRow, rule_table
@@ -21,7 +20,7 @@ ROWS = {"2": "exactly two", "n": "any number", "2n": "any number, each with what
 
 def print_rules(rows: Sequence[RuleRow]) -> None:
     """One line per rule; sources and options are left to :func:`print_rule`."""
-    table = Table("rule", "what it does", "no conflict", "cost", box=None, pad_edge=False)
+    table = make_table("rule", "what it does", "no conflict", "cost", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*map(escape, (row.name, row.summary, row.guarantee, row.cost)))
     print_table(table)
@@ -63,9 +62,8 @@ def print_rule(name: str) -> None:
 
 def print_rule_check(rows: Sequence[CheckRow]) -> None:
     """What the rules did on random Gram matrices."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("rule", "promises", "draws", "conflicts", "worst cosine", "worst KKT", "median µs", "note"):
-        table.add_column(heading, justify="left" if heading in ("rule", "promises", "note") else "right")
+    right = ("draws", "conflicts", "worst cosine", "worst KKT", "median µs")
+    table = make_table("rule", "promises", *right, "note", right=right, box=None, pad_edge=False)
     for row in rows:
         kkt = "" if row.worst_kkt is None else f"{row.worst_kkt:.0e}"
         figures = (str(row.draws), f"{row.conflict_share:.1%}", f"{row.worst_cosine:.0e}", kkt, f"{row.median_us:.0f}")

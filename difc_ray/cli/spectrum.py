@@ -6,14 +6,14 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.console import console, print_facts, print_note, print_table
+from difc_ray.cli.console import console, make_table, print_facts, print_note, print_table
 from difc_ray.cli.tables import print_sync
 from difc_ray.cli.usage import whole_number
 from difc_ray.errors import ConfigError, DifcError
@@ -33,54 +33,35 @@ SHOWN_TOP: Final = 3
 """Eigenvalues in the table; all that were asked for are in the file."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The options as they were written; None: not at all."""
+def options_of(
+    *, domains: str | None, split: str, steps: str | None, checkpoints: str | None, scope: str, delta: str | None,
+    precision: str, seed: str | None, **whole: str,
+) -> Options:  # fmt: skip
+    """What the options say, as they were written; None: not at all.
 
-    domains: str | None
-    split: str
-    steps: str | None
-    checkpoints: str | None
-    scope: str
-    top: str
-    probes: str
-    lanczos: str
-    examples: str
-    delta: str | None
-    precision: str
-    seed: str | None
-
-    def options(self) -> Options:
-        """What they say.
-
-        Raises:
-            ConfigError: one of them cannot be.
-        """
-        names = None if self.domains is None else tuple(_listed("--domains", self.domains, "mnist,fonts"))
-        steps = None if self.steps is None else _listed("--steps", self.steps, "0,100")
-        whole = {
-            name: whole_number(f"--{name}", getattr(self, name)) for name in ("top", "probes", "lanczos", "examples")
-        }
-        return Options(
-            domains=names,
-            split=_one_of("--split", self.split, SPLITS),
-            steps=None if steps is None else tuple(_natural("--steps", step) for step in steps),
-            checkpoints=None if self.checkpoints is None else whole_number("--checkpoints", self.checkpoints, 4),
-            scope=_one_of("--scope", self.scope, get_args(Scope)),
-            delta=None if self.delta is None else _length("--delta", self.delta),
-            precision=_one_of("--precision", self.precision, get_args(Precision)),
-            seed=None if self.seed is None else _natural("--seed", self.seed),
-            **whole,
-        )
+    Raises:
+        ConfigError: one of them cannot be.
+    """
+    listed = None if steps is None else _listed("--steps", steps, "0,100")
+    return Options(
+        domains=None if domains is None else tuple(_listed("--domains", domains, "mnist,fonts")),
+        split=_one_of("--split", split, SPLITS),
+        steps=None if listed is None else tuple(_natural("--steps", step) for step in listed),
+        checkpoints=None if checkpoints is None else whole_number("--checkpoints", checkpoints, 4),
+        scope=_one_of("--scope", scope, get_args(Scope)),
+        delta=None if delta is None else _length("--delta", delta),
+        precision=_one_of("--precision", precision, get_args(Precision)),
+        seed=None if seed is None else _natural("--seed", seed),
+        **{name: whole_number(f"--{name}", text) for name, text in whole.items()},
+    )
 
 
-def run_spectrum(run_dir: Path, asked: Asked, output: Path | None) -> None:
+def run_spectrum(run_dir: Path, options: Options, output: Path | None) -> None:
     """Measures, prints, draws, and sends to the run in MLflow.
 
     Raises:
         DifcError: what the user can act on.
     """
-    options = asked.options()
     folder = (output or run_dir / FOLDER).expanduser().absolute()
     check_run_folder(run_dir, "RUN_DIR must be a run folder", "command line")
     check_output(folder)
@@ -156,17 +137,15 @@ def print_spectrum(spectrum: Spectrum) -> None:
     print_table(domain_table(spectrum))
     if not last.pairs:
         return
-    table = Table(title=f"pairs of domains, step {last.step}, δ = {last.main.bound.delta:.3g}", title_justify="left")
-    for heading in ("pair", *PAIR_COLUMNS):
-        table.add_column(heading, justify="left" if heading == "pair" else "right")
+    title = f"pairs of domains, step {last.step}, δ = {last.main.bound.delta:.3g}"
+    table = make_table("pair", *PAIR_COLUMNS, title=title, right=PAIR_COLUMNS)
     for pair in last.pairs:
         table.add_row(escape(pair.name), *pair_cells(pair))
     print_table(table)
     if len(spectrum.moments) > 1:
         main = last.main
-        over = Table(title=escape(f"{main.name}, over training"), title_justify="left")
-        for heading in ("step", *PAIR_COLUMNS):
-            over.add_column(heading, justify="right")
+        heads = ("step", *PAIR_COLUMNS)
+        over = make_table(*heads, title=f"{main.name}, over training", right=heads)
         for moment in spectrum.moments:
             over.add_row(str(moment.step), *pair_cells(moment.main))
         print_table(over)
@@ -187,10 +166,9 @@ def domain_table(spectrum: Spectrum) -> Table:
     """Eigenvalues and trace of every domain at the last checkpoint."""
     last = spectrum.moments[-1]
     shown = min(SHOWN_TOP, max(len(domain.top) for domain in last.domains.values()))
-    table = Table(title=f"Hessian of the loss, step {last.step}", title_justify="left")
     tops = [f"λ{number}" for number in range(1, shown + 1)]
-    for heading in ("domain", "examples", "loss", "‖g‖", *tops, "λ min", "trace"):
-        table.add_column(heading, justify="left" if heading == "domain" else "right")
+    right = ("examples", "loss", "‖g‖", *tops, "λ min", "trace")
+    table = make_table("domain", *right, title=f"Hessian of the loss, step {last.step}", right=right)
     for name, domain in last.domains.items():
         error = "" if domain.trace_error is None else f" ± {domain.trace_error:.2g}"
         top = [f"{each.value:.4g}" for each in domain.top[:shown]]

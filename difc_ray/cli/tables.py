@@ -9,7 +9,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.console import console, print_facts, print_note, print_opening, print_table
+from difc_ray.cli.console import console, make_table, print_facts, print_note, print_opening, print_table
 from difc_ray.config import Config, documentation, flat, known_names, own_options, rule_options
 from difc_ray.config.overrides import as_argument
 from difc_ray.data import (
@@ -82,13 +82,12 @@ def accuracy_table(accuracy: Mapping[str, Mapping[str, float]], config: Config) 
         accuracy: domain -> split -> share of right answers.
         config: the run's configuration.
     """
-    table = Table(title="accuracy", title_justify="left")
-    for heading in ("domain", "role", "train", "val", "test", "all"):
-        table.add_column(heading, justify="left" if heading in ("domain", "role") else "right")
+    splits = ("train", "val", "test", "all")
+    table = make_table("domain", "role", *splits, title="accuracy", right=splits)
     for domain in (*config.sources, *([config.target] if config.target else [])):
         held_out = domain == config.target
         found = accuracy.get(domain, {})
-        shown = [f"{found[split]:.1%}" if split in found else "" for split in ("train", "val", "test", "all")]
+        shown = [f"{found[split]:.1%}" if split in found else "" for split in splits]
         role = "held out" if held_out else "source"
         table.add_row(escape(domain), role, *shown, style="bold" if held_out else None)
     return table
@@ -215,10 +214,9 @@ def domain_table(dataset: str, family: DatasetFamily) -> tuple[Table, list[str]]
     Raises:
         DataError: a domain cannot be used, or the files of all of them are missing.
     """
-    table = Table()
+    splits: tuple[EvaluationSplit, ...] = ("train", "val", "test", "all")
+    table = make_table("domain", *splits, "examples per class", right=splits)
     missing: dict[str, FilesMissingError] = {}
-    for heading in ("domain", "train", "val", "test", "all", "examples per class"):
-        table.add_column(heading, justify="left" if heading in ("domain", "examples per class") else "right")
     names = family.domain_names()
     for name in names:
         try:
@@ -227,7 +225,6 @@ def domain_table(dataset: str, family: DatasetFamily) -> tuple[Table, list[str]]
             missing[name] = error
             table.add_row(escape(name), "", "", "", "", "files missing")
             continue
-        splits: tuple[EvaluationSplit, ...] = ("train", "val", "test", "all")
         sizes = [domain.size(split) for split in splits]
         table.add_row(escape(name), *map(str, sizes), escape(class_counts(domain)))
     if missing and len(missing) == len(names):

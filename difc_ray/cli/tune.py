@@ -11,7 +11,17 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from difc_ray.cli.console import console, print_facts, print_note, print_table
+from difc_ray.cli.console import (
+    Lines,
+    make_table,
+    open_live,
+    print_facts,
+    print_line,
+    print_live_note,
+    print_note,
+    print_opening,
+    print_table,
+)
 from difc_ray.cli.tables import print_tracking
 from difc_ray.config import Config
 from difc_ray.sweeps.folder import ENDED, TrialRecord
@@ -23,7 +33,7 @@ SHOWN = 12
 """Trials in the live table: those that run, then the best of the others."""
 
 
-class SweepView:
+class SweepView(Lines):
     """A line per evaluation, for logs and pipes.
 
     Args:
@@ -38,10 +48,6 @@ class SweepView:
         self.values: dict[int, float] = {}
         self.began = time.monotonic()
 
-    def phase(self, text: str) -> None:
-        """One line."""
-        self.say(f"{text} ...")
-
     def trial(self, record: TrialRecord, values: Mapping[str, float]) -> None:
         """One line."""
         self.keep(record, values)
@@ -53,14 +59,10 @@ class SweepView:
             "stopped": "  stopped",
             "failed": f"  failed: {' '.join(record.reason.split())}",
         }.get(record.status, "")
-        self.say(
+        print_line(
             f"{self.ended()}/{self.trials}  trial {point.number}  seed {point.seed}{fold}  {label(point.values)}  "
             f"step {record.step}/{self.base.steps}{measure}{ending}"
         )
-
-    def notice(self, message: str) -> None:
-        """One line."""
-        self.say(f"note: {' '.join(message.split())}")
 
     def keep(self, record: TrialRecord, values: Mapping[str, float]) -> None:
         """Remembers how a trial stands."""
@@ -78,10 +80,6 @@ class SweepView:
         name, value = self.space.metric.rpartition("/")[0] or self.space.metric, self.values[number]
         shown = f"{value:.4f}" if "loss" in self.space.metric else f"{value:.1%}"
         return f"{'validation' if name == 'selection' else self.space.metric} {shown}"
-
-    def say(self, text: str) -> None:
-        """A line at once."""
-        console.print(escape(text), soft_wrap=True)
 
 
 class LiveSweepView(SweepView):
@@ -104,15 +102,15 @@ class LiveSweepView(SweepView):
 
     def notice(self, message: str) -> None:
         """A line above the table, which stays."""
-        self.live.console.print(f"[yellow]note[/] {escape(' '.join(message.split()))}")
+        print_live_note(self.live, message)
 
     def table(self) -> Table:
         """Trials that run, then the best of the others."""
         minutes = (time.monotonic() - self.began) / 60
         title = f"{self.doing}: {self.ended()} of {self.trials} trials have ended, {minutes:.1f} min"
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-        for name in ("trial", "seed", "setting", "step", "validation", "status"):
-            table.add_column(name, justify="right" if name in ("trial", "seed", "step", "validation") else "left")
+        right = ("trial", "seed", "step", "validation")
+        heads = ("trial", "seed", "setting", "step", "validation", "status")
+        table = make_table(*heads, title=title, right=right, box=None, padding=(0, 2))
         sign = -1 if self.space.mode == "max" else 1
         order = sorted(
             self.records.values(),
@@ -133,11 +131,8 @@ class LiveSweepView(SweepView):
 @contextmanager
 def open_sweep_view(space: Space, base: Config, trials: int) -> Iterator[SweepView]:
     """The view that fits standard output."""
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield SweepView(space, base, trials)
-        return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield LiveSweepView(space, base, trials, live)
+    with open_live() as live:
+        yield SweepView(space, base, trials) if live is None else LiveSweepView(space, base, trials, live)
 
 
 def print_sweep_banner(space: Space, base: Config, points: list[Point]) -> None:
@@ -145,13 +140,11 @@ def print_sweep_banner(space: Space, base: Config, points: list[Point]) -> None:
     engine = base.engine if base.trial.engine == "auto" else base.trial.engine
     seeds = f"{len(space.seeds)} seeds each" if len(space.seeds) > 1 else f"seed {space.seeds[0]}"
     number = len({point.setting for point in points}) if points else space.samples
-    console.print(f"[bold]{escape(space.name)}[/]  {escape(space.description)}".rstrip(), soft_wrap=True)
-    console.print(
-        escape(
-            f"{number} settings of {', '.join(space.keys)}, {seeds}, {base.steps} steps, {space.searcher} search, "
-            f"scheduler {space.scheduler}, engine {engine}"
-        ),
-        soft_wrap=True,
+    print_opening(
+        space.name,
+        space.description,
+        f"{number} settings of {', '.join(space.keys)}, {seeds}, {base.steps} steps, {space.searcher} search, "
+        f"scheduler {space.scheduler}, engine {engine}",
     )
 
 
@@ -175,9 +168,8 @@ def print_sweep(result: SweepResult, space: Space, target: str | None) -> None:
 
 def settings_table(result: SweepResult, against: str) -> Table:
     """Settings by validation accuracy, means over seeds."""
-    table = Table(title="settings", title_justify="left")
-    for name in ("setting", "values", "seeds", "steps", "validation", against):
-        table.add_column(escape(name), justify="left" if name == "values" else "right")
+    right = ("setting", "seeds", "steps", "validation", against)
+    table = make_table("setting", "values", "seeds", "steps", "validation", against, title="settings", right=right)
     rows = settings_of(result)
     for row in rows[:SHOWN]:
         chosen = "[bold]" if row.setting == result.chosen.point else ""
@@ -193,9 +185,8 @@ def settings_table(result: SweepResult, against: str) -> Table:
 
 def choices_table(result: SweepResult, against: str) -> Table:
     """What each selection rule picks."""
-    table = Table(title="what each selection rule picks", title_justify="left")
-    for name in ("rule", "setting", "its criterion", against, ""):
-        table.add_column(escape(name), justify="right" if name in ("setting", "its criterion", against) else "left")
+    right = ("setting", "its criterion", against)
+    table = make_table("rule", *right, "", title="what each selection rule picks", right=right)
     for choice in result.choices:
         if choice.point is None:
             table.add_row(choice.rule, "-", "", "", escape(choice.remark))

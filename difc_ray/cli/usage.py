@@ -1,16 +1,25 @@
-"""Wrong commands, options and settings in the form of all our errors."""
+"""What all commands take, and wrong commands, options and settings in the form of all our errors."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from difc_ray.errors import ConfigError
 from difc_ray.registry import did_you_mean
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+LOOSE = {"ignore_unknown_options": True}
+"""Unknown options become arguments, so that ``--steps 100`` is answered with ``steps=100``."""
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML configuration file.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", hidden=True)]
 
 OPTIONS = ("--cluster", "--config", "--from-run", "--help", "--print", "--profile", "--version")
 """Options that a misspelt setting is compared with."""

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from difc_ray.cli.console import console, let_go_of_stdout
+from difc_ray.cli.console import console, make_table, open_live, print_line, print_live_note
 from difc_ray.config import Config
 from difc_ray.step.coordinator import StepRecord
 from difc_ray.step.evaluation import SplitMetrics
@@ -86,7 +86,7 @@ class PlainView(View):
     def phase(self, text: str) -> None:
         """One line."""
         if text != self.doing:
-            self.say(f"{text} ...")
+            print_line(f"{text} ...")
         super().phase(text)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
@@ -95,24 +95,17 @@ class PlainView(View):
         if self.recent and (time.monotonic() - self.told > PLAIN_EVERY_S or self.step >= self.config.steps):
             self.told = time.monotonic()
             losses = " ".join(f"{name} {loss:.3f}" for name, loss in self.losses().items())
-            self.say(f"step {self.step}/{self.config.steps}  loss {losses}  {self.pace()}")
+            print_line(f"step {self.step}/{self.config.steps}  loss {losses}  {self.pace()}")
 
     def evaluation(self, step: int, metrics: Sequence[SplitMetrics], score: float, best: bool) -> None:
         """One line."""
         super().evaluation(step, metrics, score, best)
         shown = " ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
-        self.say(f"step {step}/{self.config.steps}  validation {shown}{'  (best so far)' if best else ''}")
+        print_line(f"step {step}/{self.config.steps}  validation {shown}{'  (best so far)' if best else ''}")
 
     def notice(self, message: str) -> None:
         """One line."""
-        self.say(f"note: {' '.join(message.split())}")
-
-    def say(self, text: str) -> None:
-        """A line at once; a reader that has gone, as with ``| head``, does not end the run."""
-        try:
-            print(text, flush=True)
-        except OSError:
-            let_go_of_stdout()
+        print_line(f"note: {' '.join(message.split())}")
 
 
 class LiveView(View):
@@ -126,6 +119,7 @@ class LiveView(View):
             TimeRemainingColumn(), console=console,
         )  # fmt: skip
         self.task = self.bar.add_task("", total=config.steps)
+        self.refresh()
 
     def phase(self, text: str) -> None:
         """Renames the bar."""
@@ -144,7 +138,7 @@ class LiveView(View):
 
     def notice(self, message: str) -> None:
         """A line above the table, which stays."""
-        self.live.console.print(f"[yellow]note[/] {escape(' '.join(message.split()))}")
+        print_live_note(self.live, message)
 
     def refresh(self) -> None:
         """Draws everything anew."""
@@ -154,10 +148,8 @@ class LiveView(View):
 
     def table(self) -> Table:
         """Loss and validation accuracy, a line per source domain."""
-        table = Table(box=None, padding=(0, 2), pad_edge=True, show_edge=False)
-        table.add_column("domain")
-        table.add_column("loss", justify="right")
-        table.add_column("validation", justify="right")
+        right = ("loss", "validation")
+        table = make_table("domain", *right, right=right, box=None, padding=(0, 2), pad_edge=True, show_edge=False)
         for name, loss in self.losses().items():
             table.add_row(escape(name), f"{loss:.3f}", f"{self.accuracy[name]:.1%}" if name in self.accuracy else "")
         return table
@@ -166,10 +158,5 @@ class LiveView(View):
 @contextmanager
 def open_view(config: Config) -> Iterator[View]:
     """The view that fits standard output."""
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield PlainView(config)
-        return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        view = LiveView(config, live)
-        view.refresh()
-        yield view
+    with open_live() as live:
+        yield PlainView(config) if live is None else LiveView(config, live)

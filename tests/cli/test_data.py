@@ -111,9 +111,9 @@ def test_data_check_in_several_processes_says_the_same(root: Path, cli: Cli, tmp
 
 
 def test_long_lists_are_shortened(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from difc_ray.cli import data
+    from difc_ray.cli import examples
 
-    monkeypatch.setattr(data, "SHOWN", 2)
+    monkeypatch.setattr(examples, "SHOWN", 2)
     short = cli("data", "check", *asked(root))
     assert len(rows(short.out, 3)) == 2
     assert "3 more; `--all` lists them." in short.out

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difc_ray.cli.pictures import cells_of, write_tree
 from difc_ray.data import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family
 from difc_ray.data.digits import shipped_mnist
+from difc_ray.data.pictures import cells_of, write_tree
 from difc_ray.data.published import pools
 from difc_ray.errors import ConfigError, DataError
 from tests.published import Part, write_idx

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from difc_ray.cli.pictures import cells_of, write_tree
 from difc_ray.data import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family, shipped
 from difc_ray.data.digits import shipped_mnist
+from difc_ray.data.pictures import cells_of, write_tree
 from difc_ray.data.published import pools
 from difc_ray.data.published.torchvision_digits import COLOURS
 from difc_ray.errors import ConfigError, DataError

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from difc_ray.data import Augmentation, Domain, PixelDomain
+from difc_ray.data.augmentation import Augmentation
+from difc_ray.data.base import Domain
+from difc_ray.data.pixels import PixelDomain
 from difc_ray.errors import ConfigError
 
 Cell = list[UInt8[np.ndarray, "H W _"]]
