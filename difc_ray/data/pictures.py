@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from difc_ray.data.augmentation import Augmentation
-from difc_ray.data.base import Domain
+from difc_ray.data.domain import Domain
 from difc_ray.data.pixels import PixelDomain
 from difc_ray.errors import ConfigError
 
