@@ -32,7 +32,7 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed  ## the figures of the README
+bench: .venv/installed  ## the figures of docs/results
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/rules.py
 	$(BIN)/python benchmarks/sweep.py --asha

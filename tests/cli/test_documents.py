@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import itertools
 import re
 import shlex
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ import yaml
 
 from difc_ray.cli.app import app
 from difc_ray.sweeps.find import find_space
-from tests.cli.shell import ROOT, Cli
+from tests.cli.shell import ROOT, Answer, Cli
 from tests.documents import blocks, documents, pages
 from tests.published import part, write_idx
 from tests.spaces import checked
@@ -158,3 +161,31 @@ def test_only_python_that_is_run_is_shown() -> None:
     """Besides the blocks above: how MLflow's model is loaded, which tests/mlflow/test_round_trip.py does."""
     shown = {name: len(blocks(text, "python")) for name, text in pages().items() if "```python" in text}
     assert shown == {"README.md": 1, "docs/quick-start.md": 2, "docs/tutorials/own-rule.md": 2}
+
+
+def named_in(page: str, heading: str) -> list[str]:
+    """What the first column of a page's table names."""
+    section = pages()[page].partition(heading)[2].partition("\n## ")[0]
+    names = [name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall(r"`([^`]+)`", row)]
+    return [re.sub(r"DOMAIN|CLASS|SPLIT|…", "*", name) for name in names]
+
+
+def test_what_a_run_leaves_is_in_the_reference(trained_once: tuple[Path, Answer]) -> None:
+    """Its files, its metrics and its tags in MLflow."""
+    output, _ = trained_once
+    with contextlib.closing(sqlite3.connect(output / "mlflow.db")) as store:
+        kept = {table: {key for (key,) in store.execute(f"select distinct key from {table}")} for table in KEPT}
+    kept["files"] = {path.name for path in (output / "first").iterdir()}
+    documented = {
+        "metrics": named_in("docs/reference/mlflow-keys.md", "\n## Metrics\n"),
+        "tags": named_in("docs/reference/mlflow-keys.md", "\n## Tags\n"),
+        "files": [name.split("/")[0] for name in named_in("docs/reference/run-folder.md", "# Files of a run\n")],
+    }
+    for kind, names in kept.items():
+        unknown = [name for name in names if not any(fnmatch.fnmatch(name, each) for each in documented[kind])]
+        assert (kind, unknown) == (kind, [])
+        assert len(names) >= 5
+
+
+KEPT = ("metrics", "tags")
+"""Tables of MLflow's store."""

@@ -1,5 +1,5 @@
-"""The README's story: a job on a cluster started here, a domain worker killed under it, and nothing to be seen of it
-in the weights, but in MLflow."""
+"""The story of docs/tutorials/cluster.md: a job on a cluster started here, a domain worker killed under it, and nothing
+to be seen of it in the weights, but in MLflow."""
 
 from __future__ import annotations
 
