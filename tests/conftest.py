@@ -30,7 +30,7 @@ import psutil
 import pytest
 
 from tests.longest import LONGEST
-from tests.tiers import FIXTURES, is_core
+from tests.tiers import FIXTURES, OUTSIDE, is_core
 
 ALLOWED_VARIABLES = (
     "RAY_",
@@ -76,6 +76,10 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     shared = {name for name in ("ray_session", "mlflow_server") if name in request.fixturenames}
     children = {child.pid for child in children_of_ours()}
     yield
+    started = list(STARTED)  # by its fixtures as well
+    STARTED.clear()
+    if not any(request.node.get_closest_marker(mark) for mark in OUTSIDE):
+        assert not started, f"a test that starts processes must be marked `process`; it started {started}"
     changed = {name for name in set(environment) ^ set(os.environ) if not name.startswith(ALLOWED_VARIABLES)}
     changed |= {n for n in environment if n in os.environ and environment[n] != os.environ[n]
                 and not n.startswith(ALLOWED_VARIABLES)}  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LONGEST = (
     "tests/ray/test_sweep_interruptions.py",
-    "tests/ray/test_jobs.py",
+    "tests/unit/test_long_tail.py",
     "tests/ray/test_sweeps.py",
     "tests/ray/test_lost_nodes.py",
     "tests/ray/test_signals.py",
@@ -26,6 +26,7 @@ LONGEST = (
     "tests/ray/test_reproduction.py",
     "tests/ray/test_two_hosts.py",
     "tests/mlflow/test_round_trip.py",
+    "tests/ray/test_jobs.py",
     "tests/ray/test_loopback.py",
     "tests/ray/test_gauges.py",
     "tests/ray/test_autoscale.py",

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-QUICK_PROGRAMS = ("bash", "git", "grep", "sha256sum", "true")
+QUICK_PROGRAMS = ("bash", "git", "grep", "ldconfig", "sha256sum", "true", "uname")
 """What a test may start without the mark `process`."""
 
 STARTED: list[str] = []

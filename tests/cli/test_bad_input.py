@@ -249,6 +249,7 @@ def test_what_looks_wrong_and_is_right(cli: Cli, tmp_path: Path) -> None:
     assert "name: '2026-01-02'\n" in answer.out
 
 
+@pytest.mark.process
 def test_real_processes(tmp_path: Path) -> None:
     """The exit codes arrive at the shell, tracebacks do not, and nothing is left."""
     (tmp_path / "taken").write_text("")
@@ -265,6 +266,7 @@ def test_real_processes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
 
+@pytest.mark.process
 def test_28_and_30_mlflow_out_of_reach_secrets_and_odd_names(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,7 @@ def test_sync_says_what_waits(cli: Cli, trained: Path, monkeypatch: pytest.Monke
     assert "open MLflow" not in answer.out  # there is no run yet
 
 
+@pytest.mark.process
 def test_the_script_is_the_module(tmp_path: Path) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"difc-ray": "difc_ray.cli:main"}
@@ -205,6 +206,7 @@ def test_the_script_is_the_module(tmp_path: Path) -> None:
         assert any(answers[0])
 
 
+@pytest.mark.process
 def test_help_is_quick_and_complete(tmp_path: Path) -> None:
     """Nothing heavy is imported before a command runs, and every command explains itself."""
     program = """

@@ -68,6 +68,7 @@ def rows(text: str, columns: int) -> list[list[str]]:
     return [cells for cells in lines if len(cells) == columns]
 
 
+@pytest.mark.process
 def test_data_check_lists_every_bad_file(root: Path, tmp_path: Path) -> None:
     answer = difc_ray("data", "check", *asked(root), cwd=tmp_path)
     assert (answer.code, answer.err) == (3, "")
@@ -98,6 +99,7 @@ if __name__ == "__main__":
 """A command line that reads files in two processes, however few there are."""
 
 
+@pytest.mark.process
 def test_data_check_in_several_processes_says_the_same(root: Path, cli: Cli, tmp_path: Path) -> None:
     alone = cli("data", "check", *asked(root))
     script = tmp_path / "several.py"
@@ -170,6 +172,7 @@ def test_a_bad_file_ends_a_run_with_its_path(root: Path, cli: Cli) -> None:
     assert "on_bad_image=skip" in line
 
 
+@pytest.mark.process
 def test_a_run_that_skips_bad_files(root: Path, tmp_path: Path) -> None:
     answer = difc_ray(*run(root, "engine=inline", "model=lenet", "steps=6", "on_bad_image=skip"), cwd=tmp_path)
     check_run(answer, tmp_path)
@@ -178,6 +181,7 @@ def test_a_run_that_skips_bad_files(root: Path, tmp_path: Path) -> None:
     assert "bad images    photo 2, art 2, sketch 1; others stood in for them" in answer.out
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_run_on_ray_ends_as_the_inline_one(root: Path, cli: Cli, tmp_path: Path) -> None:
     """Augmented by loader processes there, and by the process that trains here."""
@@ -192,6 +196,7 @@ def test_a_run_on_ray_ends_as_the_inline_one(root: Path, cli: Cli, tmp_path: Pat
     assert ray.read_bytes() == inline.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_changed_is_noticed(root: Path, cli: Cli, tmp_path: Path) -> None:
     import albumentations
 

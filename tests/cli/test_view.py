@@ -48,6 +48,7 @@ def on_a_terminal(arguments: list[str], columns: int, cwd: Path, **variables: st
     return process.wait(PATIENCE_S), b"".join(parts).decode().replace("\r", "")
 
 
+@pytest.mark.process
 def test_on_a_narrow_terminal(tmp_path: Path) -> None:
     (tmp_path / "squares.py").write_text(user_module.TEXT)
     settings = [setting for setting in user_module.SETTINGS if not setting.startswith(("steps=", "eval_every="))]

@@ -65,6 +65,7 @@ def test_balanced_batches_of_a_long_tail() -> None:
     assert shares.max() - shares.min() <= 1
 
 
+@pytest.mark.slow
 def test_margins_and_weights_find_the_rare_classes() -> None:
     plain, _ = rare_recall(long_tailed())
     options = {"reweight_from": 0.0, "confusion_from": 0.5}

@@ -16,6 +16,7 @@ HEAVY = {
 COMMAND = "from difc_ray.cli.execution import execute; assert execute({}) == 0"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "needed"),
     [

@@ -185,6 +185,7 @@ def test_a_trace_that_cannot_be_written_costs_the_trace_only(tmp_path: Path) -> 
     assert not list(result.run_dir.glob("*.partial"))
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*noload.*")  # SQLAlchemy, of MLflow's own queries
 def test_mlflow_has_the_trace(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
