@@ -262,7 +262,10 @@ def commands_page() -> str:
     top = typer.main.get_command(app)
     parts = []
     for name, command in walk(top, "difc-ray"):
-        context = command.context_class(command, info_name=name, max_content_width=100, terminal_width=100)
+        context = command.context_class(
+            command, info_name=name, max_content_width=100, terminal_width=100,
+            help_option_names=["-h", "--help"],
+        )  # fmt: skip
         parts += [f"## `{name}`", f"```text\n{command.get_help(context).strip()}\n```"]
     return page(
         "Commands",
