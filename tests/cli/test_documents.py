@@ -133,6 +133,7 @@ def test_the_rules_alone(name: str) -> None:
     assert repr(namespace["weights"]) == told[1]
 
 
+@pytest.mark.process  # its figures: matplotlib asks for fonts
 def test_the_rule_of_the_tutorial(cli: Cli, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule, trial = blocks(TUTORIAL, "python")
     told = re.search(r"# (\[.*\])$", trial, re.MULTILINE)
