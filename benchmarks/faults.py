@@ -308,7 +308,7 @@ def no_mlflow(folder: Path, pairs: int) -> Figure:
             result = train(configuration(*common, *tracking, f"output={folder}", f"name={name}-{pair}"))
             took[name].append(result.summary["wall_s"])
             if name == "down":
-                journal = (result.run_dir / "tracking" / "journal.jsonl").read_text("utf-8").splitlines()
+                journal = (result.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
                 kept.append(len({step for step in map(step_of, journal) if step is not None}))
     slower = min(took["down"]) / min(took["off"]) - 1
     lost = max(steps - each for each in kept)
@@ -321,7 +321,7 @@ def no_mlflow(folder: Path, pairs: int) -> Figure:
 def step_of(line: str) -> int | None:
     """The step whose metrics a line of the journal holds."""
     entry: dict[str, Any] = json.loads(line)
-    return entry.get("step") if entry["kind"] == "metrics" and "final/" not in line else None
+    return entry.get("step") if entry["kind"] == "step" else None
 
 
 def words(same: bool) -> str:

@@ -89,9 +89,9 @@ def ray_start(folder: str) -> None:
     result, clock, _ = sweep(space, folder, *settings)
     firsts = []
     for record in result.records:
-        journal = result.folder / "trials" / record.point.name / "tracking" / "journal.jsonl"
+        journal = result.folder / "trials" / record.point.name / "metrics.jsonl"
         entries = [json.loads(line) for line in journal.read_text("utf-8").splitlines()]
-        firsts.append(next(entry["ts"] for entry in entries if entry["kind"] == "metrics") / 1000)
+        firsts.append(next(entry["time"] for entry in entries if entry["kind"] == "step") / 1000)
     print("trials of the Ray engine, request -> first step")
     print(f"  new actors {firsts[0] - clock.phases['starting trials']:.1f} s (goal 12); on reused actors, the trial "
           "before included: " + ", ".join(f"{b - a:.1f} s" for a, b in itertools.pairwise(firsts)))  # fmt: skip

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from difc_ray.config import Config, resolve
 from difc_ray.runs.configuration import requested_config
 from difc_ray.runs.train import Result, Silent
+from difc_ray.tracking import entries
 from tests import runs
 from tests.checkpoints import raw
 from tests.runs import small_config, write_yaml
@@ -120,10 +121,10 @@ def end_of(run_dir: Path) -> End:
     summary = json.loads((run_dir / "summary.json").read_text())
     for key in ("wall_s", "step_ms", "checkpoint", "engine", "restarts"):
         del summary[key]
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    records = list(entries(run_dir / "metrics.jsonl", "step", "evaluation"))
     for record in records:
-        record.pop("seconds", None)
-        record.pop("sent_bytes", None)
+        for field in ("seconds", "sent_bytes", "worker_restarts"):
+            record.pop(field, None)
     return End(
         weights={name: raw(tensor) for name, tensor in load_file(newest / "weights.safetensors").items()},
         state={name: raw(tensor) for name, tensor in load_file(newest / "state.safetensors").items()},

@@ -369,9 +369,10 @@ def sync(
     """  # noqa: D301
     from difc_ray.cli.console import console
     from difc_ray.cli.tables import print_sync
+    from difc_ray.tracking import TrackingFolder
     from difc_ray.tracking import sync as run
 
-    if not (run_dir / "tracking").is_dir():
+    if not TrackingFolder(run_dir).journal.exists():
         from difc_ray.runs.setup import check_run_folder
 
         check_run_folder(run_dir.absolute(), "RUN_DIR must be a run folder", "command line")

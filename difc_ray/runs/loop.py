@@ -21,7 +21,7 @@ from difc_ray.config import Config
 from difc_ray.errors import CheckpointError
 from difc_ray.files import write_json
 from difc_ray.runs.checkpoint import load, save
-from difc_ray.runs.metrics_log import MetricsLog, record_metrics
+from difc_ray.runs.metrics_log import MetricsLog
 from difc_ray.runs.profile import Profile
 from difc_ray.runs.selection import SELECTORS
 from difc_ray.runs.state import Start, checkpoint_path, make_snapshot, model_state
@@ -135,7 +135,7 @@ class Training:
         self.saved = self.step if start.point is None else -1  # a new run has its checkpoint of step 0
         self.selector = SELECTORS.get(self.config.selection)()
         self.recorded_restarts = ""
-        self.log = MetricsLog(run_dir / "metrics.jsonl", self.step, self.progress.evaluated)
+        self.log = MetricsLog(tracker, self.step, self.progress.evaluated)
         self.profile = Profile(self.config, self.step, run_dir)
 
     def evaluations(self) -> Iterator[Evaluation]:
@@ -234,8 +234,7 @@ class Training:
             self.progress.add("steps", 1.0)
             for part, seconds in record.seconds.items():
                 self.progress.add(part, seconds)
-            self.log.step(record)
-            self.tracker.metrics(record.step + 1, {**record_metrics(record), **restarts})
+            self.log.step(record, restarts)
             if record.skipped:
                 where = {"event": "step skipped", "step": record.step}
                 log.warning("step %d skipped: %s", record.step, record.skipped, extra=where)
@@ -245,13 +244,13 @@ class Training:
             self.step = records[-1].step + 1
         self.display.steps(records)
 
-    def _restarts(self) -> dict[str, float]:
-        """How many workers were replaced so far, as a metric; and by domain in a tag, when there is one more."""
+    def _restarts(self) -> int:
+        """How many workers were replaced so far; and by domain in a tag, when there is one more."""
         restarts = ", ".join(f"{name} {n}" for name, n in self.engine.restarts.items() if n)
         if restarts != self.recorded_restarts:
             self.recorded_restarts = restarts
             self.tracker.tags({"engine.restarts": restarts})
-        return {"engine/restarts": float(sum(self.engine.restarts.values()))}
+        return sum(self.engine.restarts.values())
 
     def _write_profile(self) -> None:
         self.display.notice(self.profile.write())
@@ -282,7 +281,6 @@ class Training:
             for m in validated:
                 values |= {f"val/recall/{m.domain}/{name}": r for name, r in zip(names, m.per_class, strict=True)}
         values["selection/score"] = score
-        self.tracker.metrics(self.step, values)
         self.log.evaluation(self.step, values, np.sum([m.confusion for m in validated], axis=0).tolist())
         self.display.evaluation(self.step, metrics, score, best)
         if best:
@@ -294,7 +292,6 @@ class Training:
         began = time.perf_counter()
         self.progress.elapsed_s += time.monotonic() - self.started
         self.started = time.monotonic()
-        self.log.flush()
         root = self.run_dir / "checkpoints"
         try:
             with self.profile.recorder.span("checkpoint"):

@@ -1,31 +1,13 @@
-"""What a run writes down about its steps: flat metrics for the tracker, and `metrics.jsonl`."""
+"""What the loop writes into `metrics.jsonl` about its steps, and what figures and the summary read there."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from difc_ray.step.coordinator import StepRecord
-
-
-def record_metrics(record: StepRecord) -> Mapping[str, float]:
-    """One step as flat metric names for the tracker."""
-    metrics = {f"train/loss/{domain}": loss for domain, loss in record.losses.items()}
-    metrics |= {f"train/accuracy/{domain}": value for domain, value in record.accuracies.items()}
-    metrics |= {f"align/{name}": value for name, value in record.penalty.items()}
-    metrics |= {f"harmonize/{name}": value for name, value in record.values.items()}
-    if record.row_cosines:
-        metrics["harmonize/min_row_cosine"] = min(record.row_cosines)
-        metrics["harmonize/min_margin_after"] = min(record.margins_after)
-    metrics["harmonize/conflict"] = float(record.conflict)
-    metrics["train/skipped"] = float(bool(record.skipped))
-    if record.sent_bytes:
-        metrics["transport/sent_mb_per_worker"] = max(record.sent_bytes) / 1e6
-    return metrics | {f"time/{part}_ms": 1e3 * seconds for part, seconds in record.seconds.items()}
-
+from difc_ray.tracking import Tracker, entries
 
 Counts = Sequence[Sequence[int]]
 """A confusion matrix: rows are true classes, columns predicted ones."""
@@ -35,38 +17,42 @@ MOST_CLASSES = 50
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one line per step and per evaluation; a resumed run drops the lines behind its checkpoint.
+    """Steps and evaluations in the journal of a run; what a resumed run finds behind its checkpoint is taken back.
 
     Nothing of a step is held in memory but what it counts for; the figures are made from the file.
 
     Args:
-        path: the file.
+        tracker: appends to the journal.
         step: the step to continue from.
         evaluated: the last step whose evaluation is already known.
     """
 
-    def __init__(self, path: Path, step: int, evaluated: int) -> None:
-        self.path, self.skipped = path, 0
+    def __init__(self, tracker: Tracker, step: int, evaluated: int) -> None:
+        self.tracker, self.skipped = tracker, 0
+        self.path = tracker.folder.journal
         self._taken = self._conflicts = 0
-        if path.exists():
-            kept = path.with_name(f"{path.name}.kept")
-            with kept.open("w", encoding="utf-8") as file:
-                for entry in _entries(path):
-                    if entry["step"] <= (step if entry["kind"] == "step" else evaluated):
-                        file.write(json.dumps(entry) + "\n")
-                        self._count(entry)
-            kept.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        behind = False
+        for entry in entries(self.path, "step", "evaluation"):
+            if entry["step"] > (step if entry["kind"] == "step" else evaluated):
+                behind = True
+            elif entry["kind"] == "step":
+                self._count(entry)
+        if behind:
+            tracker.record("rewound", {"step": step, "evaluated": evaluated})
 
-    def step(self, record: StepRecord) -> None:
-        """One step taken; `step` counts the steps after it."""
-        entry = {"kind": "step", **asdict(record), "step": record.step + 1}
-        self._file.write(json.dumps(entry) + "\n")
+    def step(self, record: StepRecord, restarts: int = 0) -> None:
+        """One step taken; `step` counts the steps after it.
+
+        Args:
+            record: what it did.
+            restarts: workers that were replaced so far.
+        """
+        replaced = {"worker_restarts": restarts} if restarts else {}
+        entry = {**asdict(record), "step": record.step + 1, **replaced}
+        self.tracker.record("step", entry)
         self._count(entry)
 
     def _count(self, entry: Mapping[str, Any]) -> None:
-        if entry["kind"] != "step":
-            return
         if entry["skipped"]:
             self.skipped += 1
             return
@@ -83,17 +69,7 @@ class MetricsLog:
                 out where there are more than :data:`MOST_CLASSES` classes.
         """
         kept = {"confusion": confusion} if 0 < len(confusion) <= MOST_CLASSES else {}
-        entry = {"kind": "evaluation", "step": step, **values, **kept}
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-
-    def flush(self) -> None:
-        """Everything so far to the file."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        self.tracker.record("evaluation", {"step": step, **values, **kept})
 
     @property
     def conflict_share(self) -> float:
@@ -104,7 +80,7 @@ class MetricsLog:
         """Steps of the evaluations, and the confusion matrix of each; empty where there are too many classes."""
         steps: list[int] = []
         counts: list[Counts] = []
-        for entry in self._read("evaluation"):
+        for entry in entries(self.path, "evaluation"):
             if "confusion" in entry:
                 steps.append(entry["step"])
                 counts.append(entry["confusion"])
@@ -147,20 +123,4 @@ class MetricsLog:
 
     def _taken_steps(self) -> Iterator[dict[str, Any]]:
         """Steps that were not skipped."""
-        return (entry for entry in self._read("step") if not entry["skipped"])
-
-    def _read(self, kind: str) -> Iterator[dict[str, Any]]:
-        """What has been written so far, one entry after the other."""
-        self.flush()
-        return (entry for entry in _entries(self.path) if entry["kind"] == kind)
-
-
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a file, up to a line that is not complete: the one in hand when its process was killed."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                return
-            yield entry
+        return (entry for entry in entries(self.path, "step") if not entry["skipped"])

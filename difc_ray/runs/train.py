@@ -37,7 +37,7 @@ from difc_ray.runs.state import Start, export_model, make_snapshot
 from difc_ray.runs.trial_context import TrialContext
 from difc_ray.step.coordinator import StepRecord
 from difc_ray.step.evaluation import SplitMetrics, named_metrics
-from difc_ray.tracking import MlflowTracker, Status, Tracker, TrackingSummary, Untracked, probe
+from difc_ray.tracking import MlflowTracker, Status, Tracker, TrackingSummary, probe
 
 log = logging.getLogger("difc_ray")
 
@@ -139,7 +139,6 @@ def stages(
             engine.start(start.state)
             tracker.tags({f"engine.{name}": value for name, value in engine.facts.items()})  # devices, nodes
             training = Training(start, engine, run_dir, tracker, display, interruption.interrupted)
-            stack.callback(training.log.close)
             trial.save = training.save
             yield from paused(training, trial)
             early = trial.stopped if trial.over(training.step) else ""
@@ -233,16 +232,14 @@ def make_tracker(
 ) -> Tracker:
     """The tracker that the configuration asks for; a server out of reach is a warning, not an end.
 
-    A run of a sweep only writes its journal: the sweep's uploader sends it.
+    Without MLflow, a run only writes its journal; a run of a sweep does too, which the sweep's uploader sends.
     """
     uri, experiment = tracking_uri(config), config.tracking.experiment
-    if uri is None:
-        return Untracked(run_dir)
-    if trial.alone and (trouble := probe(uri, timeout_s=2.0)):
+    if uri is None or not trial.alone:
+        return Tracker(run_dir, uri, experiment, resume=resumed, notice=notice, parent=trial.parent)
+    if trouble := probe(uri, timeout_s=2.0):
         notice(f"{trouble} Training goes on; records are kept in {run_dir} and sent when the server is back.")
-    return MlflowTracker(
-        run_dir, uri, experiment, resume=resumed, notice=notice, upload=trial.alone, parent=trial.parent
-    )
+    return MlflowTracker(run_dir, uri, experiment, resume=resumed, notice=notice)
 
 
 def paused(training: Training, trial: TrialContext) -> Iterator[Evaluation]:

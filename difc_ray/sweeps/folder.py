@@ -6,14 +6,15 @@
     config.yaml         what all trials share
     trials/00007/       the run folder of a trial
     trials/00007.json   its values and its status
-    tracking/           the journal of the sweep's own MLflow run
+    metrics.jsonl       the journal of the sweep's own MLflow run
+    tracking/           how far that is sent
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from difc_ray.files import write_json
 from difc_ray.runs.checkpoint import newest_valid
 from difc_ray.sweeps.space import Space, read_space
 from difc_ray.sweeps.trials import Point
+from difc_ray.tracking import TrackingFolder, entries
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
 ENDED = ("finished", "stopped", "failed")
@@ -159,11 +161,10 @@ class SweepFolder:
     def evaluations(self, number: int) -> Evaluations:
         """What a trial has reported so far."""
         found = Evaluations()
-        for entry in _lines(self.run_dir(number) / "metrics.jsonl"):
-            if entry.get("kind") == "evaluation":
-                found.steps.append(int(entry["step"]))
-                # a confusion matrix stands there as well
-                found.values.append({k: v for k, v in entry.items() if k != "step" and isinstance(v, int | float)})
+        for entry in entries(TrackingFolder(self.run_dir(number)).journal, "evaluation"):
+            found.steps.append(int(entry["step"]))
+            # a confusion matrix stands there as well
+            found.values.append({k: v for k, v in entry.items() if k != "step" and isinstance(v, int | float)})
         return found
 
     def summary(self, number: int) -> dict[str, Any] | None:
@@ -182,16 +183,3 @@ class SweepFolder:
         except CheckpointError:
             shutil.rmtree(self.run_dir(number), ignore_errors=True)
             return False
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file, up to one that is cut off."""
-    try:
-        text = path.read_text("utf-8")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return

@@ -26,7 +26,7 @@ def sweep_tracker(
         return None
     if trouble := probe(uri, timeout_s=2.0):
         notice(f"{trouble} The sweep goes on; records are kept in {folder.path} and sent when the server is back.")
-    return MlflowTracker(folder.path, uri, base.tracking.experiment, resume=resume, notice=notice, family=True)
+    return MlflowTracker(folder.path, uri, base.tracking.experiment, resume=resume, notice=notice)
 
 
 def sweep_params(space: Space, base: Config) -> dict[str, object]:

@@ -37,7 +37,7 @@ from difc_ray.sweeps.search import optuna_searcher, replay, scheduler_of
 from difc_ray.sweeps.space import Space
 from difc_ray.sweeps.trial import SweepInfo, Trial, number_of
 from difc_ray.sweeps.trials import Point
-from difc_ray.tracking import MlflowTracker
+from difc_ray.tracking import MlflowTracker, Tracker, TrackingFolder
 
 log = logging.getLogger("difc_ray")
 
@@ -346,11 +346,9 @@ class Sweep:
         reason = "its process was ended before it could write a checkpoint" if stopped else cause_of(trial)
         self.folder.write(replace(record, status="interrupted" if stopped else "failed", reason=reason))
         run_dir, uri = self.folder.run_dir(number), tracking_uri(self.base)
-        if uri is not None and (run_dir / "tracking").is_dir():
-            experiment = self.base.tracking.experiment
-            MlflowTracker(run_dir, uri, experiment, resume=True, upload=False, parent=self.key).finish(
-                "KILLED" if stopped else "FAILED", reason
-            )
+        if TrackingFolder(run_dir).journal.exists():
+            tracker = Tracker(run_dir, uri, self.base.tracking.experiment, resume=True, parent=self.key)
+            tracker.finish("KILLED" if stopped else "FAILED", reason)
 
     def guarded(self, action: Callable[[], None]) -> None:
         """Does something for Tune's callbacks; what goes wrong there must not end the sweep."""

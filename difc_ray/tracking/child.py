@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from difc_ray.tracking.folder import TrackingFolder
@@ -31,11 +30,10 @@ class UploaderProcess:
         folder: the run's tracking files.
         uri: the tracking URI, with credentials.
         settings: pace and patience.
-        options: more arguments of its command line.
     """
 
-    def __init__(self, folder: TrackingFolder, uri: str, settings: UploadSettings, options: Sequence[str] = ()) -> None:
-        self._folder, self._uri, self._settings, self._options = folder, uri, settings, options
+    def __init__(self, folder: TrackingFolder, uri: str, settings: UploadSettings) -> None:
+        self._folder, self._uri, self._settings = folder, uri, settings
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -43,6 +41,11 @@ class UploaderProcess:
     def pid(self) -> int | None:
         """Its process number while it runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def started(self) -> bool:
+        """Whether it was ever started."""
+        return self._starts > 0
 
     @property
     def exit_code(self) -> int | None:
@@ -57,15 +60,8 @@ class UploaderProcess:
     def start(self) -> None:
         """Start it; if that fails, training goes on and the journal is sent later."""
         self._starts += 1
-        with self._folder.log.open("ab") as log, contextlib.suppress(OSError):
-            self._process = subprocess.Popen(
-                uploader_command(self._folder.run_dir, *self._options),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=uploader_environ(self._uri, self._settings),
-                start_new_session=True,  # Ctrl-C in the terminal is not meant for it
-            )
+        with contextlib.suppress(OSError):  # Ctrl-C in the terminal is not meant for it
+            self._process = launch(self._folder, self._uri, self._settings, own_session=True)
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it ended within so many seconds."""
@@ -84,6 +80,29 @@ class UploaderProcess:
             if not self.wait(_END_S):
                 self._process.kill()
                 self.wait(_KILLED_S)  # even a killed one first ends what it has asked of a disk
+
+
+def launch(
+    folder: TrackingFolder, uri: str, settings: UploadSettings, *options: str, own_session: bool = False
+) -> subprocess.Popen[bytes]:
+    """Starts the uploader as a child: what it imports, logs and sets stays out of this process.
+
+    Args:
+        folder: the run's files; the uploader's log is among them.
+        uri: the tracking URI, with credentials.
+        settings: pace and patience.
+        options: more arguments of its command line.
+        own_session: whether signals of the terminal do not reach it.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.log.open("ab") as log:
+        return subprocess.Popen(
+            uploader_command(folder.run_dir, *options), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=uploader_environ(uri, settings), start_new_session=own_session,
+        )  # fmt: skip
 
 
 def uploader_command(run_dir: Path, *options: str) -> list[str]:

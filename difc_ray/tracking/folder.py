@@ -1,17 +1,24 @@
-"""The files of ``<run>/tracking``, as paths."""
+"""The files of a run that tracking knows: its journal, and ``<run>/tracking``, which the uploader keeps.
+
+A sweep's folder has the same, and ``trials/<name>/``, each a run folder.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from difc_ray.files import Lock, read_json
+from difc_ray.tracking.journal import FILE, last_record
+
+TRIALS = "trials"
 
 
 @dataclass(frozen=True)
 class TrackingFolder:
-    """Paths of one run's tracking files.
+    """Paths of one run's files.
 
     Args:
         run_dir: the run's output folder.
@@ -26,12 +33,12 @@ class TrackingFolder:
     @property
     def journal(self) -> Path:
         """What the run recorded, one JSON line per record."""
-        return self.path / "journal.jsonl"
+        return self.run_dir / FILE
 
     @property
     def cursor(self) -> Path:
         """How far each store has it."""
-        return self.path / "cursor.json"
+        return self.path / "sent.json"
 
     @property
     def run(self) -> Path:
@@ -49,7 +56,8 @@ class TrackingFolder:
         return self.path / "refused.jsonl"
 
     def lock(self) -> Lock:
-        """A lock of the process that uploads."""
+        """A lock of the process that uploads; the folder of the uploader's files is made."""
+        self.path.mkdir(parents=True, exist_ok=True)
         return Lock(
             self.path / "uploader.lock",
             rule="the records of a run must be sent by one process at a time",
@@ -66,9 +74,31 @@ class TrackingFolder:
         """The model in MLflow's format."""
         return self.run_dir / "model"
 
+    def trials(self) -> list[TrackingFolder]:
+        """The trials of a sweep that have a journal, by name; none of a run."""
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.run_dir / TRIALS) if entry.is_dir())
+        except OSError:
+            return []
+        found = [TrackingFolder(self.run_dir / TRIALS / name) for name in names]
+        return [folder for folder in found if folder.journal.exists()]
+
+    def all(self) -> list[TrackingFolder]:
+        """This folder, and its trials."""
+        return [self, *self.trials()]
+
+    def sweep(self) -> TrackingFolder | None:
+        """The sweep that this run is a trial of, by its place; None: it lies elsewhere."""
+        above = self.run_dir.absolute().parent
+        return TrackingFolder(above.parent) if above.name == TRIALS else None
+
     def sent_seq(self, store: str) -> int:
         """Number of the last journal record that ``store`` has, 0 for none."""
         return int(read_json(self.cursor).get(store, {}).get("seq", 0))
+
+    def pending(self, store: str) -> int:
+        """How many records ``store`` does not have."""
+        return max(0, last_record(self.journal).seq - self.sent_seq(store))
 
     def identity(self, store: str) -> dict[str, Any]:
         """``run_id``, ``experiment_id`` and ``models`` of this run in ``store``; empty before the run exists there."""

@@ -1,20 +1,26 @@
-"""The journal: what a run recorded, in order, one JSON line per record.
+"""The journal of a run, `metrics.jsonl`: all that it records, in order, one JSON line per record.
 
-A record is ``{"seq": 7, "ts": <milliseconds>, "kind": "metrics", ...}``. Kinds and their fields:
+The file only grows: whoever sends it to MLflow remembers how far he is, and whoever draws a figure reads it. A record
+is ``{"seq": 7, "time": <milliseconds since 1970>, "kind": "step", ...}``. Kinds and their fields:
 
-=========  ==================================================================
-start      run_name, experiment, params, tags, key, attempt, store, pid, host, parent (the key of the run it is part of)
-metrics    step, values (a value that is not finite is a string: "nan", "inf")
-tags       tags
-artifact   path, folder
-model      path, step, register
-finish     status, error
-=========  ==================================================================
+==========  ==================================================================
+start       run_name, experiment, store (null: tracked nowhere), params, tags, key, attempt, pid, started, host, parent
+            (the key of the run that it is nested in)
+step        step (updates taken), and all that is known of the last of them, see :mod:`difc_ray.tracking.points`
+evaluation  step, the metrics by name, confusion
+metrics     step, values: what is neither of the two
+tags        tags
+artifact    path, folder
+model       path, step, register
+rewound     step, evaluated: the run goes on from there, and what is above of later steps and evaluations holds no more
+finish      status, error
+==========  ==================================================================
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -23,8 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+FILE = "metrics.jsonl"
+"""The journal's name in a run's folder."""
 _CHUNK_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 16
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "start": ("key",), "step": ("step",), "evaluation": ("step",), "metrics": ("step", "values"),
+    "rewound": ("step", "evaluated"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +44,8 @@ class Record:
     """One line of the journal."""
 
     seq: int
-    ts: int
+    """Its number, from 1; 0 if it has none."""
+    time: int
     """Wall clock in ms since 1970."""
     kind: str
     """One of the kinds above, or ``damaged`` for a line that cannot be read."""
@@ -71,7 +84,7 @@ class JournalWriter:
             OSError: the disk is full or gone; the record is lost, later ones are not.
         """
         with self._lock:
-            head = {"seq": self.last_seq + 1, "ts": time.time_ns() // 1_000_000, "kind": kind}
+            head = {"seq": self.last_seq + 1, "time": time.time_ns() // 1_000_000, "kind": kind}
             line = json.dumps({**head, **content}, separators=(",", ":")).encode() + b"\n"
             whole = b"\n" + line if self._torn else line
             written = 0
@@ -100,10 +113,12 @@ def read_records(path: Path, offset: int = 0, limit_bytes: int | None = None) ->
     """The complete records from a byte offset on.
 
     Args:
-        path: the journal.
+        path: the journal; one that is not there has none.
         offset: where a record begins.
         limit_bytes: stop after about so many bytes; None: at the end of the file.
     """
+    if not path.exists():
+        return
     with path.open("rb") as file:
         file.seek(offset)
         position, rest = offset, b""
@@ -117,37 +132,67 @@ def read_records(path: Path, offset: int = 0, limit_bytes: int | None = None) ->
                 return
 
 
+def entries(path: Path, *kinds: str) -> Iterator[dict[str, Any]]:
+    """What the records of these kinds say, without their numbers and times, and without what was taken back later.
+
+    Args:
+        path: the journal; one that is not there has none.
+        kinds: of records.
+    """
+    rewinds = _rewinds(path)
+    limits = [(math.inf, math.inf)]  # of step and evaluation, behind each rewinding and, first, before all of them
+    for rewind in reversed(rewinds):
+        limits.insert(0, (min(rewind["step"], limits[0][0]), min(rewind["evaluated"], limits[0][1])))
+    met = 0
+    for record in read_records(path):
+        if record.kind == "rewound":
+            met += met < len(rewinds)  # a run at work may have added one
+        elif record.kind in kinds:
+            bounds = {"step": limits[met][0], "evaluation": limits[met][1]}
+            if record.data.get("step", 0) <= bounds.get(record.kind, math.inf):
+                yield {name: value for name, value in record.data.items() if name not in ("seq", "time")}
+
+
+def _rewinds(path: Path) -> list[dict[str, Any]]:
+    """What the ``rewound`` records say; other lines are not parsed, there may be millions."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        found = [_parse(line, 0) for line in file if b'"rewound"' in line]
+    return [record.data for record in found if record.kind == "rewound"]
+
+
 @dataclass
 class JournalSurvey:
-    """What a resumed run, or :func:`difc_ray.tracking.sync`, has to know of a journal."""
+    """What a resumed run, an addition to it, or :func:`difc_ray.tracking.sync` has to know of a journal."""
 
     last_seq: int = 0
-    last_ts: int = 0
+    last_time: int = 0
     attempts: int = 0
     start: dict[str, Any] = field(default_factory=dict)
     """The last ``start`` record."""
     key: str | None = None
     """What marks this run in every store."""
+    last: Record | None = None
+    """The last record that is not of kinds that may be added after the end."""
     finished: bool = False
     """Whether the last record is ``finish``."""
-    last_steps: dict[str, int] = field(default_factory=dict)
-    """Per metric, the last step that was recorded."""
+    points: dict[tuple[str, int], float] = field(default_factory=dict)
+    """(name, step) -> the last value of it in a ``metrics`` record."""
 
 
 def survey(path: Path) -> JournalSurvey:
     """Read a journal through; an absent one is an empty one."""
     found = JournalSurvey()
-    if not path.exists():
-        return found
     for record in read_records(path):
-        found.last_seq, found.last_ts = max(found.last_seq, record.seq), max(found.last_ts, record.ts)
+        found.last_seq, found.last_time = max(found.last_seq, record.seq), max(found.last_time, record.time)
         if record.kind == "damaged":
             continue
         found.finished = record.kind == "finish"
+        if record.kind not in ("metrics", "artifact"):
+            found.last = record
         if record.kind == "metrics":
-            step = int(record.data["step"])
-            for name in record.data["values"]:
-                found.last_steps[name] = max(found.last_steps.get(name, step), step)
+            found.points |= {(name, int(record.data["step"])): value for name, value in record.data["values"].items()}
         elif record.kind == "start":
             found.attempts += 1
             found.start = record.data
@@ -157,37 +202,36 @@ def survey(path: Path) -> JournalSurvey:
 
 def ends_with_finish(path: Path) -> bool:
     """Whether the last record says that the run has ended."""
-    lines = _tail(path).rstrip(b"\n").split(b"\n")
-    return _parse(lines[-1], 0).kind == "finish"
+    return last_record(path).kind == "finish"
 
 
-def last_seq(path: Path) -> int:
-    """Number of the last record, read from the end of the file; 0 for an absent or empty journal."""
-    *whole, _ = _tail(path).split(b"\n")
-    found = max((_parse(line, 0).seq for line in whole[-3:] if line), default=0)
-    return found or survey(path).last_seq  # what is damaged, or longer than the tail
-
-
-def _tail(path: Path) -> bytes:
-    """The last 64 KiB of a file, nothing of one that is not there."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return file.read()
-    except OSError:
-        return b""
+def last_record(path: Path) -> Record:
+    """The last complete record that can be read, looked for from the end of the file; else one of number 0."""
+    found = Record(seq=0, time=0, kind="none", data={}, end=0)
+    if not path.exists():
+        return found
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        *lines, _ = file.read().split(b"\n")
+    for line in reversed(lines):
+        if line and (record := _parse(line, 0)).kind != "damaged":
+            return record
+    for record in read_records(path):  # all of it is damaged, or one line is longer than the tail
+        found = found if record.kind == "damaged" else record
+    return found
 
 
 def _parse(line: bytes, end: int) -> Record:
     try:
         data = json.loads(line)
-        if data["kind"] == "metrics":
-            _ = int(data["step"]), data["values"].items()
-        elif data["kind"] == "start":
-            _ = data["key"]
-        return Record(seq=int(data["seq"]), ts=int(data["ts"]), kind=str(data["kind"]), data=data, end=end)
+        kind = str(data["kind"])
+        for name in _NEEDED.get(kind, ()):
+            _ = int(data[name]) if name in ("step", "evaluated") else data[name]
+        if kind == "metrics":
+            _ = data["values"].items()
+        return Record(seq=int(data.get("seq", 0)), time=int(data.get("time", 0)), kind=kind, data=data, end=end)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Record(seq=0, ts=0, kind="damaged", data={"line": line[:200].decode("utf-8", "replace")}, end=end)
+        return Record(seq=0, time=0, kind="damaged", data={"line": line[:200].decode("utf-8", "replace")}, end=end)
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -98,7 +98,7 @@ def read_run(uri: str, run_id: str) -> RecordedRun:
 def _ask(uri: str, run_id: str) -> dict[str, dict[str, str]]:
     """What the child answers: ``params`` and ``tags``, or ``absent`` or ``failed`` with a reason."""
     done = subprocess.run(
-        [sys.executable, "-m", "difc_ray.tracking.reader", run_id],
+        [sys.executable, "-m", "difc_ray.tracking.uploader", "--read", run_id],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         env=uploader_environ(uri, UploadSettings.from_environ()),
     )  # fmt: skip

@@ -10,8 +10,7 @@ from typing import Any
 
 from difc_ray.files import exclusive, read_json, write_json
 from difc_ray.secrets import masked
-from difc_ray.tracking.failures import ParentAbsentError, UnavailableError
-from difc_ray.tracking.family import parent_folder
+from difc_ray.tracking.failures import ParentAbsentError, RefusedError, UnavailableError, judge, reason
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.names import clean_key
 from difc_ray.tracking.uris import sqlite_path, without_credentials
@@ -56,12 +55,12 @@ class RunStore:
                 self._client = MlflowClient(self.uri, registry_uri=self.uri)
         return self._client
 
-    def open(self, start: Mapping[str, Any], ts: int) -> None:
+    def open(self, start: Mapping[str, Any], time: int) -> None:
         """Create the run of a ``start`` record, or continue it.
 
         Args:
             start: the record's fields.
-            ts: its time in ms.
+            time: its time in ms.
 
         Raises:
             ParentAbsentError: the run that this one is nested in is not in the store.
@@ -72,7 +71,7 @@ class RunStore:
         if start.get("parent"):
             self.parent_id = self._parent(str(start["parent"]))
         if self.run_id is None:
-            self.run_id = self._created_before() or self._create(start, ts)
+            self.run_id = self._created_before() or self._create(start, time)
             self.remember()
         if start["attempt"]:
             self.client.update_run(self.run_id, status="RUNNING")
@@ -105,12 +104,12 @@ class RunStore:
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         send(self.run_id, str(path), folder or None)
 
-    def end(self, run_id: str, status: str, ts: int, error: str | None) -> None:
+    def end(self, run_id: str, status: str, time: int, error: str | None) -> None:
         """Close the run, with the tag ``error`` if there is one."""
         if error:
             self.client.set_tag(run_id, "error", error)
         self._remove_twins()
-        self.client.set_terminated(run_id, status, end_time=ts)
+        self.client.set_terminated(run_id, status, end_time=time)
 
     def remember(self) -> None:
         """Write what was created to ``run.json``."""
@@ -147,10 +146,10 @@ class RunStore:
         base = Path(sqlite_path(self.uri)).parent if is_file else self._folder.run_dir.absolute().parent
         return (base / "mlartifacts" / clean_key(experiment).replace("/", "_").replace(":", "_")).as_uri()
 
-    def _create(self, start: Mapping[str, Any], ts: int) -> str:
+    def _create(self, start: Mapping[str, Any], time: int) -> str:
         nested = {PARENT_TAG: self.parent_id} if self.parent_id else {}
         run = self.client.create_run(
-            self.experiment_id, start_time=ts, run_name=start["run_name"], tags={KEY_TAG: self.key, **nested}
+            self.experiment_id, start_time=time, run_name=start["run_name"], tags={KEY_TAG: self.key, **nested}
         )
         return str(run.info.run_id)
 
@@ -161,7 +160,7 @@ class RunStore:
     def _parent(self, key: str) -> str:
         """The run of that key; of several, the one that the sweep's own files name, because the others will go."""
         found = self._with_key(key)
-        above = parent_folder(self._folder)
+        above = self._folder.sweep()
         if not found:
             what = f"`difc-ray sync {shlex.quote(str(above.run_dir))}`" if above else "`difc-ray sync` of its folder"
             raise ParentAbsentError(
@@ -183,6 +182,20 @@ class RunStore:
         for run_id in self._with_key(self.key) if self.key else ():
             if run_id != self.run_id:
                 self.client.delete_run(run_id)
+
+
+def answer(uri: str, run_id: str) -> dict[str, Any]:
+    """The ``params`` and ``tags`` of a run; or ``absent`` if there is none, ``failed`` if the store does not say."""
+    from mlflow.tracking import MlflowClient
+
+    try:
+        with one_at_a_time(uri):
+            client = MlflowClient(uri, registry_uri=uri)
+        data = client.get_run(run_id).data
+    except Exception as error:
+        verdict = judge(error, uri)
+        return {"absent" if isinstance(verdict, RefusedError) else "failed": str(verdict or reason(error))}
+    return {"params": dict(data.params), "tags": dict(data.tags)}
 
 
 @contextlib.contextmanager

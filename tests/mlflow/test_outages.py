@@ -137,7 +137,7 @@ def test_a_refused_record_is_set_aside_alone(
     record(tracker, range(30))
     tracker.metrics(30, {"poison": 1.0})
     record(tracker, range(30, 60))
-    tracker.artifact(run_dir / "tracking" / "journal.jsonl")
+    tracker.artifact(run_dir / "metrics.jsonl")
     gone = run_dir / "gone.txt"
     gone.write_text("x")
     tracker.artifact(gone)
@@ -208,8 +208,8 @@ def test_the_uploader_dies_with_the_driver_and_sync_sends_the_rest(
     run = client(mlflow_server.url).get_run(report.run_id)
     assert run.info.status == "KILLED"
     assert "without a word" in run.data.tags["error"]
-    last = json.loads((run_dir / "tracking" / "journal.jsonl").read_text().splitlines()[-1])
-    assert run.info.end_time == last["ts"]
+    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert run.info.end_time == last["time"]
 
 
 def test_an_uploader_that_crashes_is_started_again(
@@ -276,4 +276,4 @@ def test_without_mlflow_training_goes_on(run_dir: Path, monkeypatch: pytest.Monk
     assert time.perf_counter() - began < PATIENCE_S
     assert summary.pending == 7
     assert "no mlflow here" in tracker.folder.log.read_text()
-    assert len((run_dir / "tracking" / "journal.jsonl").read_text().splitlines()) == 7
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 7

@@ -12,9 +12,9 @@ from difc_ray.config import Config, ConfigProblems, flat, load_config, resolve
 from difc_ray.errors import ConfigError
 from difc_ray.runs.configuration import _recorded_values, repeated_config, repetition_warnings
 from difc_ray.runs.setup import prepare, run_tags
-from difc_ray.tracking import MlflowTracker, RecordedRun, UploadSettings, reader, resolve_uri
+from difc_ray.tracking import MlflowTracker, RecordedRun, Tracker, UploadSettings, resolve_uri
 from difc_ray.tracking.names import clean_params
-from difc_ray.tracking.runs import KEY_TAG
+from difc_ray.tracking.runs import KEY_TAG, answer
 from tests.mlflow.test_round_trip import client
 from tests.runs import small_config
 
@@ -43,7 +43,7 @@ UNUSUAL = [
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The store of the runs in this folder, which this process asks itself."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("difc_ray.tracking.reading._ask", reader.answer)
+    monkeypatch.setattr("difc_ray.tracking.reading._ask", answer)
     return resolve_uri(None, tmp_path / "runs", {})
 
 
@@ -58,7 +58,10 @@ def test_unusual_values_come_back_after_a_resume(tmp_path: Path, uri: str, quick
     went_on = resolve(load_config(None, [*UNUSUAL[:-1], "steps=20", "eval_every=7", "resume=runs/first"]))
     for resume, config in ((False, first), (True, went_on)):  # the second uploader sends both
         folder = tmp_path / "runs" / "first"
-        tracker = MlflowTracker(folder, uri, "repeat", resume=resume, settings=quick, upload=resume)
+        tracker = (
+            MlflowTracker(folder, uri, "repeat", resume=True, settings=quick) if resume
+            else Tracker(folder, uri, "repeat")
+        )  # fmt: skip
         tracker.start(run_name="first", params=flat(config), tags={})
         summary = tracker.finish("FINISHED")
     assert (summary.pending, summary.refused) == (0, 0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,11 +18,14 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
+from difc_ray.config import resolve
 from difc_ray.data import make_augmentation
 from difc_ray.errors import CheckpointError
 from difc_ray.models import Model, build_model
+from difc_ray.runs.configuration import requested_config
 from difc_ray.runs.train import train
-from difc_ray.tracking import MlflowTracker, UploadSettings, resolve_uri, sync
+from difc_ray.tracking import MlflowTracker, UploadSettings, entries, resolve_uri, sync
+from difc_ray.tracking.journal import read_records
 from tests.mlflow.servers import MlflowServer, Proxy, Verdict
 from tests.ports import free_port
 from tests.runs import small_config
@@ -111,8 +116,8 @@ def test_everything_round_trips_though_each_request_fails_twice(
     assert run.data.tags["git.sha"] == "def"
     assert run.data.tags["domains"] == "mnist,fonts"
     written = {
-        record["step"]: record["ts"]
-        for record in map(json.loads, (run_dir / "tracking" / "journal.jsonl").read_text().splitlines())
+        record["step"]: record["time"]
+        for record in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
         if record["kind"] == "metrics"
     }
     arrived = {m.step: m.timestamp for m in mlflow.get_metric_history(summary.run_id, "train/loss/d3")}
@@ -180,6 +185,42 @@ def test_a_resumed_run_continues_the_same_mlflow_run(tmp_path: Path, run_dir: Pa
     assert "resume.1.seed" not in run.data.tags
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "stopped by a signal")
     assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path)
+
+
+def test_a_run_that_was_recorded_nowhere_is_sent_when_a_store_is_named(tmp_path: Path) -> None:
+    """It was resumed from a checkpoint before its end: MLflow has every step once, and so have figures and summary."""
+    changes: dict[str, Any] = {
+        "engine": "inline", "sources": ["mnist", "fonts"], "eval_every": 2, "checkpoint": {"every": 3, "keep": 9},
+    }  # fmt: skip
+    train(small_config(output=str(tmp_path), name="straight", steps=8, **changes))
+    run_dir = train(small_config(output=str(tmp_path), name="off", steps=5, **changes)).run_dir
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000005")
+    resumed = train(resolve(requested_config(None, [f"resume={run_dir}", "steps=8"])))
+    journal = run_dir / "metrics.jsonl"
+    (rewound,) = (record.data for record in read_records(journal) if record.kind == "rewound")
+    assert rewound["step"] < 5
+    taken = [{**step, "seconds": None} for step in entries(journal, "step")]
+    straight = tmp_path / "straight" / "metrics.jsonl"
+    assert taken == [{**step, "seconds": None} for step in entries(straight, "step")]
+    evaluated = {entry["step"]: entry for entry in entries(journal, "evaluation")}
+    assert evaluated.items() == {entry["step"]: entry for entry in entries(straight, "evaluation")}.items()
+    assert not (run_dir / "tracking").exists()
+
+    shutil.rmtree(run_dir / "export")  # both models are refused; to save them takes a minute, and is tested elsewhere
+    uri = resolve_uri(None, tmp_path, {})
+    report = sync(run_dir, uri)
+    assert (report.pending, report.refused, report.message) == (0, 2, None)
+    run = client(uri).get_run(report.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "off")
+    assert (run.data.params["steps"], run.data.tags["resume.1.steps"]) == ("5", "8")
+    losses = {step["step"]: step["losses"]["mnist"] for step in taken}
+    assert points(uri, report.run_id, "train/loss/mnist") == sorted(losses.items())
+    assert [step for step, _ in points(uri, report.run_id, "val/accuracy/fonts")] == [2, 4, 5, 6, 8]
+    final = resumed.summary["accuracy"]["fonts"]["test"]
+    assert points(uri, report.run_id, "final/test/accuracy/fonts")[-1] == (8, pytest.approx(final))
+    assert {"config.yaml", "summary.json", "figures"} <= {f.path for f in client(uri).list_artifacts(report.run_id)}
+    again = sync(run_dir, uri)
+    assert (again.sent, again.pending) == (0, 0)
 
 
 def test_two_runs_share_a_database_that_does_not_exist_yet(tmp_path: Path, quick: UploadSettings) -> None:

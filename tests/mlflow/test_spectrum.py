@@ -51,7 +51,7 @@ def test_findings_are_added_to_the_run_and_its_end_stays(
     copy = client(mlflow_server.url).download_artifacts(run_id, "spectrum/spectrum.json", str(tmp_path))
     assert Path(copy).read_text() == "second"
 
-    journal = run_dir / "tracking" / "journal.jsonl"
+    journal = run_dir / "metrics.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))  # cut off before the end is told
     assert add_afterwards(run_dir, {}, [], "spectrum") is not None
     assert end_again(run_dir) == ("KILLED", "stopped")
@@ -59,7 +59,7 @@ def test_findings_are_added_to_the_run_and_its_end_stays(
 
 def end_again(run_dir: Path) -> tuple[str, str | None]:
     """Status and error of the last record, which must be the first end once more, with a number of its own."""
-    records = [json.loads(line) for line in (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     numbers = [record["seq"] for record in records]
     assert numbers == sorted(set(numbers))
     first, last = next(record for record in records if record["kind"] == "finish"), records[-1]
@@ -71,5 +71,5 @@ def test_a_run_that_was_never_recorded_has_nothing_to_add_to(run_dir: Path) -> N
     assert add_afterwards(run_dir, {0: {"spectrum/top/mnist": 1.0}}, [], "spectrum") is None
     assert not (run_dir / "tracking").exists()
     (run_dir / "tracking").mkdir()
-    (run_dir / "tracking" / "journal.jsonl").write_text('{"seq": 1, "ts": 1, "kind": "tags", "tags": {}}\n')
+    (run_dir / "metrics.jsonl").write_text('{"seq": 1, "time": 1, "kind": "tags", "tags": {}}\n')
     assert add_afterwards(run_dir, {0: {"spectrum/top/mnist": 1.0}}, [], "spectrum") is None

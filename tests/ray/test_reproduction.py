@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from difc_ray.cli.reproduce import run_reproduction
 from difc_ray.studies.colored_mnist.running import SWEEP
 from difc_ray.sweeps.folder import SweepFolder
+from difc_ray.tracking import entries
 
 pytestmark = [
     pytest.mark.ray,
@@ -41,8 +41,7 @@ def test_a_table_its_files_and_going_on(tmp_path: Path, capsys: pytest.CaptureFi
         ours = [line for line in lines if int(line["restart"]) == record.point.seed
                 and line["method"] == ("erm", "hgp+gh")[record.point.setting]]  # fmt: skip
         assert [int(line["step"]) for line in ours] == list(range(1, 12))
-        entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        last = next(e for e in entries if e["kind"] == "evaluation" and e["step"] == 11)
+        last = next(e for e in entries(run_dir / "metrics.jsonl", "evaluation") if e["step"] == 11)
         assert float(ours[-1]["test"]) == last["all/accuracy/e90"]
         line = f"{ours[0]['method']}  restart {record.point.seed}  test {last['all/accuracy/e90']:.1%}  "
         assert line in told  # one update before the end, as in the table

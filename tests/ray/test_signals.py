@@ -163,7 +163,7 @@ def mlflow_status(store: Path, name: str) -> str:
 
 def finish_of(run_dir: Path) -> dict[str, Any]:
     """The last record for MLflow: it is written when the run ends, and then sent."""
-    last: dict[str, Any] = json.loads((run_dir / "tracking" / "journal.jsonl").read_text().splitlines()[-1])
+    last: dict[str, Any] = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["kind"] == "finish"
     return last
 
@@ -200,7 +200,7 @@ def test_sigint_while_workers_start(drive: Any, store: Path) -> None:
     driver.wait_for("starting domain workers", mark="load-hold-a--1-0")
     sent = driver.send(signal.SIGINT)
     assert driver.process.wait(PATIENCE_S) == 130
-    heard = finish_of(driver.run_dir)["ts"] / 1e3 - sent
+    heard = finish_of(driver.run_dir)["time"] / 1e3 - sent
     print(f"SIGINT while workers start: heard after {heard:.2f} s, ended after {time.time() - sent:.2f} s")
     assert heard < HEARD_S
     assert "Stopped by SIGINT" in driver.said

@@ -94,7 +94,7 @@ def test_an_interrupted_end_of_a_stopped_trial_is_made_up_for(tmp_path: Path, ra
     assert f"in the final evaluation; the checkpoint is written. Continue with `{COMMAND}`." in record.reason
     assert folder.summary(0) is None
     tags: dict[str, str] = {}
-    for entry in read_records(folder.run_dir(0) / "tracking" / "journal.jsonl"):
+    for entry in read_records(folder.run_dir(0) / "metrics.jsonl"):
         tags |= entry.data.get("tags", {})
     assert (tags["sweep.status"], COMMAND in tags["mlflow.note.content"]) == ("interrupted", True)
 
@@ -108,7 +108,7 @@ def test_an_interrupted_end_of_a_stopped_trial_is_made_up_for(tmp_path: Path, ra
     assert summary is not None
     assert (summary["steps"], summary["stopped"]) == (8, "asha at step 8")
     assert folder.evaluations(0).steps == [4, 8]
-    entries = list(read_records(folder.run_dir(0) / "tracking" / "journal.jsonl"))
+    entries = list(read_records(folder.run_dir(0) / "metrics.jsonl"))
     for entry in entries:
         tags |= entry.data.get("tags", {})
     assert (tags["sweep.status"], tags["sweep.stopped"]) == ("stopped", "asha at step 8")

@@ -11,7 +11,7 @@ from difc_ray.errors import ClusterError, Interrupted, ended
 from difc_ray.runs.signals import Signals
 from difc_ray.runs.train import final_status, run_log
 from difc_ray.runs.trial_context import TrialContext
-from difc_ray.tracking import MemoryTracker
+from difc_ray.tracking import Tracker, entries
 from tests.runs import small_config
 
 
@@ -25,7 +25,7 @@ def test_a_signal_while_something_failed(tmp_path: Path) -> None:
     signals.number = signal.SIGINT
     with (
         pytest.raises(Interrupted) as caught,
-        final_status(MemoryTracker(tmp_path), signals, tmp_path, TrialContext()),
+        final_status(Tracker(tmp_path, None, "e"), signals, tmp_path, TrialContext()),
     ):
         raise ClusterError("The actors were still starting.")
     assert str(caught.value) == (
@@ -41,13 +41,15 @@ def test_a_process_that_is_told_to_end_is_no_failure(
     tmp_path: Path, error: BaseException, status: str, traceback: bool
 ) -> None:
     """Ray ends the processes of trials so when their sweep is gone; a bug has its traceback in the run's log."""
-    tracker = MemoryTracker(tmp_path)
+    tracker = Tracker(tmp_path, None, "e")
+    tracker.start(run_name="r", params={}, tags={})
     with (
         pytest.raises(type(error)),
         run_log(tmp_path, small_config(), str),
         final_status(tracker, Signals(), tmp_path, TrialContext()),
     ):
         raise error
-    assert tracker.status == status
+    (end,) = entries(tmp_path / "metrics.jsonl", "finish")
+    assert end["status"] == status
     text = (tmp_path / "run.log").read_text()
     assert ("Traceback" in text) == traceback

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from difc_ray.config import load_config
 from difc_ray.errors import ConfigError
+from difc_ray.tracking import entries
 from tests.runs import small_config, train
 
 
@@ -19,8 +19,7 @@ def test_observed_domains_are_evaluated_and_choose_nothing(selection: str, tmp_p
         observe=["mnistm", "fonts"], eval_every=2,
     )  # fmt: skip
     result = train(config)
-    lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
-    seen = [line for line in lines if line["kind"] == "evaluation"]
+    seen = list(entries(result.run_dir / "metrics.jsonl", "evaluation"))
     assert [line["step"] for line in seen] == [2, 4, 5]
     for line in seen:
         assert {"all/accuracy/mnistm", "all/accuracy/fonts", "val/accuracy/mnist"} <= line.keys()

@@ -36,6 +36,7 @@ from difc_ray.studies.colored_mnist.running import (
 )
 from difc_ray.studies.colored_mnist.table import FLAW, Figure, footnotes, markdown, numbers, rows_of
 from difc_ray.sweeps.trials import trial_config
+from difc_ray.tracking import entries
 from tests.runs import run_inline, train
 
 HIDDEN = 12
@@ -285,8 +286,8 @@ def test_the_training_accuracy_is_that_of_the_examples_as_they_are(name: str, tm
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 1, "keep": 9})})
     run_dir = train(config).run_dir
     found = measured(config, run_dir)
-    entries = map(json.loads, (run_dir / "metrics.jsonl").read_text("utf-8").splitlines())
-    passes = {e["step"] - 1: math.fsum(e["accuracies"].values()) / 2 for e in entries if e["kind"] == "step"}
+    steps = entries(run_dir / "metrics.jsonl", "step")
+    passes = {step["step"] - 1: math.fsum(step["accuracies"].values()) / 2 for step in steps}
     for step in (1, 2):
         assert (found[step].train == passes[step]) == (name == "erm")  # a step of mixup sees blended pictures
     assert measured(config, run_dir) == found

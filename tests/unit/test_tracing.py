@@ -17,6 +17,7 @@ from difc_ray.runs.configuration import requested_config
 from difc_ray.runs.profile import chrome_trace
 from difc_ray.runs.setup import prepare
 from difc_ray.tracing import Origin, Recorder, Span, traced_steps
+from difc_ray.tracking import entries
 from tests.faults import Notices, end_of, resume, train
 from tests.runs import small_config
 from tests.traces import Trace, overlaps, read_trace
@@ -40,9 +41,9 @@ WORKER = {
 
 def recorded(folder: Path, trace: Trace) -> list[float]:
     """Seconds of the traced steps, as `metrics.jsonl` has them."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = trace.steps("coordinator")
-    return [line["seconds"]["step"] for line in lines if line["kind"] == "step" and line["step"] - 1 in steps]
+    taken = entries(folder / "metrics.jsonl", "step")
+    return [step["seconds"]["step"] for step in taken if step["step"] - 1 in steps]
 
 
 def assert_same_times(spans: list[float], steps: list[float]) -> None:

@@ -16,16 +16,11 @@ import pytest
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.runs.train import make_tracker
 from difc_ray.runs.trial_context import TrialContext
-from difc_ray.tracking import (
-    MemoryTracker,
-    MlflowTracker,
-    TrackingFolder,
-    UploadSettings,
-    sync,
-)
+from difc_ray.tracking import MlflowTracker, Tracker, UploadSettings, sync
 from difc_ray.tracking.child import UploaderProcess, uploader_command, uploader_environ
 from difc_ray.tracking.failures import RefusedError, UnavailableError, judge
 from difc_ray.tracking.journal import JournalWriter
+from difc_ray.tracking.replay import Replayer
 from difc_ray.tracking.sending import Uploader
 from tests.runs import small_config
 
@@ -92,55 +87,54 @@ class TestVerdicts:
         assert isinstance(judge(requests.HTTPError("oops", response=response), "http://h"), UnavailableError)
 
 
-class _FakeReplayer:
-    def __init__(self, failures: int) -> None:
-        self.failures, self.ended, self.exported = failures, True, 0
-
-    def pump(self) -> int:
-        if self.failures:
-            self.failures -= 1
-            raise UnavailableError("down")
-        return 0
-
-    def export_models(self) -> None:
-        self.exported += 1
-
-
 class TestPace:
-    def uploader(self, tmp_path: Path, failures: int, **settings: float) -> Uploader:
-        folder = TrackingFolder(tmp_path)
-        folder.path.mkdir()
-        replayer: Any = _FakeReplayer(failures)
-        uploader = object.__new__(Uploader)  # the annotation of `replayer` is checked in the tests; this is its double
-        uploader.__dict__.update(
-            folder=folder, replayer=replayer, settings=UploadSettings(**settings), failures=0, _failing_since=None
-        )
-        return uploader
+    @pytest.fixture
+    def exported(self) -> list[bool]:
+        """Grows by one whenever models are saved although the store is away."""
+        return []
 
-    def test_backoff_doubles_to_its_bound_with_jitter(self, tmp_path: Path) -> None:
-        uploader = self.uploader(tmp_path, 0)
+    @pytest.fixture
+    def uploader(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: list[bool]) -> Any:
+        """Makes an uploader whose store fails so many times, with these settings."""
+
+        def make(failures: int, **settings: float) -> Uploader:
+            left = [failures]
+
+            def pump(replayer: Replayer) -> None:
+                if left[0]:
+                    left[0] -= 1
+                    raise UnavailableError("down")
+
+            monkeypatch.setattr(Replayer, "pump", pump)
+            monkeypatch.setattr(Replayer, "export_models", lambda replayer: exported.append(True))
+            return Uploader(tmp_path, "http://h", UploadSettings(**settings))
+
+        return make
+
+    def test_backoff_doubles_to_its_bound_with_jitter(self, uploader: Any) -> None:
+        channel = uploader(0).own
         for failures, bound in ((1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (500, 60)):
-            uploader.failures = failures
-            waits = [uploader.backoff_s() for _ in range(200)]
+            channel.failures = failures
+            waits = [channel.backoff_s() for _ in range(200)]
             assert bound / 2 <= min(waits) < 0.6 * bound
             assert 0.9 * bound < max(waits) <= bound
 
-    def test_the_end_of_a_run_cuts_the_waiting_short(self, tmp_path: Path) -> None:
-        uploader = self.uploader(tmp_path, 2, backoff_first_s=0.2, backoff_max_s=60.0)
-        uploader.failures = 20  # the next wait would be 30 to 60 s
-        writer = JournalWriter(uploader.folder.journal)
+    def test_the_end_of_a_run_cuts_the_waiting_short(self, tmp_path: Path, uploader: Any, exported: list[bool]) -> None:
+        sending = uploader(2, backoff_first_s=0.2, backoff_max_s=60.0)
+        sending.own.failures = 20  # the next wait would be 30 to 60 s
+        writer = JournalWriter(sending.own.folder.journal)
         timer = threading.Timer(0.3, lambda: writer.append("finish", {"status": "FINISHED", "error": None}))
         timer.start()
         began = time.monotonic()
-        assert uploader.follow() == 0
+        assert sending.follow() == 0
         timer.join()
         writer.close()
         assert 0.3 < time.monotonic() - began < 25
-        assert uploader.replayer.exported >= 1
-        assert json.loads(uploader.folder.status.read_text()) == {"state": "ok"}
+        assert exported
+        assert json.loads(sending.own.folder.status.read_text()) == {"state": "ok"}
 
-    def test_sending_once_gives_up(self, tmp_path: Path) -> None:
-        assert self.uploader(tmp_path, 10**6, backoff_first_s=0.01, backoff_max_s=0.02).send_once(0.2) == 4
+    def test_sending_once_gives_up(self, tmp_path: Path, uploader: Any) -> None:
+        assert uploader(10**6, backoff_first_s=0.01, backoff_max_s=0.02).send_once(0.2) == 4
         assert json.loads((tmp_path / "tracking" / "status.json").read_text())["reason"] == "down"
 
     def test_settings(self) -> None:
@@ -156,34 +150,26 @@ class TestPace:
 
 class TestDriver:
     def records(self, run_dir: Path) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
-    @pytest.mark.usefixtures("no_child")
     def test_points_of_an_earlier_attempt_are_not_recorded_again(self, tmp_path: Path) -> None:
-        def attempt(steps: range, resume: bool) -> None:
-            tracker = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e", resume=resume)
+        def attempt(step: int, resume: bool) -> None:
+            tracker = Tracker(tmp_path, "http://127.0.0.1:9", "e", resume=resume)
             tracker.start(run_name="r", params={}, tags={})
-            for step in steps:
-                tracker.metrics(step, {"loss": step, "bad@": float("nan")} | ({"val": 1} if step % 5 == 0 else {}))
-            tracker.finish("FAILED", drain_s=0.0)
+            tracker.metrics(step, {"final": step, "bad": float("nan")})
+            tracker.metrics(9, {"final": step})
+            tracker.finish("FAILED")
 
-        attempt(range(10), resume=False)
-        attempt(range(6, 8), resume=True)  # crashed before it got anywhere new
-        attempt(range(4, 12), resume=True)
-        found = [
-            (key, record["step"])
-            for record in self.records(tmp_path)
-            if record["kind"] == "metrics"
-            for key in record["values"]
-        ]
-        assert len(found) == len(set(found))
-        assert sorted(step for key, step in found if key == "loss") == list(range(12))
-        assert sorted(step for key, step in found if key == "val") == [0, 5, 10]
+        attempt(9, resume=False)
+        attempt(9, resume=True)
+        attempt(12, resume=True)
+        values = [(r["step"], r["values"].get("final")) for r in self.records(tmp_path) if r["kind"] == "metrics"]
+        assert values == [(9, 9.0), (9, 9.0), (12, 12.0), (9, 12.0)]  # within one attempt nothing is compared
         starts = [record for record in self.records(tmp_path) if record["kind"] == "start"]
         assert [start["attempt"] for start in starts] == [0, 1, 2]
         assert len({start["key"] for start in starts}) == 1
-        renamed = [r for r in self.records(tmp_path) if r["kind"] == "tags" and "renamed" in str(r["tags"])]
-        assert len(renamed) == 1
+        numbers = [record["seq"] for record in self.records(tmp_path)]
+        assert numbers == list(range(1, len(numbers) + 1))
 
     @pytest.mark.usefixtures("no_child")
     def test_a_disk_that_fails_costs_records_and_one_warning(
@@ -210,11 +196,9 @@ class TestDriver:
         assert "4 records could not be written" in str(summary.message)
 
     @pytest.mark.usefixtures("no_child")
-    @pytest.mark.parametrize(("family", "patience_s"), [(False, 1.0), (True, 50.0)])
-    def test_the_child_of_a_sweep_may_close_the_runs_of_dead_trials(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: bool, patience_s: float
+    def test_the_child_has_the_rest_of_the_time_to_close_the_runs_of_dead_trials(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """When all is sent, that of a run has nothing left to do."""
         waited: list[float] = []
 
         def wait(child: UploaderProcess, timeout_s: float) -> bool:
@@ -223,10 +207,10 @@ class TestDriver:
 
         monkeypatch.setattr(UploaderProcess, "wait", wait)
         monkeypatch.setattr(MlflowTracker, "_pending", lambda tracker: 0)
-        tracker = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e", family=family)
+        tracker = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e")
         tracker.start(run_name="r", params={}, tags={})
         tracker.finish("FINISHED", drain_s=50.0)
-        assert waited == [pytest.approx(patience_s, abs=20.0 if family else 0.0)]
+        assert waited == [pytest.approx(50.0, abs=20.0)]
 
     def test_finish_without_start_does_nothing(self, tmp_path: Path) -> None:
         summary = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e").finish("FAILED", "early")
@@ -234,10 +218,10 @@ class TestDriver:
         assert self.records(tmp_path) == []
 
     def test_another_process_tells_the_end_of_a_run_that_died(self, tmp_path: Path) -> None:
-        dead = MlflowTracker(tmp_path, "http://127.0.0.1:9", "e", upload=False, parent="p")
+        dead = Tracker(tmp_path, "http://127.0.0.1:9", "e", parent="p")
         dead.start(run_name="r", params={}, tags={})
         for status in ("FAILED", "FINISHED"):  # the second finds an end
-            MlflowTracker(tmp_path, "http://127.0.0.1:9", "e", resume=True, upload=False).finish(status, "lost")
+            Tracker(tmp_path, "http://127.0.0.1:9", "e", resume=True).finish(status, "lost")
         kinds = [(record["kind"], record.get("status"), record.get("parent")) for record in self.records(tmp_path)]
         assert kinds == [("start", None, "p"), ("finish", "FAILED", None)]
 
@@ -249,8 +233,9 @@ class TestDriver:
             "from difc_ray.tracking import MlflowTracker\nfrom difc_ray.tracking.child import UploaderProcess\n"
             "UploaderProcess.start = lambda self: None\nUploaderProcess.may_start = False\n"
             "t = MlflowTracker(Path(sys.argv[1]), 'http://h', 'e'); t.start(run_name='r', params={}, tags={})\n"
-            "v = {f'train/loss/d{i}': 0.1 * i for i in range(30)}; took = []\n"
-            "for s in range(500):\n b = time.perf_counter(); t.metrics(s, v); took.append(time.perf_counter() - b)\n"
+            "v = {f'd{i}': 0.1 * i for i in range(30)}; took = []\n"
+            "for s in range(500):\n b = time.perf_counter(); t.record('step', {'step': s, 'losses': v})\n"
+            " took.append(time.perf_counter() - b)\n"
             "print(statistics.median(took) * 1e3)"
         )
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -269,40 +254,39 @@ def test_sync_needs_a_journal(tmp_path: Path) -> None:
         sync(tmp_path)
 
 
-def test_memory_tracker_is_a_twin(tmp_path: Path) -> None:
+def test_a_run_without_mlflow_writes_the_same_journal_and_no_other_file(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
-    tracker = MemoryTracker(tmp_path)
-    tracker.start(run_name="r", params={"a": {"b": 1}}, tags={"t": "1"})
-    tracker.metrics(1, {"x": 2.0})
-    tracker.metrics(2, {"x": 3.0})
-    tracker.tags({"t": "2"})
-    tracker.figure("curves", Figure())
-    tracker.artifact(tmp_path / "f", "folder")
-    tracker.model(tmp_path, step=7, register="best")
-    summary = tracker.finish("KILLED", "why")
-    assert tracker.recorded_metrics == {"x": [(1, 2.0), (2, 3.0)]}
-    assert (tracker.recorded_params, tracker.recorded_tags) == ({"a.b": 1}, {"t": "2"})
-    assert (tmp_path / "figures" / "curves.png").exists()
-    assert (tracker.recorded_artifacts, tracker.recorded_models) == ([(tmp_path / "f", "folder")], [(tmp_path, 7)])
-    assert tracker.registered_models == [("best", 7)]
-    assert (tracker.status, tracker.error, summary.pending) == ("KILLED", "why", 0)
-
-
-def test_a_run_without_mlflow_keeps_figures_in_its_folder_and_nothing_in_memory(tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    tracker = make_tracker(small_config(tracking={"mode": "off"}), tmp_path, TrialContext(), print, resumed=False)
-    before = dict(vars(tracker))
-    tracker.start(run_name="r", params={}, tags={})
-    for step in range(3):
-        tracker.metrics(step, {f"x{step}": 2.0})
-    tracker.figure("curves", Figure())
-    tracker.artifact(tmp_path / "f")
-    summary = tracker.finish("FINISHED")
-    assert vars(tracker) == before == {"run_dir": tmp_path}
-    assert (tmp_path / "figures" / "curves.png").exists()
-    assert (summary.run_id, summary.pending) == (None, 0)
+    (tmp_path / "f").write_text("x")
+    written = {}
+    for name, uri in (("off", None), ("trial", "http://h")):
+        run_dir, tracking = tmp_path / name, {"mode": "on" if uri else "off", "uri": uri}
+        trial = TrialContext(parent="p" if uri else None)
+        tracker = make_tracker(small_config(tracking=tracking), run_dir, trial, print, resumed=False)
+        tracker.start(run_name="r", params={"a": {"b": 1}, "api_key": "k"}, tags={"t": "1"})
+        tracker.record("step", {"step": 1})
+        tracker.metrics(2, {"x": 3.0})
+        tracker.figure("curves", Figure())
+        tracker.artifact(tmp_path / "f", "folder")
+        tracker.model(run_dir / "artifacts", step=7, register="best")
+        summary = tracker.finish("KILLED", "why")
+        assert {file.name for file in run_dir.iterdir()} == {"metrics.jsonl", "figures", "artifacts"}
+        assert (run_dir / "figures" / "curves.png").exists()
+        assert (summary.uri, summary.run_id, summary.pending, summary.message) == (uri or "off", None, 0, None)
+        records = list(map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()))
+        assert records[0]["store"] == uri
+        assert records[0]["params"] == {"a.b": "1", "api_key": "***"}
+        for record in records:
+            for field in ("time", "store", "key", "experiment", "parent"):
+                record.pop(field, None)
+        written[name] = records
+    assert written["off"] == written["trial"]
+    assert [record["kind"] for record in written["off"]] == [
+        "start", "step", "metrics", "artifact", "artifact", "model", "finish",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"can only be sent to a named one, got none .*--uri"):
+        sync(tmp_path / "off")
+    assert not (tmp_path / "off" / "tracking").exists()
 
 
 @pytest.mark.process

@@ -17,7 +17,7 @@ from difc_ray.tracking import (
     probe,
     resolve_uri,
 )
-from difc_ray.tracking.journal import JournalWriter, ends_with_finish, read_records, survey
+from difc_ray.tracking.journal import JournalWriter, ends_with_finish, entries, read_records, survey
 from difc_ray.tracking.names import clean_key, clean_params, clean_tags, clean_text, figure_path
 from difc_ray.tracking.uris import ui_command, without_credentials
 from tests.ports import free_port
@@ -39,7 +39,7 @@ class TestJournal:
         records = list(read_records(tmp_path / "journal.jsonl"))
         assert [record.seq for record in records] == [1, 2, 3, 4, 5]
         assert [record.data["values"]["a"] for record in records] == [step / 3 for step in range(5)]
-        assert all(before <= record.ts <= time.time() * 1000 + 1 for record in records)
+        assert all(before <= record.time <= time.time() * 1000 + 1 for record in records)
         again = list(read_records(tmp_path / "journal.jsonl", offset=records[2].end))
         assert [record.seq for record in again] == [4, 5]
 
@@ -47,7 +47,7 @@ class TestJournal:
         path = tmp_path / "journal.jsonl"
         journal.append("tags", {"tags": {}})
         with path.open("ab") as file:
-            file.write(b'{"seq":2,"ts":1,"ki')
+            file.write(b'{"seq":2,"time":1,"ki')
         assert [record.seq for record in read_records(path)] == [1]
 
     def test_a_torn_line_is_closed_and_skipped_by_number(self, journal: JournalWriter, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ class TestJournal:
         journal.append("tags", {"tags": {}})
         journal.close()
         with path.open("ab") as file:
-            file.write(b'{"seq":2,"ts":1,"ki')
+            file.write(b'{"seq":2,"time":1,"ki')
         second = JournalWriter(path, survey(path).last_seq)
         second.append("finish", {"status": "FAILED", "error": None})
         second.close()
@@ -79,15 +79,45 @@ class TestJournal:
         path = tmp_path / "journal.jsonl"
         assert survey(tmp_path / "none").attempts == 0
         journal.append("start", {"key": "first", "attempt": 0})
-        journal.append("metrics", {"step": 3, "values": {"a": 1.0, "b": "nan"}})
+        journal.append("metrics", {"step": 3, "values": {"a": 1.0, "b": 2.0}})
         journal.append("metrics", {"step": 4, "values": {"a": 1.0}})
         journal.append("finish", {"status": "FAILED", "error": None})
         assert ends_with_finish(path)
+        journal.append("metrics", {"step": 3, "values": {"a": 5.0}})
+        added = survey(path)
+        assert not added.finished
+        assert added.last is not None
+        assert (added.last.seq, added.last.kind) == (4, "finish")
         journal.append("start", {"key": "first", "attempt": 1})
         found = survey(path)
         assert not ends_with_finish(path)
-        assert (found.attempts, found.key, found.finished, found.last_seq) == (2, "first", False, 5)
-        assert found.last_steps == {"a": 4, "b": 3}
+        assert (found.attempts, found.key, found.finished, found.last_seq) == (2, "first", False, 6)
+        assert found.points == {("a", 3): 5.0, ("b", 3): 2.0, ("a", 4): 1.0}
+
+    def test_what_a_resumed_run_takes_back_is_left_out(self, journal: JournalWriter, tmp_path: Path) -> None:
+        """Also where a second resume goes back behind the first one, and where a record is damaged."""
+        path = tmp_path / "journal.jsonl"
+
+        def take(steps: range, attempt: str) -> None:
+            for step in steps:
+                journal.append("step", {"step": step, "of": attempt})
+                if step % 4 == 0:
+                    journal.append("evaluation", {"step": step, "of": attempt})
+
+        assert list(entries(path, "step", "evaluation")) == list(entries(tmp_path / "none", "step")) == []
+        take(range(1, 10), "first")
+        journal.append("metrics", {"step": 9, "values": {"a": 1.0}})
+        journal.append("rewound", {"step": 8, "evaluated": 4})  # killed before the evaluation of step 8
+        journal.append("evaluation", {"step": 8, "of": "second"})
+        take(range(9, 11), "second")
+        with path.open("ab") as file:
+            file.write(b'{"kind":"rewound"}\nnoise "rewound"\n')
+        journal.append("rewound", {"step": 4, "evaluated": 4})
+        take(range(5, 7), "third")
+        steps = [(entry["step"], entry["of"]) for entry in entries(path, "step")]
+        assert steps == [*((step, "first") for step in range(1, 5)), (5, "third"), (6, "third")]
+        assert list(entries(path, "evaluation")) == [{"kind": "evaluation", "step": 4, "of": "first"}]
+        assert list(entries(path, "metrics")) == [{"kind": "metrics", "step": 9, "values": {"a": 1.0}}]
 
     def test_a_full_disk_costs_the_record_only(self, journal: JournalWriter, monkeypatch: pytest.MonkeyPatch) -> None:
         genuine = os.write

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from difc_ray.sweeps.folder import SweepFolder, TrialRecord
 from difc_ray.sweeps.space import Space
 from difc_ray.sweeps.sweep import SweepDisplay, run_sweep
 from difc_ray.sweeps.trials import Point, base_config, trial_config
+from difc_ray.tracking import entries
 
 FULL, SMALL = "colored_mnist", "colored_mnist_5k"
 SWEEP: Final = "sweep"
@@ -319,8 +319,8 @@ def moments(path: Path, config: Config, at: Mapping[int, Measured]) -> tuple[Ste
     """
     target, colourless = str(config.target), config.observe[-1]
     found = []
-    for entry in map(json.loads, path.read_text("utf-8").splitlines()):
-        if entry["kind"] != "evaluation" or entry["step"] >= config.steps:
+    for entry in entries(path, "evaluation"):
+        if entry["step"] >= config.steps:
             continue
         if entry["step"] not in at:
             raise CheckpointError(
