@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from difc_ray.config.bundles import Wish, wishes
 from difc_ray.config.checks import cautions, check, known_names
+from difc_ray.config.keys import (
+    AlignmentConfig,
+    AnnealConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    Config,
+    HarmonizeConfig,
+    OptimizerConfig,
+    TrackingConfig,
+    TrialConfig,
+)
 from difc_ray.config.load import import_plugins, load_config
 from difc_ray.config.preflight import check_data, check_paths
 from difc_ray.config.problems import CheckpointProblems, ConfigProblems, DataProblems, Problem
@@ -22,17 +33,6 @@ from difc_ray.config.resolve import (
     run_folder,
 )
 from difc_ray.config.schema import documentation
-from difc_ray.config.tree import (
-    AlignmentConfig,
-    AnnealConfig,
-    CheckpointConfig,
-    ClusterConfig,
-    Config,
-    HarmonizeConfig,
-    OptimizerConfig,
-    TrackingConfig,
-    TrialConfig,
-)
 
 __all__ = [
     "RESUMABLE",

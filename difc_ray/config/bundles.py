@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from difc_ray.config.keys import Config
 from difc_ray.config.problems import show
-from difc_ray.config.tree import Config
 from difc_ray.nested import flat
 from difc_ray.registry import did_you_mean
 

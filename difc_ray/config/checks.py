@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from difc_ray.config.bundles import bundle_faults
+from difc_ray.config.keys import Config
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.problems import Problem, masked_argument, show
 from difc_ray.config.resolve import (
@@ -21,7 +22,6 @@ from difc_ray.config.resolve import (
     rule_options,
 )
 from difc_ray.config.schema import leaves, value_of
-from difc_ray.config.tree import Config
 from difc_ray.data import (
     DATASETS,
     AugmentationError,

@@ -15,11 +15,11 @@ import yaml
 from pydantic import ValidationError
 
 from difc_ray.config.checks import semantic_problems
+from difc_ray.config.keys import Config
 from difc_ray.config.overrides import LIST_ALL, WHERE, ambiguous, as_argument, owner, parse_overrides, unknown_key
 from difc_ray.config.preflight import path_problems
 from difc_ray.config.problems import ConfigProblems, DataProblems, Problem, show
 from difc_ray.config.schema import Leaf, leaves, sections
-from difc_ray.config.tree import Config
 from difc_ray.config.yaml_strict import AMBIGUOUS, FLOAT, Document, Dumper, KeyPath, UnreadableError, read_file
 from difc_ray.nested import put
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from difc_ray.config.checks import Where, origin_by_value
+from difc_ray.config.keys import Config
 from difc_ray.config.problems import DataProblems, Problem, show
-from difc_ray.config.tree import Config
 from difc_ray.data import (
     AugmentationError,
     DatasetFamily,

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from difc_ray.config.keys import Config
 from difc_ray.config.overrides import as_argument
 from difc_ray.config.problems import Problem
 from difc_ray.config.resolve import resolve
 from difc_ray.config.schema import leaves, value_of
-from difc_ray.config.tree import Config
 from difc_ray.config.yaml_strict import Dumper
 from difc_ray.objectives.base import SYMBOLS as COEFFICIENTS
 from difc_ray.secrets import HIDDEN, masked_values

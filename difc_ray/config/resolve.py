@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from difc_ray.config.tree import Config
+from difc_ray.config.keys import Config
 from difc_ray.data import DATASETS
 from difc_ray.data.augmentation import NAMED
 from difc_ray.harmonizers import HARMONIZERS

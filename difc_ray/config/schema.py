@@ -10,7 +10,7 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from difc_ray.config.tree import Config
+from difc_ray.config.keys import Config
 from difc_ray.config.types import Section
 from difc_ray.options import Rule, rule_of
 

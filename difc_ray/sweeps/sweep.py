@@ -33,7 +33,7 @@ from difc_ray.sweeps.hooks import SweepStopper, TrialNames, TrialWatch, cause_of
 from difc_ray.sweeps.outcome import SweepResult, conclude, hand_over
 from difc_ray.sweeps.recording import begin_record, sweep_tracker
 from difc_ray.sweeps.resources import Resources
-from difc_ray.sweeps.search import optuna_searcher, replay, scheduler_of
+from difc_ray.sweeps.schedulers import optuna_searcher, replay, scheduler_of
 from difc_ray.sweeps.space import Space
 from difc_ray.sweeps.trial import SweepInfo, Trial, number_of
 from difc_ray.sweeps.trials import Point
