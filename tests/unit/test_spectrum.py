@@ -19,7 +19,7 @@ from difc_ray.objectives.curvature import Density, lanczos, rademacher, trace
 from difc_ray.objectives.losses import CrossEntropy, Ldam, Loss
 from difc_ray.runs.checkpoint import newest_valid
 from difc_ray.step.worker import ModelState, domain_buffer
-from difc_ray.studies.spectrum.measure import Survey, drawn_examples
+from difc_ray.studies.spectrum.measure import SpectrumSurvey, drawn_examples
 from difc_ray.studies.spectrum.options import Options, check_memory, check_options, chosen_steps, needed_bytes
 from difc_ray.studies.spectrum.risks import (
     Combined,
@@ -334,7 +334,7 @@ def test_what_a_measurement_takes_is_asked_for_to_the_byte(scope: Any, precision
     run_dir = train(config).run_dir
     options = Options(scope=scope, precision=precision, lanczos=30, seed=0)
     examples = [drawn_examples(config, name, options) for name in ("mnist", "fonts")]
-    survey = Survey(config, options, examples, newest_valid(run_dir / "checkpoints")[1])
+    survey = SpectrumSurvey(config, options, examples, newest_valid(run_dir / "checkpoints")[1])
     assert survey.chunk == 64
     item, image = (4 if precision == "float32" else 8), examples[0].images[:1]
     parameters = image.numel() * 32 + 32 + 33 * 10

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from difc_ray.cli.spectrum import domain_table
-from difc_ray.studies.spectrum.measure import Survey
+from difc_ray.studies.spectrum.measure import SpectrumSurvey
 from difc_ray.studies.spectrum.options import Options
 from difc_ray.studies.spectrum.records import CheckpointSpectrum, DomainSpectrum, Eigenvalue, PairDistance, Spectrum
 from difc_ray.studies.spectrum.risks import Risk
@@ -25,7 +25,7 @@ def compared(
     names: Sequence[str], sources: Sequence[str], target: str | None, weights: list[float] | None = None
 ) -> list[PairDistance]:
     """The pairs of some domains with quadratic losses, of a run with these sources and this target."""
-    survey = object.__new__(Survey)  # without a run: what it needs of one is here
+    survey = object.__new__(SpectrumSurvey)  # without a run: what it needs of one is here
     survey.config = small_config(
         sources=list(sources), target=target, objective="erm", harmonize={"rule": "mean", "weights": weights}
     )

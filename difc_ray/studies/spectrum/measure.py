@@ -100,7 +100,7 @@ def measure_run(
         notice(f"the run computed in {config.precision}; here its losses and Hessians are those in {options.precision}")
     examples = [drawn_examples(config, name, options) for name in names]
     valid = valid_checkpoints([folders[step] for step in steps], notice, all_wanted=options.steps is not None)
-    survey = Survey(config, options, examples, load(valid[-1]))
+    survey = SpectrumSurvey(config, options, examples, load(valid[-1]))
     survey.check_memory(psutil.virtual_memory().available)
     moments = []
     for number, folder in enumerate(valid, start=1):
@@ -174,7 +174,7 @@ def valid_checkpoints(folders: Sequence[Path], notice: Callable[[str], None], *,
     return found
 
 
-class Survey:
+class SpectrumSurvey:
     """What is the same at all checkpoints of a run: domains, draws, δ.
 
     Args:
