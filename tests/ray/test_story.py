@@ -19,7 +19,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from difc_ray.engines.ray.placement import SEVERAL_NODES
+from difc_ray.engines.ray.private import SEVERAL_NODES
 from tests.checkpoints import sha256sum
 from tests.cli.shell import difc_ray
 from tests.faults import end_of, train

@@ -20,7 +20,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup
-from torch._C._distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, and not in `__all__`
 
 from difc_ray.engines.ray.planning import PlacementPlan
 from difc_ray.engines.ray.process_group import Rendezvous, make_store

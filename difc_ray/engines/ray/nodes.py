@@ -6,10 +6,10 @@ import socket
 from datetime import datetime
 
 import ray
-from ray._private.state import state
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from difc_ray.engines.ray.planning import PlacementPlan
+from difc_ray.engines.ray.private import draining_nodes
 
 ANSWER_S = 2.0
 """How long the Ray of a node may take to accept a connection."""
@@ -21,11 +21,10 @@ LOOK_S = 1.0
 def draining() -> dict[str, str]:
     """Nodes that are to be taken away, by id, each with the time of day at which it is; empty: none was given.
 
-    A cloud's notice of preemption, `ray drain-node` and an autoscaler that shrinks all arrive here. Ray has no public
-    call for it.
+    A cloud's notice of preemption, `ray drain-node` and an autoscaler that shrinks all arrive here.
     """
-    told = state.get_draining_nodes()
-    return {str(node): f"{datetime.fromtimestamp(ms / 1e3):%H:%M:%S}" if ms else "" for node, ms in told.items()}
+    deadlines = draining_nodes().items()
+    return {node: f"{datetime.fromtimestamp(ms / 1e3):%H:%M:%S}" if ms else "" for node, ms in deadlines}
 
 
 def lives(node: str) -> bool:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import grpc
 import psutil
 import ray
-from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from difc_ray.config import Config
-from difc_ray.engines.ray.access import check_head, on_loopback_only, token_found
 from difc_ray.engines.ray.planning import Node, PlacementPlan, wanted_by
+from difc_ray.engines.ray.private import on_loopback
 from difc_ray.engines.ray.processes import in_sessions_of_their_own
 from difc_ray.errors import ClusterError
 from difc_ray.secrets import masked
@@ -30,10 +30,6 @@ TELL_S = 10.0
 
 SOCKET_PATH_BYTES, SESSION_PATH_BYTES = 107, 70
 """Longest path of a Unix socket, and what Ray appends to its temporary folder."""
-
-SEVERAL_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's switch for clusters of several machines, off on Windows and macOS. Where it is off, this machine's address is
-127.0.0.1, and Ray's servers bind to it; where it is on, they listen on all interfaces (Ray 2.60, measured)."""
 
 
 def connect(config: Config) -> bool:
@@ -59,9 +55,9 @@ def connect(config: Config) -> bool:
         )
     if address != "auto":
         probe_address(address, where(config))
-    here = _on_loopback() if on_loopback_only(address) else nullcontext()
+    here = on_loopback() if _on_loopback_only(address) else nullcontext()
     try:
-        with here:
+        with here, _without_words():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(explain_refusal(address, error, where(config))) from error
@@ -84,7 +80,8 @@ def probe_address(address: str, origin: str) -> None:
     Raises:
         ClusterError: the address has another form, nobody answers there, it is no Ray, or it wants another token.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    target = address.removeprefix("ray://")
+    host, _, port = target.rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(
             f"the address of Ray must be HOST:PORT, `auto` or `local`, got `{masked(address)}` ({origin}). The head "
@@ -98,18 +95,68 @@ def probe_address(address: str, origin: str) -> None:
             f"a Ray head must answer at {address}, got {reason} ({origin}). Start one with `ray start --head`, correct "
             "the address, or leave it out to start Ray on this machine."
         ) from error
-    check_head(address, origin)
+    if not _speaks_grpc(target):
+        raise ClusterError(
+            f"a Ray head must answer at {address}, got the answer of something else ({origin}). Correct the address: "
+            "the port of a head is 6379 unless the cluster says otherwise, and 8265 is its dashboard's."
+        )
+
+
+def _speaks_grpc(target: str) -> bool:
+    """Whether a gRPC server answers at ``HOST:PORT``, as a Ray head does; Ray itself would try for minutes."""
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return True  # which only Ray can tell
+    channel = grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)])
+    try:
+        grpc.channel_ready_future(channel).result(timeout=PROBE_S)
+    except grpc.FutureTimeoutError:
+        return False
+    finally:
+        channel.close()
+    return True
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """Lets nothing through to standard error, where Ray's core tells every second that it is not let in."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def _on_loopback_only(address: str) -> bool:
+    """Whether a head of this machine listens at its loopback address, and not at the one that it has in the network.
+
+    Ray itself would look for it there.
+
+    Args:
+        address: ``HOST:PORT``.
+    """
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=PROBE_S).close()
+        return False
+    except OSError:
+        return True
 
 
 def explain_refusal(address: str, error: Exception, origin: str) -> str:
     """Ray's refusal in our words."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if any(word in str(error).lower() for word in ("token", "unauthenticated", "authentication")):
+    if "authenticat" in f"{type(error).__name__} {error} {error.__cause__}".lower():
+        found = "another one, or none" if "failed to connect" in text.lower() else f"this: {text.rstrip('.')}"
         return (
-            f"the cluster at {address} wants its token, got this: {text} ({origin}). Set RAY_AUTH_MODE=token and "
+            f"the cluster at {address} wants its token, got {found} ({origin}). Set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
         )
-    if "failed to connect" in str(error).lower():  # the port answered, and Ray says no more to a wrong token
+    if "failed to connect" in str(error).lower():  # the port answered, and Ray says no more
         return (
             f"Ray at {address} must know us, got this after its port had answered: {text} ({origin}). If the cluster "
             "wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds it; else check that "
@@ -152,7 +199,7 @@ def _start_local(config: Config) -> None:
             "(cluster.object_store_mb). Lower it, or leave it out."
         )
     try:
-        with in_sessions_of_their_own(), _on_loopback():
+        with in_sessions_of_their_own(), on_loopback():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -162,8 +209,8 @@ def _start_local(config: Config) -> None:
             )
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
-            f"a Ray that starts here wants a token, got {token_found(error)} (environment). Correct the variable, or "
-            "take it away: then the run makes a token of its own."
+            f"a Ray that starts here wants a token, got this: {' '.join(str(error).split())} (environment). Correct "
+            "the variable, or take it away: then the run makes a token of its own."
         ) from error
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         told = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -173,27 +220,6 @@ def _start_local(config: Config) -> None:
         raise ClusterError(
             f"Ray must start here, got {told} (this machine). {remedy}, or use `engine=inline`."
         ) from error
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """A Ray that is started here takes 127.0.0.1 for its node's address, and no server of it listens on another.
-
-    A process that joins such a Ray looks for it there.
-
-    ``ray.init(_node_ip_address="127.0.0.1")`` does not do that: Ray replaces the address by that of the network.
-    """
-    variable, constant = os.environ.get(SEVERAL_NODES), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[SEVERAL_NODES] = "0"  # for Ray's processes
-    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = constant
-        if variable is None:
-            os.environ.pop(SEVERAL_NODES, None)
-        else:
-            os.environ[SEVERAL_NODES] = variable
 
 
 def _has_own_token() -> bool:

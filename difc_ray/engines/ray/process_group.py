@@ -20,9 +20,9 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, TCPStore
-from torch.distributed.distributed_c10d import _world
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented, and not in `__all__`
 
+from difc_ray.engines.ray.private import forget_process_groups
 from difc_ray.errors import ClusterError
 from difc_ray.vectors import BLOCK
 
@@ -156,14 +156,10 @@ class Group:
         self._exchange([own] * self.size, [vector_P[shard] for shard in shards])
 
     def close(self) -> None:
-        """Leaves the group.
-
-        torch names a group by how many its process has begun, and starts again where one has ended, but not where one
-        could not begin: members with other counts would never find each other.
-        """
+        """Leaves the group."""
         if dist.is_initialized():
             dist.destroy_process_group()
-        _world.group_count = 0
+        forget_process_groups()
 
     def _exchange(self, outgoing: Sequence[Tensor], incoming: Sequence[Tensor]) -> None:
         """One piece to every other worker and one from each; those next in rank first, so that nobody is crowded."""
