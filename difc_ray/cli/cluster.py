@@ -1,4 +1,4 @@
-"""`difc-ray doctor --cluster`: the nodes of a cluster, what each lacks, and where a run would live."""
+"""`difc-ray doctor --cluster`: the nodes of a cluster, what each lacks, and where the actors of a run may live."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from difc_ray.cli.console import console, make_table, print_facts, print_table
 from difc_ray.config import Config, resolve
 from difc_ray.engines.ray.planning import amounts
-from difc_ray.engines.ray.preflight import NodeReport
+from difc_ray.engines.ray.preflight import NodeReport, bundles_fitting
 from difc_ray.engines.ray.survey import Survey, survey
 
 SEEN = {True: "yes", False: "no", None: "not needed"}
@@ -24,7 +24,9 @@ def examine_cluster(config: Config) -> int:
     print_table(_node_table(found))
     print_facts({"here": ", ".join(f"{name} {version}" for name, version in found.versions.items())})
     if (plan := found.plan) is not None:
-        where = plan.describe(plan.nodes, found.names) if plan.nodes else "the cluster is to start nodes for it"
+        takers = [(report.node, bundles_fitting(plan, report.node)) for report in found.reports]
+        owners_at = {f"{found.names[node.id]} may take": owners for node, owners in takers if owners}
+        where = plan.describe(owners_at) if owners_at else "the cluster is to start nodes for it"
         asked = zip(plan.owners, plan.bundles, plan.labels, strict=True)
         bundles = [f"{owner}: {amounts(bundle, labels)}" for owner, bundle, labels in asked]
         print_facts({"plan": where, "bundles": bundles, "busy": found.busy})

@@ -9,10 +9,9 @@ import psutil
 import pytest
 import torch
 
-from difc_ray.config import Config
-from difc_ray.engines.ray.planning import Node, PlacementPlan, plan_for
+from difc_ray.engines.ray.planning import Node, plan_for
 from difc_ray.engines.ray.process_group import interface_of, make_store, shards_of
-from difc_ray.engines.ray.transport import LARGE, choose_transport
+from difc_ray.engines.ray.transport import LARGE, TransportChoice, choose_transport
 from difc_ray.errors import ClusterError
 from difc_ray.vectors import BLOCK, combine, gram, gram_blocks, sum_blocks
 from tests.runs import small_config
@@ -66,9 +65,10 @@ def nodes(count: int, gpus: float) -> list[Node]:
     return [Node(id=f"n{i}", host=f"h{i}", resources={"CPU": 8.0, "GPU": gpus}) for i in range(count)]
 
 
-def planned(count: int, gpus: float, **cluster: object) -> tuple[Config, PlacementPlan]:
+def chosen_for(count: int, gpus: float, size: int, **cluster: object) -> TransportChoice:
+    """The transport of a run whose bundles lie on so many nodes."""
     config = small_config(cluster=cluster)
-    return config, plan_for(config, nodes(count, gpus))
+    return choose_transport(config, plan_for(config, nodes(count, gpus)), size, count)
 
 
 @pytest.mark.parametrize(
@@ -82,30 +82,30 @@ def planned(count: int, gpus: float, **cluster: object) -> tuple[Config, Placeme
     ],
 )
 def test_auto_goes_by_gpus_and_parameters(count: int, gpus: int, size: int, kind: str, backend: str, why: str) -> None:
-    chosen = choose_transport(*planned(count, gpus), size)
+    chosen = chosen_for(count, gpus, size)
     assert (chosen.kind, chosen.backend) == (kind, backend)
     assert why in chosen.why
 
 
 def test_auto_takes_gloo_between_nodes_without_gpus() -> None:
-    chosen = choose_transport(*planned(3, 0, strategy="spread"), LARGE)
+    chosen = chosen_for(3, 0, LARGE)
     assert str(chosen) == "collective (gloo)"
     assert "several nodes" in chosen.why
 
 
 def test_rules_that_look_at_curvature_keep_the_rows_in_one_place() -> None:
     config = small_config(harmonize={"rule": "flat_dualproj"})
-    chosen = choose_transport(config, plan_for(config, nodes(1, 3)), LARGE)
+    chosen = choose_transport(config, plan_for(config, nodes(1, 3)), LARGE, 1)
     assert chosen.kind == "object_store"
     assert "`flat_dualproj` needs all rows in one place" in chosen.why
 
 
 def test_what_is_asked_for_is_taken() -> None:
-    assert str(choose_transport(*planned(1, 0, transport="collective"), 10)) == "collective (gloo)"
-    assert str(choose_transport(*planned(1, 3, transport="collective", backend="gloo"), 10)) == "collective (gloo)"
-    assert str(choose_transport(*planned(1, 3, transport="object_store"), LARGE)) == "object_store"
+    assert str(chosen_for(1, 0, 10, transport="collective")) == "collective (gloo)"
+    assert str(chosen_for(1, 3, 10, transport="collective", backend="gloo")) == "collective (gloo)"
+    assert str(chosen_for(1, 3, LARGE, transport="object_store")) == "object_store"
 
 
 def test_nccl_with_two_domains_on_one_gpu_is_refused() -> None:
     with pytest.raises(ClusterError, match=r"needs a GPU of its own for every domain worker, got 0.333 GPU for each"):
-        choose_transport(*planned(1, 1, transport="collective", backend="nccl"), LARGE)
+        chosen_for(1, 1, LARGE, transport="collective", backend="nccl")

@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 
 from difc_ray.config import ConfigProblems, load_config, wishes
-from difc_ray.engines.ray.planning import Node, PlacementPlan, find_room, fits, plan_for
-from difc_ray.engines.ray.preflight import NodeReport, marker_beside, memory_notices, node_problems, step_bytes
+from difc_ray.engines.ray.planning import Node, PlacementPlan, fits, plan_for
+from difc_ray.engines.ray.preflight import (
+    NodeReport,
+    bundles_fitting,
+    marker_beside,
+    memory_notices,
+    node_problems,
+    step_bytes,
+)
 from difc_ray.errors import ClusterError
 from difc_ray.sweeps.resources import Resources
 from tests.runs import small_config
@@ -22,16 +29,20 @@ def node(name: str, cpu: float = 4, gpu: float = 0, labels: dict[str, str] | Non
     return Node(id=name * 8, host=name, resources=resources, labels=labels or {})
 
 
-def lives(plan: PlacementPlan) -> dict[str, str]:
-    return {owner: where.host for owner, where in zip(plan.owners, plan.nodes, strict=True)}
-
-
-def gpus_hold(plan: PlacementPlan, nodes: list[Node]) -> bool:
-    """Recounts GPU by GPU: first fit of equal shares is exact."""
-    for each in nodes:
-        shares = [b.get("GPU", 0.0) for b, at in zip(plan.bundles, plan.nodes, strict=True) if at is each]
-        per_gpu = [int(1 / share + 1e-9) for share in shares if share]
-        if per_gpu and len(per_gpu) > per_gpu[0] * each.resources["GPU"]:
+def placed(plan: PlacementPlan, nodes: list[Node]) -> bool:
+    """Whether all bundles find room, one after the other, share by share of every CPU and GPU."""
+    cpus = [each.resources["CPU"] for each in nodes]
+    gpus = [[1.0] * int(each.resources["GPU"]) for each in nodes]
+    for bundle in (*plan.bundles[1:], plan.bundles[0]):
+        share = bundle.get("GPU", 0.0)
+        for index in range(len(nodes)):
+            gpu = next((g for g, left in enumerate(gpus[index]) if left >= share - 1e-9), None)
+            if cpus[index] >= bundle["CPU"] - 1e-9 and (not share or gpu is not None):
+                cpus[index] -= bundle["CPU"]
+                if share:
+                    gpus[index][gpu] -= share
+                break
+        else:
             return False
     return True
 
@@ -56,7 +67,7 @@ def test_automatic_shares(nodes: list[Node], gpus: float, cpus: float) -> None:
     assert plan.owners == NAMES
     assert plan.bundles[0] == {"CPU": cpus}
     assert all(bundle == {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) for bundle in plan.bundles[1:])
-    assert gpus_hold(plan, nodes)
+    assert placed(plan, nodes)
     assert plan.idle_gpus == (0 if gpus else sum(each.resources["GPU"] for each in nodes))
 
 
@@ -79,26 +90,19 @@ def test_domains_live_where_they_ask_to() -> None:
     bundles = {"mnist": {"resources": {"site_a": 1}}, "fonts": {"labels": {"zone": "west"}}}
     nodes = [node("a", site_a=1), node("b", labels={"zone": "west"}), node("c", labels={"zone": "east"})]
     plan = plan_for(small_config(cluster={"bundles": bundles}), nodes)
-    assert (lives(plan)["mnist"], lives(plan)["fonts"]) == ("a", "b")
+    assert [bundles_fitting(plan, each) for each in nodes] == [
+        ["coordinator", "mnist", "optdigits"], ["coordinator", "optdigits", "fonts"], ["coordinator", "optdigits"]
+    ]  # fmt: skip
     assert plan.bundles[1] == {"CPU": 1.0, "site_a": 1.0}
     assert plan.selectors == [{}, {}, {}, {"zone": "west"}]
     assert plan.named
-    other = plan_for(small_config(cluster={"bundles": bundles}), nodes[::-1])
-    assert (lives(other)["mnist"], lives(other)["fonts"]) == ("a", "b")
 
 
-def test_pack_and_spread() -> None:
-    nodes = [node(name, cpu=8) for name in "abcd"]
-    assert set(lives(plan_for(small_config(), nodes)).values()) == {"a"}
-    assert set(lives(plan_for(small_config(cluster={"strategy": "spread"}), nodes)).values()) == set("abcd")
-
-
-def test_what_is_packed_first_leaves_room_for_the_rest() -> None:
-    """Bundles without a wish make way for those that have one node to choose from."""
-    nodes = [node("a", cpu=2, site_a=2), node("b", cpu=2)]
-    bundles = [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0, "site_a": 1.0}, {"CPU": 1.0, "site_a": 1.0}]
-    assert find_room(bundles, [{}] * 4, nodes, "PACK") == (1, 1, 0, 0)
-    assert find_room([*bundles, {"CPU": 1.0}], [{}] * 5, nodes, "PACK") is None
+def test_domains_on_one_node_share_what_it_has() -> None:
+    """Three domains on a node of two CPUs: 2/3 each, rounded down to a part of one CPU, however many others idle."""
+    bundles = {name: {"resources": {"site_a": 0.3}} for name in NAMES[1:]}
+    plan = plan_for(small_config(cluster={"bundles": bundles}), [node("a", cpu=2, site_a=1), node("b", cpu=8)])
+    assert plan.cpus == 0.5
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from difc_ray.engines.ray.object_store import ObjectStoreDomains
 from difc_ray.engines.ray.planning import PlacementPlan
 from difc_ray.engines.ray.replica import ReplicaArrays
 from difc_ray.engines.ray.rpc import StepRedo, WaitInterrupted
-from difc_ray.engines.ray.transport import Transport
+from difc_ray.engines.ray.transport import TransportChoice
 from difc_ray.engines.ray.worker import WorkerInfo, session_logs
 from difc_ray.errors import DifcError
 from difc_ray.step.coordinator import GlobalStep, ReplicatedStore, StepRecord, TrainState
@@ -111,7 +111,12 @@ class Coordinator:
     """
 
     def __init__(
-        self, group: PlacementGroup, plan: PlacementPlan, threads: int, search_path: list[str], transport: Transport
+        self,
+        group: PlacementGroup,
+        plan: PlacementPlan,
+        threads: int,
+        search_path: list[str],
+        transport: TransportChoice,
     ) -> None:
         pin_threads(threads)
         sys.path.extend(folder for folder in search_path if folder not in sys.path)

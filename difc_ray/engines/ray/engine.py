@@ -22,7 +22,7 @@ from difc_ray.engines.ray.placement import cluster_nodes, connect, nodes_of, rel
 from difc_ray.engines.ray.planning import members_of, node_names, plan_for
 from difc_ray.engines.ray.preflight import check_nodes, memory_notices
 from difc_ray.engines.ray.processes import LOST, Head, describe, end_process, search_path
-from difc_ray.engines.ray.transport import Transport, choose_transport
+from difc_ray.engines.ray.transport import TransportChoice, choose_transport
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.step.coordinator import StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics
@@ -86,8 +86,9 @@ class RayEngine:
         Raises:
             ClusterError: resources were not granted, or an actor did not start in time.
         """
-        transport = choose_transport(self.config, self.plan, state.theta_P.numel())
         self._group, self._owns_group = reserve(self.config, self.plan, self.interrupted, self.notice)
+        nodes = len(set(nodes_of(self._group)))
+        transport = choose_transport(self.config, self.plan, state.theta_P.numel(), nodes)
         self._tell_transport(transport)
         self._tell_plan(state.theta_P.numel())
         strategy = PlacementGroupSchedulingStrategy(
@@ -105,7 +106,7 @@ class RayEngine:
         self._coordinator = actor.remote(self._group, self.plan, self.threads, search_path(), transport)
         self.begin(self.config, self.run, state)
 
-    def _tell_transport(self, transport: Transport) -> None:
+    def _tell_transport(self, transport: TransportChoice) -> None:
         """How rows travel, for the run's log and its tags; shown where that was not the usual."""
         self.facts["transport"] = str(transport)
         text = f"transport: {transport}, {transport.why}"
@@ -119,12 +120,13 @@ class RayEngine:
         for message in memory_notices(size, len(self.plan.owners) - 1):
             self.notice(message)
         known = {node.id: node for node in (*self.nodes, *cluster_nodes())}  # one may have come since
-        placed = [known[id_] for id_ in nodes_of(self._group)]
         names = node_names([*known.values()])
-        lives = [f"{owner}@{names[node.id]}" for owner, node in zip(self.plan.owners, placed, strict=True)]
+        placed = list(zip(self.plan.owners, [names[node] for node in nodes_of(self._group)], strict=True))
+        lives = [f"{owner}@{node}" for owner, node in placed]
+        owners_at = {node: [owner for owner, at in placed if at == node] for _, node in placed}
         self.facts |= {"strategy": self.config.cluster.strategy, "placement": ", ".join(lives),
                        "bundles": json.dumps(list(self.plan.bundles))}  # fmt: skip
-        text = f"plan: {self.plan.describe(placed, names)}"
+        text = f"plan: {self.plan.describe(owners_at)}"
         if len(self.nodes) > 1 or self.plan.named or self.plan.idle_gpus:
             self.notice(text)
         else:

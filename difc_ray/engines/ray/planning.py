@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,9 +14,6 @@ from difc_ray.errors import ClusterError
 
 NEARLY = 1e-9
 """Amounts closer than this are the same; Ray itself counts in units of 1e-4."""
-
-TRIES = 2000
-"""Places that are tried before a search for room is given up."""
 
 _BUILT_IN = ("CPU", "GPU", "memory", "object_store_memory")
 
@@ -100,7 +99,6 @@ class PlacementPlan:
         bundles: the placement group's bundles, in that order.
         labels: the labels that the node of each must have.
         strategy: `PACK` or `SPREAD`.
-        nodes: where each bundle has room, as far as the totals tell; Ray decides.
         idle_gpus: GPUs that there are and that `auto` leaves alone, as not every domain could have one.
     """
 
@@ -110,7 +108,6 @@ class PlacementPlan:
     bundles: tuple[dict[str, float], ...]
     labels: tuple[dict[str, str], ...]
     strategy: str = "PACK"
-    nodes: tuple[Node, ...] = ()
     idle_gpus: float = 0.0
 
     @property
@@ -123,20 +120,19 @@ class PlacementPlan:
         """The labels as Ray takes them; None: none."""
         return [dict(wanted) for wanted in self.labels] if any(self.labels) else None
 
-    def describe(self, nodes: Sequence[Node], names: Mapping[str, str]) -> str:
-        """The plan on one line: strategy, resources of each actor, who lives where.
+    def describe(self, owners_at: Mapping[str, Sequence[str]]) -> str:
+        """The plan on one line: strategy, resources of each actor, and the actors of each node.
 
         Args:
-            nodes: where each bundle is.
-            names: what each node is called, by id.
+            owners_at: whose bundles are on each node, or may be there, by the node's name.
         """
         each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU per domain" if self.gpus else "")
         idle = f"; {self.idle_gpus:g} GPU(s) idle: not every domain can have one" if self.idle_gpus else ""
-        at: dict[str, list[str]] = {}
-        for owner, bundle, wanted, node in zip(self.owners, self.bundles, self.labels, nodes, strict=True):
-            told = str(wish_in(bundle, wanted))
-            at.setdefault(names[node.id], []).append(f"{owner} ({told})" if told else owner)
-        where = "; ".join(f"{name}: {', '.join(owners)}" for name, owners in at.items())
+        shown = {}
+        for owner, bundle, labels in zip(self.owners, self.bundles, self.labels, strict=True):
+            wish = str(wish_in(bundle, labels))
+            shown[owner] = f"{owner} ({wish})" if wish else owner
+        where = "; ".join(f"{name}: {', '.join(shown[o] for o in owners)}" for name, owners in owners_at.items())
         return f"{self.strategy.lower()}, {each}{idle} | {where}"
 
 
@@ -161,30 +157,27 @@ def plan_for(config: Config, nodes: Sequence[Node]) -> PlacementPlan:
     `auto` takes the largest GPU share, then the largest CPU share, for which there is: fewer GPUs than domains are
     shared by as few domains each as possible, and a share never stretches over two GPUs.
 
-    With `cluster.autoscale` nothing has to be there yet, and the plan says where bundles have room only if they do.
+    Which node takes which bundle is for Ray to decide. With `cluster.autoscale` nothing has to be there yet.
 
     Raises:
         ClusterError: what is wanted against what is available, whose bundle it is, and the keys to change.
     """
-    told = config.cluster
-    if told.autoscale and told.cpus_per_worker != "auto" and told.gpus_per_worker != "auto":
-        plan = _plan(config, told.cpus_per_worker, told.gpus_per_worker)
-        where = find_room(plan.bundles, plan.labels, nodes, plan.strategy)
-        return replace(plan, nodes=tuple(nodes[index] for index in where or ()))
+    cluster = config.cluster
+    if cluster.autoscale and cluster.cpus_per_worker != "auto" and cluster.gpus_per_worker != "auto":
+        return _plan(config, cluster.cpus_per_worker, cluster.gpus_per_worker)
     alone = _plan(config, 0.0, 0.0)
     _check_wishes(alone, nodes)
     total = {name: math.fsum(node.resources.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     k = len(members_of(config))
-    cpus = [told.cpus_per_worker] if told.cpus_per_worker != "auto" else list(_cpu_shares(total["CPU"], k))
-    gpus = [told.gpus_per_worker] if told.gpus_per_worker != "auto" else list(_gpu_shares(total["GPU"], k))
+    cpus = [cluster.cpus_per_worker] if cluster.cpus_per_worker != "auto" else list(_cpu_shares(total["CPU"], k))
+    gpus = [cluster.gpus_per_worker] if cluster.gpus_per_worker != "auto" else list(_gpu_shares(total["GPU"], k))
     _check_totals(min(cpus), min(gpus), k, total)
     for gpu in gpus:
         for cpu in cpus:
             plan = _plan(config, cpu, gpu)
-            where = find_room(plan.bundles, plan.labels, nodes, plan.strategy)
-            if where is not None:
-                idle = total["GPU"] if not gpu and told.gpus_per_worker == "auto" else 0.0
-                return replace(plan, nodes=tuple(nodes[index] for index in where), idle_gpus=idle)
+            if has_room(plan, nodes):
+                idle = total["GPU"] if not gpu and cluster.gpus_per_worker == "auto" else 0.0
+                return replace(plan, idle_gpus=idle)
     raise _no_room(_plan(config, cpus[-1], gpus[-1]), nodes)
 
 
@@ -218,76 +211,40 @@ def _gpu_shares(total: float, k: int) -> Iterator[float]:
     yield 0.0
 
 
-def find_room(
-    bundles: Sequence[Mapping[str, float]], labels: Sequence[Mapping[str, str]], nodes: Sequence[Node], strategy: str
-) -> tuple[int, ...] | None:
-    """The node of every bundle, such that all have room at once; None: none was found.
+def has_room(plan: PlacementPlan, nodes: Sequence[Node]) -> bool:
+    """Whether the nodes can hold as many bundles of each kind as there are, as far as counting tells.
 
-    Those with the fewest nodes to choose from are placed first; `PACK` prefers nodes that are in use, `SPREAD` those
-    that are not. This says whether there is room, not where Ray will find it.
+    Every bundle must fit on a node, the nodes must have room for all bundles of one kind, and for all of the
+    coordinator's size. Where different kinds stand in each other's way is for Ray to find out, which then says which
+    resources it lacks.
     """
-    choices = [[i for i, node in enumerate(nodes) if fits(b, w, node)] for b, w in zip(bundles, labels, strict=True)]
-    if not all(choices):
-        return None
-    order = sorted(range(len(bundles)), key=lambda b: (len(choices[b]), -bundles[b].get("GPU", 0.0)))
-    rooms = [_Room.of(node) for node in nodes]
-    placed: dict[int, int] = {}
-    tries = 0
+    kinds = {amounts(b, w): (b, w) for b, w in zip(plan.bundles, plan.labels, strict=True)}
+    wanted = Counter(amounts(b, w) for b, w in zip(plan.bundles, plan.labels, strict=True))
+    wanted[amounts(plan.bundles[0], plan.labels[0])] = len(plan.bundles)  # the least that any bundle asks for
+    return all(sum(copies(*kinds[kind], node) for node in nodes) >= number for kind, number in wanted.items())
 
-    def place(position: int) -> bool:
-        """Whether the bundles from this place of the order on found room; backtracks where they did not."""
-        nonlocal tries
-        if position == len(order):
-            return True
-        bundle = order[position]
-        used = list(placed.values())
-        sign = -1 if strategy == "PACK" else 1
-        for index in sorted(choices[bundle], key=lambda i: (sign * used.count(i), i)):
-            tries += 1
-            left = rooms[index].without(bundles[bundle])
-            if left is None or tries > TRIES:
-                continue
-            before, rooms[index], placed[bundle] = rooms[index], left, index
-            if place(position + 1):
-                return True
-            rooms[index] = before
-            del placed[bundle]
-        return False
 
-    return tuple(placed[bundle] for bundle in range(len(bundles))) if place(0) else None
+def copies(bundle: Mapping[str, float], labels: Mapping[str, str], node: Node) -> int:
+    """How often a bundle fits on a node that is all free; a share of a GPU lies on one GPU.
+
+    >>> copies({"CPU": 1.0, "GPU": 0.6}, {}, Node(id="a", host="a", resources={"CPU": 8.0, "GPU": 2.0}))
+    2
+    """
+    if any(node.labels.get(key) != value for key, value in labels.items()):
+        return 0
+    counts = []
+    for name, amount in bundle.items():
+        there = node.resources.get(name, 0.0)
+        if name == "GPU" and amount < 1:
+            counts.append(int(there) * int(1 / amount + NEARLY))
+        else:
+            counts.append(int(there / amount + NEARLY) if amount else sys.maxsize)
+    return min(counts)
 
 
 def fits(bundle: Mapping[str, float], labels: Mapping[str, str], node: Node) -> bool:
     """Whether a node that is all free has room for a bundle, and the labels that it wants."""
-    return _Room.of(node).without(bundle) is not None and all(node.labels.get(k) == v for k, v in labels.items())
-
-
-@dataclass(frozen=True)
-class _Room:
-    """What is left of a node: amounts, and the share of each single GPU, as a fraction lies on one of them."""
-
-    amounts: Mapping[str, float]
-    gpus: tuple[float, ...]
-
-    @classmethod
-    def of(cls, node: Node) -> _Room:
-        return cls(node.resources, (1.0,) * int(node.resources.get("GPU", 0.0)))
-
-    def without(self, bundle: Mapping[str, float]) -> _Room | None:
-        """What a bundle leaves; None: it has no room."""
-        amounts = dict(self.amounts)
-        for name, wanted in bundle.items():
-            amounts[name] = amounts.get(name, 0.0) - wanted
-            if amounts[name] < -NEARLY:
-                return None
-        gpus, wanted = sorted(self.gpus), bundle.get("GPU", 0.0)
-        for _ in range(math.ceil(wanted)):
-            share = min(wanted, 1.0)
-            at = next((i for i, left in enumerate(gpus) if left >= share - NEARLY), None)
-            if at is None:
-                return None
-            gpus[at] -= share
-        return _Room(amounts, tuple(gpus))
+    return copies(bundle, labels, node) > 0
 
 
 def _check_wishes(plan: PlacementPlan, nodes: Sequence[Node]) -> None:

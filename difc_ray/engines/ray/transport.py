@@ -13,7 +13,7 @@ LARGE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transport:
+class TransportChoice:
     """How rows travel.
 
     Args:
@@ -30,7 +30,7 @@ class Transport:
         return f"{self.kind} ({self.backend})" if self.backend else self.kind
 
 
-def choose_transport(config: Config, plan: PlacementPlan, size: int) -> Transport:
+def choose_transport(config: Config, plan: PlacementPlan, size: int, nodes: int) -> TransportChoice:
     """Resolves `cluster.transport` and `cluster.backend`.
 
     `auto` takes `collective` for models of a million parameters or more, if every domain worker has a GPU of its own
@@ -39,8 +39,9 @@ def choose_transport(config: Config, plan: PlacementPlan, size: int) -> Transpor
 
     Args:
         config: the run's configuration.
-        plan: resources of each worker, and where it has room.
+        plan: resources of each worker.
         size: P, number of parameters.
+        nodes: number of nodes on which the bundles lie.
 
     Raises:
         ClusterError: NCCL is asked for, and several workers share a GPU or have none.
@@ -56,15 +57,15 @@ def choose_transport(config: Config, plan: PlacementPlan, size: int) -> Transpor
     if backend == "auto":
         backend = "nccl" if own_gpu else "gloo"
     if asked == "collective":
-        return Transport(kind="collective", backend=backend, why="asked for")
+        return TransportChoice(kind="collective", backend=backend, why="asked for")
     if asked == "object_store":
-        return Transport(kind="object_store", why="asked for")
+        return TransportChoice(kind="object_store", why="asked for")
     if metric_kind(config):
-        return Transport(kind="object_store", why=f"rule `{config.harmonize.rule}` needs all rows in one place")
+        return TransportChoice(kind="object_store", why=f"rule `{config.harmonize.rule}` needs all rows in one place")
     if size < LARGE:
-        return Transport(kind="object_store", why=f"{size:,} parameters are few")
+        return TransportChoice(kind="object_store", why=f"{size:,} parameters are few")
     if own_gpu:
-        return Transport(kind="collective", backend=backend, why=f"{size:,} parameters, a GPU for every worker")
-    if len({node.id for node in plan.nodes}) > 1:
-        return Transport(kind="collective", backend=backend, why=f"{size:,} parameters, workers on several nodes")
-    return Transport(kind="object_store", why="all workers share the memory of one machine")
+        return TransportChoice(kind="collective", backend=backend, why=f"{size:,} parameters, a GPU for every worker")
+    if nodes > 1:
+        return TransportChoice(kind="collective", backend=backend, why=f"{size:,} parameters, workers on several nodes")
+    return TransportChoice(kind="object_store", why="all workers share the memory of one machine")
