@@ -50,7 +50,7 @@ class InlineDomains:
     def exchange(self, step: int, number: int, broadcasts: Sequence[Vectors]) -> list[Statistics]:
         """Answers of all domains, each to its own broadcast."""
         pairs = zip(self.steps, broadcasts, strict=True)
-        return self._timed([local.exchange(self._token(local, step), number, told) for local, told in pairs])
+        return self._timed([local.exchange(self._token(local, step), number, own) for local, own in pairs])
 
     def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
         """Rows of all domains, each for its own cotangents."""
@@ -70,10 +70,10 @@ class InlineDomains:
         """How sure the model is of the target's images, of which every domain looks at a share."""
         return [local.confusion(state, number, len(self.steps)) for number, local in enumerate(self.steps)]
 
-    def _timed(self, found: list[Answer]) -> list[Answer]:
-        self.compute_s += sum(answer.compute_s for answer in found)
-        self.spans += [span for answer in found for span in answer.spans]
-        return found
+    def _timed(self, answers: list[Answer]) -> list[Answer]:
+        self.compute_s += sum(answer.compute_s for answer in answers)
+        self.spans += [span for answer in answers for span in answer.spans]
+        return answers
 
     def _token(self, local: LocalStep, step: int) -> Token:
         return Token(run=self.run, attempt=0, step=step, domain=local.domain.name, traced=self.traced)
@@ -154,15 +154,15 @@ class InlineEngine:
     def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None = None) -> list[SplitMetrics]:
         """Metrics of the current or a given state for (domain, split) pairs, in their order; fewer when interrupted."""
         state = state or self.step.state.model_state()
-        held = {local.domain.name: local for local in self.domains.steps}
-        found: list[SplitMetrics] = []
+        sources = {local.domain.name: local for local in self.domains.steps}
+        metrics: list[SplitMetrics] = []
         for name, split in jobs:
             if self.interrupted():
                 break
-            local = held.get(name, self.domains.steps[0])
-            domain = local.domain if name in held else load_domain(self.config, name)
-            found.append(evaluate_state(local, state, domain, split))
-        return found
+            local = sources.get(name, self.domains.steps[0])
+            domain = local.domain if name in sources else load_domain(self.config, name)
+            metrics.append(evaluate_state(local, state, domain, split))
+        return metrics
 
     def close(self) -> None:
         """Ends the loader processes."""

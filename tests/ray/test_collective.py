@@ -39,7 +39,7 @@ def engine(ray_session: None) -> Iterator[RayEngine]:
 
 
 def workers_of(engine: RayEngine) -> list[Any]:
-    found: list[Any] = ray.get(engine._coordinator.__ray_call__.remote(lambda coordinator: coordinator.domains.workers))
+    found: list[Any] = ray.get(engine._coordinator.__ray_call__.remote(lambda coordinator: coordinator.pool.workers))
     return found
 
 

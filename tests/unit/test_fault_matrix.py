@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
 
+from difc_ray.engines.ray.pool import check_same_model
 from difc_ray.engines.ray.processes import LOST, describe
-from difc_ray.engines.ray.rpc import check_same_model
 from difc_ray.engines.ray.worker import WorkerInfo
 from difc_ray.errors import ClusterError
 from difc_ray.vectors import ParameterLayout

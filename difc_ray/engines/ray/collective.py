@@ -9,30 +9,32 @@ Shape suffixes: P parameters, N raw rows.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from ray.util.placement_group import PlacementGroup
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, and not in `__all__`
 
-from difc_ray.engines.ray.planning import PlacementPlan
+from difc_ray.config import Config
+from difc_ray.engines.ray.fault_tolerance import Failure
+from difc_ray.engines.ray.pool import WorkerPool
 from difc_ray.engines.ray.process_group import Rendezvous, make_store
-from difc_ray.engines.ray.processes import LOST, Failure
-from difc_ray.engines.ray.replica import Broken, Moved, ReplicaArrays, ReplicaWorker, Shared
-from difc_ray.engines.ray.rpc import Commit, LostDuringRendezvous, Question, StepRedo
-from difc_ray.engines.ray.workers import Workers
+from difc_ray.engines.ray.processes import LOST
+from difc_ray.engines.ray.replica import Broken, Moved, ReplicaArrays, Shared
+from difc_ray.engines.ray.rpc import Phase, Question, Round, StateArrays, StepRedo
+from difc_ray.engines.ray.transport import Transport
 from difc_ray.errors import ClusterError, WorkerError
 from difc_ray.objectives import Vectors
 from difc_ray.objectives.losses import Confusion
-from difc_ray.step.coordinator import Update
-from difc_ray.step.worker import ModelState, Products, Rows, Statistics, merge_rows, merge_statistics
+from difc_ray.step.coordinator import ReplicatedStore, TrainState, Update
+from difc_ray.step.worker import ModelState, Products, Rows, Statistics, merge_rows
 from difc_ray.vectors import sum_blocks
 
 PATIENCE_S = 5.0
@@ -45,70 +47,95 @@ RENDEZVOUS_IN_A_ROW = 5
 """So often a group may break at one step without the loss of a worker."""
 
 
-class CollectiveDomains(Workers):
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A worker was told to take a step.
+
+    Args:
+        index: of the worker.
+        worker: the actor; another one may have taken its place since.
+        done: Ray's reference; None: it could not be told.
+    """
+
+    index: int
+    worker: Any
+    done: Any
+
+
+class LostDuringRendezvous(Exception):
+    """Workers were lost while a group formed.
+
+    Args:
+        failures: theirs.
+    """
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        super().__init__()
+        self.failures = failures
+
+
+class CollectiveTransport(Transport):
     """The :class:`~difc_ray.step.coordinator.ReplicatedDomains` of the transport `collective`.
 
     Args:
-        group: the placement group.
-        plan: resources of each worker.
-        threads: threads of each worker process.
-        search_path: folders from which plug-ins may come.
+        pool: the workers, of the class :class:`~difc_ray.engines.ray.replica.ReplicaWorker`.
         backend: `gloo` or `nccl`.
     """
 
-    actor = ReplicaWorker
-
-    def __init__(
-        self, group: PlacementGroup, plan: PlacementPlan, threads: int, search_path: list[str], backend: str
-    ) -> None:
-        super().__init__(group, plan, threads, search_path)
-        self.backend, self.actor_arguments = backend, (backend,)
+    def __init__(self, pool: WorkerPool, backend: str) -> None:
+        super().__init__(pool)
+        self.backend = backend
         self._address = ray.util.get_node_ip_address()
         self._store: TCPStore | None = None
-        self._formed = 0
+        self._groups = 0
         self._broken_at = (0, 0)
-        self._joining = self._exchanging = False
-        self._broken_s = math.inf
-        self._lost: set[int] = set()
-        self._lost_givers: list[Failure] = []
         self._commits: list[Commit] = []
 
-    def hold(self, arrays: ReplicaArrays) -> None:
+    # ---- the state between two steps ---------------------------------------------------------------------------
+
+    def take_over(self, config: Config, arrays: StateArrays) -> tuple[TrainState, ReplicatedStore]:
+        """Hands θ and the optimizer to all workers, and lets them form a group."""
+        self._hold(ReplicaArrays(theta_P=arrays.theta_P, optimizer=arrays.optimizer))
+        state = replace(arrays, theta_P=arrays.theta_P[:0], optimizer={}).to_state()
+        return state, ReplicatedStore(config, state, self)
+
+    def arrays_of(self, state: TrainState) -> StateArrays:
+        """With θ and the optimizer of the workers."""
+        held = self._replica()
+        return replace(StateArrays.of(state), theta_P=held.theta_P, optimizer=held.optimizer)
+
+    def _hold(self, arrays: ReplicaArrays) -> None:
         """Hands θ and the optimizer to all workers, and lets them form a group.
 
         Raises:
             ClusterError: they cannot reach each other.
         """
-        self._tokens = []
-        reference = ray.put(arrays)
-        everybody = list(range(len(self.members)))
-        self._ask_some(everybody, [Question(method="hold", arguments=(reference,)) for _ in everybody])
+        self.open = None
+        self._ask_all(Question(method="hold", arguments=(ray.put(arrays),)))
         self._rendezvous()
 
-    def replica(self) -> ReplicaArrays:
+    def _replica(self) -> ReplicaArrays:
         """θ and the optimizer, of the first worker; the others are compared with it, and follow it if they differ.
 
         Workers of one kind agree bit for bit. Those on different hardware may round the optimizer's step differently.
+        A run that is told to stop while it is asked is saved, too.
         """
-        self._tokens = []
-        if self.stop_waiting():
+        self.open = None
+        if self.pool.stopping():
             return self._replica_of_any()
-        before, self.stop_waiting = self.stop_waiting, lambda: False  # a run that stops from now on is saved, too
-        try:
-            self._check_commits()
-            everybody = list(range(len(self.members)))
-            digests = self._ask_some(everybody, [Question(method="digest", arguments=()) for _ in everybody])
-            found: ReplicaArrays = self._ask_some([0], [Question(method="replica", arguments=())])[0]
-        finally:
-            self.stop_waiting = before
+        self._check_commits(heeds_stop=False)
+        digests = self._ask_all(Question(method="digest"), heeds_stop=False)
+        first = Round(questions={0: Question(method="replica")}, heeds_stop=False)
+        arrays: ReplicaArrays = self.pool.ask(first, self)[0]
         if len(set(digests)) > 1:
-            apart = [name for name, digest in zip(self.names, digests, strict=True) if digest != digests[0]]
-            self.messages.append(
-                f"the parameters of {', '.join(f'`{name}`' for name in apart)} differ from those of `{self.names[0]}`, "
+            names = self.pool.names
+            apart = [name for name, digest in zip(names, digests, strict=True) if digest != digests[0]]
+            self.pool.messages.append(
+                f"the parameters of {', '.join(f'`{name}`' for name in apart)} differ from those of `{names[0]}`, "
                 "which happens between different hardware; all go on with the latter"
             )
-            self.hold(found)
-        return found
+            self._hold(arrays)
+        return arrays
 
     def _replica_of_any(self) -> ReplicaArrays:
         """θ and the optimizer, of whoever answers first: a run that is to stop does not wait for one that hangs.
@@ -116,55 +143,49 @@ class CollectiveDomains(Workers):
         Raises:
             ClusterError: nobody answers.
         """
-        stale = {commit.index for commit in self._commits if commit.done is None}
-        asked = {self.workers[i].digest.remote(): i for i in range(len(self.members)) if i not in stale}
         done = {commit.index: commit.done for commit in self._commits}
-        limit = self.config.cluster.step_timeout_s
-        while asked:
-            ready, _ = ray.wait(list(asked), timeout=limit)
+        untold = {index for index, reference in done.items() if reference is None}
+        workers = {index: worker for index, worker in enumerate(self.pool.workers) if index not in untold}
+        pending = {worker.digest.remote(): index for index, worker in workers.items()}
+        limit = self.pool.config.cluster.step_timeout_s
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=limit)
             if not ready:
                 break
-            index = asked.pop(ready[0])
+            index = pending.pop(ready[0])
             with suppress(*LOST, RayTaskError, ray.exceptions.GetTimeoutError):
                 ray.get([ready[0], *([done[index]] if index in done else [])], timeout=limit)
-                found: ReplicaArrays = ray.get(self.workers[index].replica.remote(), timeout=limit)
-                return found
-        raise ClusterError(f"A worker must give the parameters of step {self._step}, got no answer of any.")
+                arrays: ReplicaArrays = ray.get(workers[index].replica.remote(), timeout=limit)
+                return arrays
+        raise ClusterError(f"A worker must give the parameters of step {self.pool.step}, got no answer of any.")
 
     def evaluate(self, reference: Any, jobs: Sequence[tuple[str, str]]) -> list[Any]:
-        """As :meth:`Workers.evaluate`, by workers that have all taken the last step."""
-        self._tokens = []
+        """As :meth:`Transport.evaluate`, by workers that have all taken the last step."""
+        self.open = None
         self._check_commits()
         return super().evaluate(reference, jobs)
 
     def confusion(self, state: ModelState, step: int) -> list[Confusion]:
-        """As :meth:`Workers.confusion`, by workers that have all taken the last step."""
-        self._tokens = []
+        """As :meth:`Transport.confusion`, by workers that have all taken the last step."""
+        self.open = None
         self._check_commits()
         return super().confusion(state, step)
 
-    # ---- one step -------------------------------------------------------------------------------------------------
+    # ---- one step ----------------------------------------------------------------------------------------------
 
     def statistics(self, state: ModelState, step: int) -> list[Statistics]:
-        """First answers of all domains."""
-        self._begin_step(step)
-        self.sent_bytes = [0] * len(self.members)
-        with self.recorder.span("broadcast"):
-            reference = ray.put(state)
-        asked = [Question(method="statistics", arguments=(reference,)) for _ in self.members]
-        found = self.by_domain(self._ask(asked), merge_statistics)
+        """First answers of all domains, of workers that have all taken the last step."""
+        self.sent_bytes = [0] * len(self.pool.members)
+        answers = super().statistics(state, step)
         self._check_commits()
-        return found
-
-    def exchange(self, step: int, number: int, broadcasts: Sequence[Vectors]) -> list[Statistics]:
-        """Answers of all domains, each to its own broadcast."""
-        asked = [Question(method="exchange", arguments=(number, told)) for told in self.to_members(broadcasts)]
-        return self.by_domain(self._ask(asked), merge_statistics)
+        return answers
 
     def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
         """All domains make their rows and exchange them; the answers come without."""
-        asked = [Question(method="share", arguments=(own,)) for own in self.to_members(cotangents)]
-        shared: list[Shared] = self._ask(asked)
+        own = self.to_members(cotangents)
+        shared: list[Shared] = self.ask(
+            [Question(method="share", arguments=(cotangent,)) for cotangent in own], Phase.EXCHANGE
+        )
         self._blocks = [answer.blocks_CNN for answer in shared]
         return self.by_domain([answer.rows for answer in shared], merge_rows)
 
@@ -175,15 +196,15 @@ class CollectiveDomains(Workers):
     def move(self, update: Update) -> None:
         """Lets all workers make the direction, and take the step when every one has it."""
         began = time.perf_counter()
-        self._ask([Question(method="combine", arguments=(update,)) for _ in self.members])
+        self.ask([Question(method="combine", arguments=(update,)) for _ in self.pool.members], Phase.EXCHANGE)
         self.moving_s = time.perf_counter() - began
         self._commits = []
-        for index, worker in enumerate(self.workers):
+        for index, worker in enumerate(self.pool.workers):
             done = None
             with suppress(*LOST):
                 done = worker.commit.remote(update.step)  # the next question finds θ moved
             self._commits.append(Commit(index=index, worker=worker, done=done))
-        self._tokens = []
+        self.open = None
 
     def settle(self) -> None:
         """After the last step that is traced: the times of the optimizers, which else come with the next step."""
@@ -193,78 +214,83 @@ class CollectiveDomains(Workers):
 
     def bad_rows(self) -> list[str]:
         """What is not finite in the rows of each domain."""
-        return self._ask_some(
-            list(range(len(self.members))), [Question(method="bad_rows", arguments=()) for _ in self.members]
-        )
+        questions = dict.fromkeys(range(len(self.pool.members)), Question(method="bad_rows"))
+        return self.pool.ask(Round(questions=questions, tokens=self.step_in_hand().tokens), self)
 
     def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
         """Not asked for: rules that need a metric have the rows sent to the coordinator."""
         raise AssertionError("a metric needs `cluster.transport=object_store`")
 
-    def _check_commits(self) -> None:
+    def ask(self, questions: list[Question], phase: Phase = Phase.WORK) -> list[Any]:
+        """The answers of all workers in a step; an exchange that broke makes all repeat the step."""
+        step = self.step_in_hand()
+        replies = self.pool.ask(Round(questions=dict(enumerate(questions)), tokens=step.tokens, phase=phase), self)
+        if broken := [reply for reply in replies if isinstance(reply, Broken)]:
+            self._rendezvous_again(broken[0].reason)
+        for index, reply in enumerate(replies):
+            if isinstance(reply, (Shared, Moved)):
+                self.sent_bytes[index] += reply.sent_bytes
+            step.check_token(index, reply.rows.token if isinstance(reply, Shared) else reply.token)
+        own = [reply.rows if isinstance(reply, Shared) else reply for reply in replies]
+        self.compute_s += max(getattr(reply, "compute_s", 0.0) for reply in own)
+        return replies
+
+    def _ask_all(self, question: Question, *, heeds_stop: bool = True) -> list[Any]:
+        """The answers of all workers to a question of no step."""
+        questions = dict.fromkeys(range(len(self.pool.members)), question)
+        return self.pool.ask(Round(questions=questions, heeds_stop=heeds_stop), self)
+
+    def _check_commits(self, *, heeds_stop: bool = True) -> None:
         """Whether all have taken the last step; one of whom that is not known is replaced.
 
         Raises:
             StepRedo: one was replaced, in a step.
             WorkerError: one could not.
         """
-        self._recovered(self._uncommitted(set()), {}, {})
+        self.recover(Round(questions={}, heeds_stop=heeds_stop), self._uncommitted(frozenset()))
 
-    def _uncommitted(self, lost: set[int]) -> list[Failure]:
+    def _uncommitted(self, lost: frozenset[int]) -> list[Failure]:
         """Workers, besides those that are lost, of whom nobody knows whether they have taken the last step."""
         commits, self._commits = self._commits, []
-        found = []
+        failures = []
         for commit in commits:
             index = commit.index
-            if index in lost or self.workers[index] is not commit.worker:
+            if index in lost or self.pool.workers[index] is not commit.worker:
                 continue  # another takes its place, with the state of one that did
             if commit.done is None:
-                found.append(Failure(index=index, reason="could not be told to take the step"))
+                failures.append(Failure(index=index, reason="could not be told to take the step"))
                 continue
             try:
-                self.spans += ray.get(commit.done, timeout=self.config.cluster.step_timeout_s)
+                self.pool.spans += ray.get(commit.done, timeout=self.pool.config.cluster.step_timeout_s)
             except LOST as error:
-                found.append(self._gone(index, error))
+                failures.append(self.pool.lost(index, error))
             except ray.exceptions.GetTimeoutError:
-                found.append(Failure(index=index, reason="did not take the step in time"))
+                failures.append(Failure(index=index, reason="did not take the step in time"))
             except RayTaskError as error:
-                raise WorkerError(f"Domain `{self.names[index]}` could not take a step: {error.cause}.") from error
-        return found
+                name = self.pool.names[index]
+                raise WorkerError(f"Domain `{name}` could not take a step: {error.cause}.") from error
+        return failures
 
-    def _ask(self, questions: list[Question]) -> list[Any]:
-        self._exchanging, self._broken_s = questions[0].method in ("share", "combine"), math.inf
-        replies = self._ask_some(list(range(len(self.members))), questions)
-        if broken := [reply for reply in replies if isinstance(reply, Broken)]:
-            self._rendezvous_again(broken[0].reason)
-        for index, reply in enumerate(replies):
-            if isinstance(reply, (Shared, Moved)):
-                self.sent_bytes[index] += reply.sent_bytes
-            self._check_token(index, reply.rows.token if isinstance(reply, Shared) else reply.token)
-        own = [reply.rows if isinstance(reply, Shared) else reply for reply in replies]
-        self.compute_s += max(getattr(reply, "compute_s", 0.0) for reply in own)
-        return replies
+    # ---- failures ----------------------------------------------------------------------------------------------
 
-    # ---- failures -------------------------------------------------------------------------------------------------
-
-    def _limit_s(self, elapsed_s: float, replies: dict[int, Any]) -> float:
+    def limit_s(self, round_: Round, elapsed_s: float) -> float:
         """In an exchange, whoever waits for a missing one reports that: then it is known who is missing."""
-        limit = self.config.cluster.step_timeout_s
-        if not self._exchanging:
+        limit = self.pool.config.cluster.step_timeout_s
+        if round_.phase is Phase.WORK:
             return limit
-        if not any(isinstance(reply, Broken) for reply in replies.values()):
+        if not any(isinstance(reply, Broken) for reply in round_.replies.values()):
             return 2 * limit  # the exchange itself may take `limit`, after the rows were computed
-        self._broken_s = min(self._broken_s, elapsed_s)
-        return max(limit, self._broken_s + PATIENCE_S)
+        round_.broken_s = min(round_.broken_s, elapsed_s)
+        return max(limit, round_.broken_s + PATIENCE_S)
 
-    def _root_cause_first(self, failures: list[Failure]) -> list[Failure]:
-        """As :meth:`Supervision._root_cause_first`; nobody waits any longer for the one whose error ends the run."""
+    def leave_group(self, failures: Sequence[Failure]) -> None:
+        """Nobody waits any longer in an exchange for the one whose error ends the run."""
         for failure in failures:
             if failure.fatal is not None:
                 with suppress(*LOST):
-                    self.workers[failure.index].leave.remote()
-        return super()._root_cause_first(failures)
+                    self.pool.workers[failure.index].leave.remote()
 
-    def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
+    def recover(self, round_: Round, failures: Sequence[Failure]) -> Sequence[Failure]:
         """Replaces all that are lost, lets the group meet again, and in a step makes everybody repeat it.
 
         Raises:
@@ -274,105 +300,108 @@ class CollectiveDomains(Workers):
         if not failures:
             return []
         lost = {failure.index: failure for failure in failures}
-        lost |= {failure.index: failure for failure in self._uncommitted(set(lost))}
+        lost |= {failure.index: failure for failure in self._uncommitted(frozenset(lost))}
         for index in lost:
-            self._end(index)  # whoever waits for it in an exchange hears of that
-        if self._joining:
+            self.pool.end(index)  # whoever waits for it in an exchange hears of that
+        joining = round_.phase is Phase.RENDEZVOUS
+        if joining:
             self._store = None  # whoever waits for it in the new group does
-        began, self._broken_s = time.monotonic(), math.inf
-        while pending:
-            for failure in self._root_cause_first(self._wait(pending, replies, began)):
+        round_.restart_clock()
+        while round_.pending:
+            for failure in self.pool.wait(round_, self):
                 lost[failure.index] = failure
-                self._end(failure.index)
-        if self._joining:
+                self.pool.end(failure.index)
+        if joining:
             raise LostDuringRendezvous(list(lost.values()))
-        self._replace_all(list(lost.values()))
-        self._rendezvous()
-        if self._tokens:
+        self._replace_all(list(lost.values()), heeds_stop=round_.heeds_stop)
+        self._rendezvous(heeds_stop=round_.heeds_stop)
+        if self.open is not None:
             raise StepRedo("")
         return list(lost.values())
 
-    def _replace_all(self, lost: list[Failure]) -> None:
+    def _replace_all(self, failures: Sequence[Failure], *, heeds_stop: bool) -> None:
         """One after the other, with those that are lost while they give their state to another."""
-        waiting = list(lost)
-        self._lost = {failure.index for failure in lost}
-        while waiting:
-            failure = waiting.pop(0)
-            self._replace(failure)
-            self._lost.discard(failure.index)
-            waiting += self._lost_givers
-            self._lost_givers = []
+        lost = {failure.index: failure for failure in failures}
+        while lost:
+            index = next(iter(lost))
+            restore = partial(self._copy_replica, lost=lost, heeds_stop=heeds_stop)
+            self.pool.replace(lost[index], restore, heeds_stop=heeds_stop)
+            del lost[index]
 
-    def restore_replacement(self, index: int) -> None:
-        """Gives a replacement the state of a worker that is left."""
-        limit = self.config.cluster.step_timeout_s
+    def _copy_replica(self, index: int, *, lost: dict[int, Failure], heeds_stop: bool) -> None:
+        """Hands the state of a worker that is left to a replacement; one that is lost meanwhile joins the lost.
+
+        Raises:
+            ClusterError: none is left.
+        """
+        pool, limits = self.pool, self.pool.config.cluster
         while True:
-            left = next((other for other in range(len(self.members)) if other not in self._lost), None)
+            left = next((other for other in range(len(pool.members)) if other not in lost), None)
             if left is None:
                 raise ClusterError(
                     "At least one worker must be left that holds the parameters, got the loss of all of them at step "
-                    f"{self._step}. Continue from the newest checkpoint with `resume=auto`."
+                    f"{pool.step}. Continue from the newest checkpoint with `resume=auto`."
                 )
             try:
-                held = self._hear(left, self.workers[left].replica.remote(), limit)
+                reference = pool.workers[left].replica.remote()
+                arrays = pool.hear(left, reference, limits.step_timeout_s, heeds_stop=heeds_stop)
                 break
             except LOST as error:
-                failure = self._gone(left, error)
+                lost[left] = pool.lost(left, error)
             except ray.exceptions.GetTimeoutError:
-                failure = Failure(index=left, reason=f"did not give its parameters within {limit:g} s")
-            self._lost.add(left)
-            self._lost_givers.append(failure)
-        self._hear(index, self.workers[index].hold.remote(held), self.config.cluster.start_timeout_s)
+                reason = f"did not give its parameters within {limits.step_timeout_s:g} s"
+                lost[left] = Failure(index=left, reason=reason)
+        pool.hear(index, pool.workers[index].hold.remote(arrays), limits.start_timeout_s, heeds_stop=heeds_stop)
 
     def _rendezvous_again(self, reason: str) -> None:
-        """A group that broke although nobody is lost.
+        """Lets a group meet again that broke although nobody is lost.
 
         Raises:
             StepRedo: always, if the group could meet.
             ClusterError: it breaks again and again.
         """
         step, times = self._broken_at
-        times = times + 1 if step == self._step else 1
-        self._broken_at = (self._step, times)
+        now = self.pool.step
+        times = times + 1 if step == now else 1
+        self._broken_at = (now, times)
         if times > RENDEZVOUS_IN_A_ROW:
             raise ClusterError(
-                f"Workers must reach each other, got {times} broken exchanges at step {self._step}, the last: "
+                f"Workers must reach each other, got {times} broken exchanges at step {now}, the last: "
                 f"{reason}. Look at the network between the nodes, or write `cluster.transport=object_store`."
             )
         self._rendezvous()
-        raise StepRedo(f"step {self._step}: the exchange between the workers broke ({reason}); all repeat the step")
+        raise StepRedo(f"step {now}: the exchange between the workers broke ({reason}); all repeat the step")
 
-    def _rendezvous(self) -> None:
+    def _rendezvous(self, *, heeds_stop: bool = True) -> None:
         """All workers form a new group; those that are lost meanwhile are replaced first.
 
         Raises:
             ClusterError: they cannot reach each other.
         """
-        limit, reason = self.config.cluster.step_timeout_s, ""
-        everybody = list(range(len(self.members)))
-        tokens, self._tokens, self._joining = self._tokens, [], True
-        exchanging, self._exchanging = self._exchanging, True
-        try:
-            for _ in range(RENDEZVOUS_IN_A_ROW):
-                self._formed, self._store, self._broken_s = self._formed + 1, make_store(self._address), math.inf
-                rendezvous = Rendezvous(
-                    host=self._address, port=self._store.port, name=f"{self.run}/{self._formed}",
-                    size=len(everybody), backend=self.backend, timeout_s=limit,
-                )  # fmt: skip
-                addresses = [info.address for info in self.infos]
-                asked = [Question(method="join", arguments=(rendezvous, *own)) for own in enumerate(addresses)]
-                try:
-                    broken = [reply for reply in self._ask_some(everybody, asked) if reply is not None]
-                except LostDuringRendezvous as news:
-                    self._replace_all(news.failures)
-                    continue
-                if not broken:
-                    return
-                reason = broken[0].reason
-        finally:
-            self._tokens, self._joining, self._exchanging = tokens, False, exchanging
+        reason = "a worker was lost"
+        for _ in range(RENDEZVOUS_IN_A_ROW):
+            try:
+                broken = [reply for reply in self.pool.ask(self._joining(heeds_stop), self) if reply is not None]
+            except LostDuringRendezvous as loss:
+                self._replace_all(loss.failures, heeds_stop=heeds_stop)
+                continue
+            if not broken:
+                return
+            reason = broken[0].reason
         raise ClusterError(
-            f"Workers must reach each other, got {RENDEZVOUS_IN_A_ROW} failures in a row, the last: "
-            f"{reason or 'a worker was lost'}. Open the ports between the nodes, or write "
-            "`cluster.transport=object_store`."
+            f"Workers must reach each other, got {RENDEZVOUS_IN_A_ROW} failures in a row, the last: {reason}. Open "
+            "the ports between the nodes, or write `cluster.transport=object_store`."
         )
+
+    def _joining(self, heeds_stop: bool) -> Round:
+        """The question to all workers to join a new group."""
+        self._groups, self._store = self._groups + 1, make_store(self._address)
+        rendezvous = Rendezvous(
+            host=self._address, port=self._store.port, name=f"{self.pool.run}/{self._groups}",
+            size=len(self.pool.members), backend=self.backend, timeout_s=self.pool.config.cluster.step_timeout_s,
+        )  # fmt: skip
+        questions = {
+            rank: Question(method="join", arguments=(rendezvous, rank, info.address))
+            for rank, info in enumerate(self.pool.infos)
+        }
+        return Round(questions=questions, phase=Phase.RENDEZVOUS, heeds_stop=heeds_stop)

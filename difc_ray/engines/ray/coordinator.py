@@ -11,28 +11,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import ray
-import torch
 from ray.util.placement_group import PlacementGroup
 
 from difc_ray.actor_logs import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
 from difc_ray.config import Config, import_plugins, run_folder
 from difc_ray.determinism import pin_threads
-from difc_ray.engines.ray.collective import CollectiveDomains
+from difc_ray.engines.ray.collective import CollectiveTransport
 from difc_ray.engines.ray.gauges import StepGauges
-from difc_ray.engines.ray.object_store import ObjectStoreDomains
+from difc_ray.engines.ray.object_store import ObjectStoreTransport
 from difc_ray.engines.ray.planning import PlacementPlan
-from difc_ray.engines.ray.replica import ReplicaArrays
-from difc_ray.engines.ray.rpc import StepRedo, WaitInterrupted
-from difc_ray.engines.ray.transport import TransportChoice
+from difc_ray.engines.ray.pool import WorkerPool
+from difc_ray.engines.ray.replica import ReplicaWorker
+from difc_ray.engines.ray.rpc import StateArrays, StepRedo, WaitInterrupted
+from difc_ray.engines.ray.transport import Transport, TransportChoice
 from difc_ray.engines.ray.worker import WorkerInfo, session_logs
 from difc_ray.errors import DifcError
-from difc_ray.step.coordinator import GlobalStep, ReplicatedStore, StepRecord, TrainState
+from difc_ray.step.coordinator import GlobalStep, StepRecord
 from difc_ray.step.evaluation import SplitMetrics
 from difc_ray.step.worker import ModelState
 from difc_ray.tracing import Span, traced_steps
-from difc_ray.vectors import ParameterLayout
 
 log = logging.getLogger("difc_ray")
 
@@ -57,47 +55,6 @@ class Evaluated:
     restarts: dict[str, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StateArrays:
-    """A :class:`~difc_ray.step.coordinator.TrainState` as NumPy arrays: the form that travels between processes."""
-
-    step: int
-    theta_P: np.ndarray
-    buffers: dict[str, np.ndarray]
-    optimizer: dict[str, np.ndarray]
-    harmonizer: dict[str, np.ndarray]
-    curvature: dict[str, np.ndarray]
-    loss: dict[str, np.ndarray]
-    skipped: list[int]
-
-    @classmethod
-    def of(cls, state: TrainState) -> StateArrays:
-        """Views of a state's memory (sending them makes the copy)."""
-        return cls(
-            step=state.step,
-            theta_P=state.theta_P.numpy(),
-            buffers={name: value.numpy() for name, value in state.buffers.items()},
-            optimizer={name: value.numpy() for name, value in state.optimizer.items()},
-            harmonizer=state.harmonizer,
-            curvature={name: value.numpy() for name, value in state.curvature.items()},
-            loss=state.loss,
-            skipped=list(state.skipped),
-        )
-
-    def to_state(self) -> TrainState:
-        """A state with memory of its own."""
-        return TrainState(
-            step=self.step,
-            theta_P=torch.from_numpy(self.theta_P.copy()),
-            buffers={name: torch.from_numpy(value.copy()) for name, value in self.buffers.items()},
-            optimizer={name: torch.from_numpy(value.copy()) for name, value in self.optimizer.items()},
-            harmonizer={name: value.copy() for name, value in self.harmonizer.items()},
-            curvature={name: torch.from_numpy(value.copy()) for name, value in self.curvature.items()},
-            loss={name: value.copy() for name, value in self.loss.items()},
-            skipped=list(self.skipped),
-        )
-
-
 @reports_errors
 class Coordinator:
     """Owns the training state; wrapped in ``ray.remote`` with two concurrency slots, one of them for :meth:`stop`.
@@ -107,7 +64,7 @@ class Coordinator:
         plan: resources of the workers.
         threads: threads of this and every worker process.
         search_path: folders from which plug-ins may come.
-        transport: how rows travel.
+        choice: how rows travel.
     """
 
     def __init__(
@@ -116,18 +73,21 @@ class Coordinator:
         plan: PlacementPlan,
         threads: int,
         search_path: list[str],
-        transport: TransportChoice,
+        choice: TransportChoice,
     ) -> None:
         pin_threads(threads)
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
         self.threads = threads
         self.stopping = threading.Event()
-        self.domains: ObjectStoreDomains | CollectiveDomains
-        if transport.kind == "collective":
-            self.domains = CollectiveDomains(group, plan, threads, search_path, transport.backend)
+        self.transport: Transport
+        stop = self.stopping.is_set
+        if choice.kind == "collective":
+            arguments = (choice.backend,)
+            self.pool = WorkerPool(group, plan, threads, search_path, stop, ReplicaWorker, arguments)
+            self.transport = CollectiveTransport(self.pool, choice.backend)
         else:
-            self.domains = ObjectStoreDomains(group, plan, threads, search_path)
-        self.domains.stop_waiting = self.stopping.is_set
+            self.pool = WorkerPool(group, plan, threads, search_path, stop)
+            self.transport = ObjectStoreTransport(self.pool)
         self.gauges = StepGauges()
         self.log: ActorLog | None = None
 
@@ -152,22 +112,15 @@ class Coordinator:
             debug=config.log_level == "debug",
             elsewhere=session_logs(),
         )
-        log.info("%s, %d workers", type(self.domains).__name__, len(self.domains.plan.owners) - 1,
+        log.info("%s, %d workers", type(self.transport).__name__, len(self.pool.plan.owners) - 1,
                  extra={"event": "started"})  # fmt: skip
-        infos = self.domains.start(config, run)
-        self.step = self._begin(config, infos[0].layout, arrays)
-        self.domains.recorder, self.domains.spans = self.step.recorder, []
+        infos = self.pool.start(config, run)
+        state, store = self.transport.take_over(config, arrays)
+        self.step = GlobalStep(config, infos[0].layout, state, store)
+        self.pool.recorder, self.pool.spans = self.step.recorder, []
         self.traced = traced_steps(config.profile, arrays.step, config.steps)
         self.gauges.begin(run)
         return infos
-
-    def _begin(self, config: Config, layout: ParameterLayout, arrays: StateArrays) -> GlobalStep:
-        """The algorithm at a state: here, or with θ and the optimizer handed to the workers."""
-        if isinstance(self.domains, ObjectStoreDomains):
-            return GlobalStep(config, layout, arrays.to_state())
-        self.domains.hold(ReplicaArrays(theta_P=arrays.theta_P, optimizer=arrays.optimizer))
-        state = replace(arrays, theta_P=arrays.theta_P[:0], optimizer={}).to_state()
-        return GlobalStep(config, layout, state, ReplicatedStore(config, state, self.domains))
 
     def advance(self, n: int) -> Advance:
         """Takes up to n steps; fewer when :meth:`stop` was called or an error ended them."""
@@ -177,51 +130,50 @@ class Coordinator:
         while len(records) < n and not self.stopping.is_set() and error is None:
             try:
                 records.append(self._take())
-                self.gauges.set(records[-1], self.domains.restarts)
+                self.gauges.set(records[-1], self.pool.policy.restarts)
             except WaitInterrupted as interruption:
-                self.domains.messages.append(str(interruption))
+                self.pool.messages.append(str(interruption))
                 break
             except DifcError as raised:
                 log.error("%s", raised, exc_info=True, extra={"event": "error"})
                 error = raised
-        messages, self.domains.messages = self.domains.messages, []
-        spans, self.domains.spans = [*self.step.recorder.take(), *self.domains.spans], []
-        restarts = dict(self.domains.restarts)
-        return Advance(records=records, messages=messages, restarts=restarts, spans=spans, error=error)
+        spans, self.pool.spans = [*self.step.recorder.take(), *self.pool.spans], []
+        restarts = dict(self.pool.policy.restarts)
+        return Advance(records=records, messages=self._messages(), restarts=restarts, spans=spans, error=error)
 
     def _take(self) -> StepRecord:
         """One step with its times; repeated by everybody if a replacement's bits differ."""
         number, recorder = self.step.state.step, self.step.recorder
         while True:
             started = time.perf_counter()
-            recorder.follow(number, self.domains.attempt, on=number in self.traced)
-            now_at(number, self.domains.attempt)
+            recorder.follow(number, self.transport.attempt, on=number in self.traced)
+            now_at(number, self.transport.attempt)
             try:
                 with recorder.span("step"):
-                    record = self.step.take(self.domains)
+                    record = self.step.take(self.transport)
             except StepRedo as redo:
                 why = str(redo) or "a worker was replaced"
                 log.warning("%s: all repeat step %d", why, number, extra={"event": "redo"})
                 if str(redo):
-                    self.domains.messages.append(str(redo))
-                self.domains.attempt += 1
+                    self.pool.messages.append(str(redo))
+                self.transport.attempt += 1
                 continue
-            total, compute = time.perf_counter() - started, self.domains.compute_s
+            total, compute = time.perf_counter() - started, self.transport.compute_s
             self._tell(record)
-            if number + 1 == self.traced.stop and isinstance(self.domains, CollectiveDomains):
-                self.domains.settle()
-            own = max(0.0, record.seconds.get("coordinator", 0.0) - self.domains.moving_s)
+            if number + 1 == self.traced.stop:
+                self.transport.settle()
+            own = max(0.0, record.seconds.get("coordinator", 0.0) - self.transport.moving_s)
             rest = {"step": total, "compute": compute, "transport": max(0.0, total - compute - own)}
             seconds = {**record.seconds, "coordinator": own, **rest}
-            return replace(record, seconds=seconds, sent_bytes=tuple(self.domains.sent_bytes))
+            return replace(record, seconds=seconds, sent_bytes=tuple(self.transport.sent_bytes))
 
     def _tell(self, record: StepRecord) -> None:
         """What is to be said of a step: that it was skipped, and who is slow."""
         if record.skipped:
             log.warning("%s", record.skipped, extra={"event": "step skipped"})
-        for index, sentence in self.domains.stragglers.end().items():
-            log.warning("%s", sentence, extra={"event": "slow", **self.domains.members[index].tags()})
-            self.domains.messages.append(sentence)
+        for index, sentence in self.pool.stragglers.end().items():
+            log.warning("%s", sentence, extra={"event": "slow", **self.pool.members[index].tags()})
+            self.pool.messages.append(sentence)
         log.debug("taken", extra={"event": "step"})
 
     def stop(self) -> None:
@@ -235,15 +187,11 @@ class Coordinator:
     def status(self) -> tuple[int, dict[str, float], str]:
         """The step in hand, the domains that have not answered yet with their seconds, and what keeps them."""
         step = self.step.state.step if hasattr(self, "step") else 0
-        return step, dict(self.domains.waiting), self.domains.obstacle
+        return step, dict(self.pool.waiting), self.pool.obstacle
 
     def snapshot(self) -> StateArrays:
         """The training state between two steps."""
-        arrays = StateArrays.of(self.step.state)
-        if isinstance(self.domains, ObjectStoreDomains):
-            return arrays
-        held = self.domains.replica()
-        return replace(arrays, theta_P=held.theta_P, optimizer=held.optimizer)
+        return self.transport.arrays_of(self.step.state)
 
     def evaluate(self, jobs: Sequence[tuple[str, str]], state: ModelState | None) -> Evaluated:
         """Metrics of the current state (or the given one) for (domain, split) pairs, and what was noticed meanwhile.
@@ -254,16 +202,20 @@ class Coordinator:
         reference = ray.put(self.step.store.model_state() if state is None else state)
         try:
             with self.step.recorder.span("evaluation"):
-                found = self.domains.evaluate(reference, jobs)
+                metrics = self.transport.evaluate(reference, jobs)
         except WaitInterrupted as interruption:
-            found = []
-            self.domains.messages.append(str(interruption))
-        messages, self.domains.messages = self.domains.messages, []
-        return Evaluated(metrics=found, messages=messages, restarts=dict(self.domains.restarts))
+            metrics = []
+            self.pool.messages.append(str(interruption))
+        return Evaluated(metrics=metrics, messages=self._messages(), restarts=dict(self.pool.policy.restarts))
+
+    def _messages(self) -> list[str]:
+        """What was noticed since it was last told."""
+        messages, self.pool.messages = self.pool.messages, []
+        return messages
 
     def close(self) -> None:
         """Ends the workers."""
         self.stopping.set()
-        self.domains.close()
+        self.pool.close()
         end_log(self.log)
         self.log = None

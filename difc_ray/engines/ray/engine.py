@@ -15,13 +15,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from difc_ray.config import Config
 from difc_ray.determinism import thread_environment, threads_for
-from difc_ray.engines.ray.actors import POLL_S
-from difc_ray.engines.ray.coordinator import Advance, Coordinator, Evaluated, StateArrays
+from difc_ray.engines.ray.coordinator import Advance, Coordinator, Evaluated
 from difc_ray.engines.ray.nodes import LOOK_S, draining
 from difc_ray.engines.ray.placement import cluster_nodes, connect, nodes_of, release, reserve
 from difc_ray.engines.ray.planning import members_of, node_names, plan_for
+from difc_ray.engines.ray.pool import POLL_S
 from difc_ray.engines.ray.preflight import check_nodes, memory_notices
 from difc_ray.engines.ray.processes import LOST, Head, describe, end_process, search_path
+from difc_ray.engines.ray.rpc import StateArrays
 from difc_ray.engines.ray.transport import TransportChoice, choose_transport
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.step.coordinator import StepRecord, TrainState

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from datetime import datetime
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
-from difc_ray.engines.ray.planning import PlacementPlan
 from difc_ray.engines.ray.private import draining_nodes
 
 ANSWER_S = 2.0
@@ -44,14 +44,14 @@ def has_place(group: PlacementGroup, bundle: int) -> bool:
     return bool(node) and lives(str(node))
 
 
-def wanted_and_free(plan: PlacementPlan, bundle: int) -> str:
-    """What a bundle asks for, and what is free of it in the whole cluster."""
+def wanted_and_free(wanted: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
+    """What is asked for, what is free of it in the whole cluster, and the labels that a node must have."""
     free, total = ray.available_resources(), ray.cluster_resources()
     parts = [
         f"{name}: wanted {amount:g}, free {free.get(name, 0.0):g} of {total.get(name, 0.0):g}"
-        for name, amount in plan.bundles[bundle].items()
+        for name, amount in wanted.items()
     ]
-    return "; ".join([*parts, *(f"label {key}={value}" for key, value in plan.labels[bundle].items())])
+    return "; ".join([*parts, *(f"label {key}={value}" for key, value in (labels or {}).items())])
 
 
 def _answers(host: str, port: int) -> bool:

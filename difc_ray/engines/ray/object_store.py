@@ -12,73 +12,79 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray
 
-from difc_ray.engines.ray.processes import Failure
-from difc_ray.engines.ray.rpc import Question, StepRedo
-from difc_ray.engines.ray.workers import Workers
+from difc_ray.config import Config
+from difc_ray.engines.ray.fault_tolerance import Failure
+from difc_ray.engines.ray.rpc import Phase, Question, Round, StateArrays, StepRedo
+from difc_ray.engines.ray.transport import Transport
 from difc_ray.objectives import Vectors
-from difc_ray.step.worker import ModelState, Products, Rows, Statistics, merge_rows, merge_statistics
+from difc_ray.step.coordinator import TrainState
+from difc_ray.step.worker import Products, Rows, Statistics, merge_rows
 
 
-class ObjectStoreDomains(Workers):
+class ObjectStoreTransport(Transport):
     """The :class:`~difc_ray.step.coordinator.Domains` of transport `object_store`; workers keep no training state."""
 
-    def statistics(self, state: ModelState, step: int) -> list[Statistics]:
-        """First answers of all domains."""
-        self._begin_step(step)
-        self._asked: list[list[Question]] = [[] for _ in self.members]
-        self._answers: list[list[Statistics]] = [[] for _ in self.members]
-        with self.recorder.span("broadcast"):
-            reference = ray.put(state)
-        asked = [Question(method="statistics", arguments=(reference,)) for _ in self.members]
-        return self.by_domain(self._ask(asked), merge_statistics)
+    def take_over(self, config: Config, arrays: StateArrays) -> tuple[TrainState, None]:
+        """The whole state stays with the coordinator."""
+        self.open = None
+        return arrays.to_state(), None
 
-    def exchange(self, step: int, number: int, broadcasts: Sequence[Vectors]) -> list[Statistics]:
-        """Answers of all domains, each to its own broadcast."""
-        asked = [Question(method="exchange", arguments=(number, told)) for told in self.to_members(broadcasts)]
-        return self.by_domain(self._ask(asked), merge_statistics)
+    def arrays_of(self, state: TrainState) -> StateArrays:
+        """The coordinator's own."""
+        return StateArrays.of(state)
+
+    # ---- one step ----------------------------------------------------------------------------------------------
 
     def rows(self, step: int, cotangents: Sequence[Vectors]) -> list[Rows]:
         """Rows of all domains, each for its own cotangents."""
-        asked = [Question(method="rows", arguments=(own,)) for own in self.to_members(cotangents)]
-        return self.by_domain(self._ask(asked), merge_rows)
+        own = self.to_members(cotangents)
+        answers = self.ask([Question(method="rows", arguments=(cotangent,)) for cotangent in own])
+        return self.by_domain(answers, merge_rows)
 
     def products(self, step: int, vectors_VS: np.ndarray) -> list[Products]:
         """Products of every domain's head Hessian with the same vectors."""
-        found: list[Products] = self._ask([Question(method="products", arguments=(vectors_VS,)) for _ in self.members])
-        return found
+        return self.ask([Question(method="products", arguments=(vectors_VS,)) for _ in self.pool.members])
 
-    def _ask(self, questions: list[Question]) -> list[Any]:
-        replies = self._ask_some(list(range(len(self.members))), questions)
+    def ask(self, questions: list[Question], phase: Phase = Phase.WORK) -> list[Any]:
+        """The answers of all workers in the step in hand, which are kept: a replacement has to repeat them."""
+        step = self.step_in_hand()
+        replies = self.pool.ask(Round(questions=dict(enumerate(questions)), tokens=step.tokens, phase=phase), self)
         self.compute_s += max(reply.compute_s for reply in replies)
         for index, reply in enumerate(replies):
-            self._check_token(index, reply.token)
-            self._asked[index].append(questions[index])
+            step.check_token(index, reply.token)
+            step.asked[index].append(questions[index])
             if isinstance(reply, Statistics):
-                self._answers[index].append(reply)
+                step.answered[index].append(reply)
         return replies
 
-    def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
+    # ---- failures ----------------------------------------------------------------------------------------------
+
+    def recover(self, round_: Round, failures: Sequence[Failure]) -> Sequence[Failure]:
         """One after the other, while those that did not fail go on with their answers."""
         for failure in failures:
-            self._replace(failure)
+            self.pool.replace(failure, self.restore_replacement, heeds_stop=round_.heeds_stop)
         return failures
 
+    def limit_s(self, round_: Round, elapsed_s: float) -> float:
+        """The configured one."""
+        return self.pool.config.cluster.step_timeout_s
+
     def restore_replacement(self, index: int) -> None:
-        """Lets a replacement repeat the answers of this step and compares them with the lost ones."""
-        if not self._tokens:
+        """Lets a replacement repeat the answers of the step in hand, and compares them with the lost ones.
+
+        Raises:
+            StepRedo: they have other bits.
+        """
+        step = self.open
+        if step is None:
             return
-        worker = self.workers[index]
         self.attempt += 1
-        token = self._tokens[index] = replace(self._tokens[index], attempt=self.attempt)
-        for question, lost in zip(self._asked[index], self._answers[index], strict=False):
-            if question.method == "statistics":
-                reference = worker.statistics.remote(question.arguments[0], token)
-            else:
-                reference = worker.exchange.remote(token, *question.arguments)
-            if not self._hear(index, reference, self.config.cluster.step_timeout_s).same_as(lost):
+        token = step.tokens[index] = replace(step.tokens[index], attempt=self.attempt)
+        for question, lost in zip(step.asked[index], step.answered[index], strict=False):
+            reference = getattr(self.pool.workers[index], question.method).remote(token, *question.arguments)
+            if not self.pool.hear(index, reference, self.pool.config.cluster.step_timeout_s).same_as(lost):
                 raise StepRedo(
-                    f"domain `{self.names[index]}`: the replacement on {self.infos[index].host} answers step "
-                    f"{self._step} with other bits than the worker it replaces; all domains repeat the step"
+                    f"domain `{self.pool.names[index]}`: the replacement on {self.pool.infos[index].host} answers step "
+                    f"{self.pool.step} with other bits than the worker it replaces; all domains repeat the step"
                 )

@@ -16,6 +16,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from difc_ray.config import Config
+from difc_ray.engines.ray.nodes import wanted_and_free
 from difc_ray.engines.ray.planning import Node, PlacementPlan, wanted_by
 from difc_ray.engines.ray.private import on_loopback
 from difc_ray.engines.ray.processes import in_sessions_of_their_own
@@ -275,7 +276,7 @@ def reserve(
             raise ClusterError("The placement group was not granted yet.")
         hopeless = state == "INFEASIBLE" and not config.cluster.autoscale  # a group that waits is what nodes start for
         if now - began > limit or hopeless:
-            table = _wanted_and_free(plan)
+            table = wanted_and_free(wanted_by(plan))
             remove_placement_group(group)
             raise ClusterError(
                 f"the cluster must grant the bundles of the plan within {limit:g} s, got the state {state} after "
@@ -284,19 +285,9 @@ def reserve(
             )
         if now - told > TELL_S:
             told = now
-            notice(
-                f"waiting {now - began:.0f} s of {limit:g} s for resources that others use: {_wanted_and_free(plan)}"
-            )
+            table = wanted_and_free(wanted_by(plan))
+            notice(f"waiting {now - began:.0f} s of {limit:g} s for resources that others use: {table}")
     return group, True
-
-
-def _wanted_and_free(plan: PlacementPlan) -> str:
-    """What all bundles want together, and what is free of it now."""
-    free, total = ray.available_resources(), ray.cluster_resources()
-    return "; ".join(
-        f"{name}: wanted {amount:g}, free {free.get(name, 0.0):g} of {total.get(name, 0.0):g}"
-        for name, amount in wanted_by(plan).items()
-    )
 
 
 def release(group: PlacementGroup) -> None:

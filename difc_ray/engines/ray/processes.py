@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import psutil
 import ray
@@ -25,35 +24,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from difc_ray.errors import DifcError
-
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError, LocalRayletDiedError)
 """What tells that a process is gone. OutOfMemoryError is no RayActorError."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a domain did not answer.
-
-    Args:
-        index: of its worker.
-        reason: what happened to it, after its name.
-        fatal: what ends the run; None: it is replaced.
-        preempted: its node was taken away with notice, which is nobody's failure.
-    """
-
-    index: int
-    reason: str
-    fatal: DifcError | None = None
-    preempted: bool = False
-
-
-def root_cause_first(failures: list[Failure]) -> list[Failure]:
-    """Raises the first fatal failure: a user's own error explains the deaths around it, not the other way."""
-    for failure in failures:
-        if failure.fatal is not None:
-            raise failure.fatal
-    return failures
 
 
 def describe(error: BaseException) -> str:

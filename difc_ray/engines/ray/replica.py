@@ -140,10 +140,10 @@ class ReplicaWorker(DomainWorker):
             self.group.close()
             self.group = None
 
-    def statistics(self, state: ModelState, token: Token) -> Statistics:
+    def statistics(self, token: Token, state: ModelState) -> Statistics:
         """First answer of a step; what an earlier attempt prepared is forgotten."""
         self._prepared = None
-        return super().statistics(state, token)
+        return super().statistics(token, state)
 
     def share(self, token: Token, cotangent: Vectors) -> Shared | Broken:
         """The rows of the step in hand, and the inner products of everybody's rows on the own shard."""

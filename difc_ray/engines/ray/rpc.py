@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
-import ray
+import numpy as np
+import torch
 
-from difc_ray.engines.ray.processes import LOST, Failure
-from difc_ray.engines.ray.worker import WorkerInfo
-from difc_ray.errors import ClusterError
+from difc_ray.step.coordinator import TrainState
+from difc_ray.step.worker import Token
 from difc_ray.tracing import Span
-
-GOODBYE_S = 0.5
-"""Seconds for all workers together."""
-
-UNTIMELY = ("evaluate", "confusion", "hold", "join", "replica", "digest")
-"""Questions that belong to no step's answers: they carry no token."""
 
 
 class StepRedo(Exception):
@@ -34,7 +30,44 @@ class Question:
     """One call to one worker, to be repeated by its replacement."""
 
     method: str
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...] = ()
+
+
+class Phase(Enum):
+    """What the workers do while they are waited for."""
+
+    WORK = "each answers by itself"
+    EXCHANGE = "they exchange rows and wait for each other"
+    RENDEZVOUS = "they form a group and wait for each other"
+
+
+@dataclass(kw_only=True)
+class Round:
+    """Questions to several workers at once, and how far their answers have come.
+
+    Args:
+        questions: by the number of the worker.
+        tokens: of all workers, which come first among the arguments; None: the questions belong to no step.
+        phase: what the workers do meanwhile.
+        heeds_stop: whether the wait ends when the run is to stop.
+        pending: the worker of every call that is not answered yet.
+        replies: by the number of the worker.
+        began: when the last question was asked, on the monotonic clock.
+        broken_s: seconds after that of the first report of a broken exchange.
+    """
+
+    questions: dict[int, Question]
+    tokens: Sequence[Token] | None = None
+    phase: Phase = Phase.WORK
+    heeds_stop: bool = True
+    pending: dict[Any, int] = field(default_factory=dict)
+    replies: dict[int, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    broken_s: float = math.inf
+
+    def restart_clock(self) -> None:
+        """Whoever is waited for has the whole time again."""
+        self.began, self.broken_s = time.monotonic(), math.inf
 
 
 def spans_of(replies: Iterable[Any]) -> list[Span]:
@@ -43,51 +76,42 @@ def spans_of(replies: Iterable[Any]) -> list[Span]:
     return [span for part in parts for span in getattr(part, "spans", ())]
 
 
-def say_goodbye(workers: Sequence[Any]) -> None:
-    """Lets workers that answer end their logs; those that do not are not waited for long."""
-    with suppress(*LOST):
-        told = [worker.end.remote() for worker in workers]
-        if told:
-            ray.wait(told, num_returns=len(told), timeout=GOODBYE_S)
-
-
-class LostDuringRendezvous(Exception):
-    """Workers were lost while a group formed.
-
-    Args:
-        failures: theirs.
-    """
-
-    def __init__(self, failures: list[Failure]) -> None:
-        super().__init__()
-        self.failures = failures
-
-
 @dataclass(frozen=True, kw_only=True)
-class Commit:
-    """A worker was told to take a step.
+class StateArrays:
+    """A :class:`~difc_ray.step.coordinator.TrainState` as NumPy arrays: the form that travels between processes."""
 
-    Args:
-        index: of the worker.
-        worker: the actor; another one may have taken its place since.
-        done: Ray's reference; None: it could not be told.
-    """
+    step: int
+    theta_P: np.ndarray
+    buffers: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    harmonizer: dict[str, np.ndarray]
+    curvature: dict[str, np.ndarray]
+    loss: dict[str, np.ndarray]
+    skipped: list[int]
 
-    index: int
-    worker: Any
-    done: Any
+    @classmethod
+    def of(cls, state: TrainState) -> StateArrays:
+        """Views of a state's memory (sending them makes the copy)."""
+        return cls(
+            step=state.step,
+            theta_P=state.theta_P.numpy(),
+            buffers={name: value.numpy() for name, value in state.buffers.items()},
+            optimizer={name: value.numpy() for name, value in state.optimizer.items()},
+            harmonizer=state.harmonizer,
+            curvature={name: value.numpy() for name, value in state.curvature.items()},
+            loss=state.loss,
+            skipped=list(state.skipped),
+        )
 
-
-def check_same_model(infos: Sequence[WorkerInfo]) -> None:
-    """Whether all workers of a run have built the same model.
-
-    Raises:
-        ClusterError: one has built another than the first.
-    """
-    for info in infos[1:]:
-        if different := infos[0].layout.mismatches(info.layout):
-            raise ClusterError(
-                f"All workers must build the same model. Domain `{info.domain}` on {info.host} built another than "
-                f"`{infos[0].domain}` on {infos[0].host}: {'; '.join(different[:3])}. Install the same versions and "
-                "plug-ins on every node."
-            )
+    def to_state(self) -> TrainState:
+        """A state with memory of its own."""
+        return TrainState(
+            step=self.step,
+            theta_P=torch.from_numpy(self.theta_P.copy()),
+            buffers={name: torch.from_numpy(value.copy()) for name, value in self.buffers.items()},
+            optimizer={name: torch.from_numpy(value.copy()) for name, value in self.optimizer.items()},
+            harmonizer={name: value.copy() for name, value in self.harmonizer.items()},
+            curvature={name: torch.from_numpy(value.copy()) for name, value in self.curvature.items()},
+            loss={name: value.copy() for name, value in self.loss.items()},
+            skipped=list(self.skipped),
+        )

@@ -106,7 +106,7 @@ class DomainWorker:
         """Where rows are kept; None: they are sent to the coordinator."""
         return None
 
-    def statistics(self, state: ModelState, token: Token) -> Statistics:
+    def statistics(self, token: Token, state: ModelState) -> Statistics:
         """First answer of a step."""
         now_at(token.step, token.attempt)
         log.debug("asked for its statistics", extra={"event": "step"})

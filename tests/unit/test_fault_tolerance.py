@@ -13,10 +13,11 @@ import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from difc_ray.engines.inline import InlineEngine
-from difc_ray.engines.ray import fault_tolerance as supervision
-from difc_ray.engines.ray.fault_tolerance import Supervision
+from difc_ray.engines.ray import fault_tolerance
+from difc_ray.engines.ray.fault_tolerance import Failure, FailurePolicy
+from difc_ray.engines.ray.nodes import LOOK_S
 from difc_ray.engines.ray.planning import members_of
-from difc_ray.engines.ray.processes import Failure
+from difc_ray.engines.ray.pool import WorkerPool
 from difc_ray.engines.ray.rpc import StepRedo
 from difc_ray.engines.ray.worker import WorkerInfo
 from difc_ray.errors import WorkerError
@@ -33,8 +34,8 @@ def info(pid: int, node: str) -> WorkerInfo:
     )
 
 
-class Accounts(Supervision):
-    """Replacements that fare as a list says.
+class Accounts(WorkerPool):
+    """Three workers whose replacements fare as a list says.
 
     Args:
         allowed: `cluster.max_worker_restarts`.
@@ -45,36 +46,33 @@ class Accounts(Supervision):
     def __init__(self, allowed: int, fates: Sequence[BaseException | None], node: str = "new") -> None:
         self.config = small_config(cluster={"max_worker_restarts": allowed})
         self.members = members_of(self.config)
-        self.restarts = dict.fromkeys(self.config.sources, 0)
-        self.messages, self._step, self._errors = [], 3, {}
-        self._looked, self._announced = 0.0, set()
+        self.policy = FailurePolicy(self.config, self.members)
+        self.messages, self.step = [], 3
         self.infos, self.workers = [info(100 + i, "old") for i in range(3)], [None] * 3
         self.fates, self.node = list(fates), node
 
-    def _end(self, index: int) -> None:
+    def end(self, index: int) -> None:
         pass
 
-    def _await_place(self, index: int) -> None:
+    def await_place(self, index: int, *, heeds_stop: bool = True) -> None:
         pass
 
-    def _spawn(self, index: int) -> Any:
+    def spawn(self, index: int) -> Any:
         return None
 
-    def _begin(self, index: int) -> Any:
+    def begin(self, index: int) -> Any:
         return None
 
-    def _hear(self, index: int, reference: Any, limit_s: float) -> WorkerInfo:
+    def hear(self, index: int, reference: Any, limit_s: float, *, heeds_stop: bool = True) -> WorkerInfo:
         return info(self.infos[index].pid + 1, self.node)
 
-    def _recovered(self, failures: list[Failure], pending: dict[Any, int], replies: dict[int, Any]) -> list[Failure]:
-        raise NotImplementedError  # whole steps come back in test_faults; here a call of it would be a mistake
-
-    def restore_replacement(self, index: int) -> None:
+    def restore(self, index: int) -> None:
         if fate := self.fates.pop(0):
             raise fate
 
     def lose(self, *, announced: bool) -> None:
-        self._replace(Failure(index=0, reason="worker process 100 died with its node", preempted=announced))
+        failure = Failure(index=0, reason="worker process 100 died with its node", preempted=announced)
+        self.replace(failure, self.restore)
 
 
 def lost() -> RayActorError:
@@ -84,7 +82,7 @@ def lost() -> RayActorError:
 def test_a_loss_with_notice_is_charged_to_nobody() -> None:
     accounts = Accounts(0, [None])
     accounts.lose(announced=True)
-    assert accounts.restarts == {"mnist": 0, "optdigits": 0, "fonts": 0}
+    assert accounts.policy.restarts == {"mnist": 0, "optdigits": 0, "fonts": 0}
     (said,) = accounts.messages
     assert said.startswith("domain `mnist`: worker process 100 died with its node at step 3; its node was taken away")
     assert "which counts as no restart; placing it again took" in said
@@ -95,19 +93,19 @@ def test_a_loss_without_notice_is_charged() -> None:
     accounts = Accounts(2, [None, None], node="old")
     for count in (1, 2):
         accounts.lose(announced=False)
-        assert accounts.restarts["mnist"] == count
+        assert accounts.policy.restarts["mnist"] == count
         assert f"; restart {count}/2 took" in accounts.messages[-1]
         assert "on another node" not in accounts.messages[-1]
     with pytest.raises(WorkerError, match=r"`mnist` failed at step 3 and has used its 2 restart\(s\): worker process"):
         accounts.lose(announced=False)
-    assert accounts.restarts == {"mnist": 2, "optdigits": 0, "fonts": 0}
+    assert accounts.policy.restarts == {"mnist": 2, "optdigits": 0, "fonts": 0}
 
 
 @pytest.mark.parametrize("fate", [lost(), GetTimeoutError("late")], ids=["lost", "late"])
 def test_only_the_loss_itself_is_free_and_not_that_of_a_replacement(fate: BaseException) -> None:
     accounts = Accounts(1, [fate, None])
     accounts.lose(announced=True)
-    assert accounts.restarts["mnist"] == 1
+    assert accounts.policy.restarts["mnist"] == 1
     assert len(accounts.messages) == 1
     assert "restart 1/1 took" in accounts.messages[0]
     with pytest.raises(WorkerError, match=r"has used its 0 restart\(s\): (worker process 101 died|its replacement)"):
@@ -125,24 +123,24 @@ def test_a_loss_is_announced_by_its_error_or_by_its_node(monkeypatch: pytest.Mon
     accounts = Accounts(0, [])
     accounts.infos[1] = info(101, "other")
     going: dict[str, str] = {}
-    monkeypatch.setattr(supervision, "draining", lambda: going)
+    monkeypatch.setattr(fault_tolerance, "draining", lambda: going)
     taken = RayActorError(error_msg="node was preempted", preempted=True)
-    assert accounts._gone(0, taken) == Failure(index=0, reason="worker process 100 died with its node", preempted=True)
-    assert not accounts._gone(0, lost()).preempted
+    assert accounts.lost(0, taken) == Failure(index=0, reason="worker process 100 died with its node", preempted=True)
+    assert not accounts.lost(0, lost()).preempted
     going["old"] = "12:00:00"
-    assert [accounts._gone(index, lost()).preempted for index in (0, 1)] == [True, False]
-    assert accounts._gone(0, GetTimeoutError("late")).preempted  # of an error that knows nothing of nodes
+    assert [accounts.lost(index, lost()).preempted for index in (0, 1)] == [True, False]
+    assert accounts.lost(0, GetTimeoutError("late")).preempted  # of an error that knows nothing of nodes
 
 
 def test_a_notice_is_remembered_when_the_node_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray lists no node that is dead; a coordinator that is late would take its loss for one without notice."""
     accounts = Accounts(0, [])
     looks: list[dict[str, str]] = [{"old": "12:00:00"}, {}]
-    monkeypatch.setattr(supervision, "draining", lambda: looks.pop(0))
-    accounts._look_for_notices(at_least_s=supervision.LOOK_S)
-    accounts._look_for_notices(at_least_s=supervision.LOOK_S)  # too soon: it does not look
+    monkeypatch.setattr(fault_tolerance, "draining", lambda: looks.pop(0))
+    accounts.policy.look_for_notices(at_least_s=LOOK_S)
+    accounts.policy.look_for_notices(at_least_s=LOOK_S)  # too soon: it does not look
     assert looks == [{}]
-    assert accounts._gone(0, lost()).preempted
+    assert accounts.lost(0, lost()).preempted
     assert looks == []
 
 
