@@ -101,8 +101,8 @@ class CollectiveTransport(Transport):
 
     def arrays_of(self, state: TrainState) -> StateArrays:
         """With θ and the optimizer of the workers."""
-        held = self._replica()
-        return replace(StateArrays.of(state), theta_P=held.theta_P, optimizer=held.optimizer)
+        arrays = self._replica()
+        return replace(StateArrays.of(state), theta_P=arrays.theta_P, optimizer=arrays.optimizer)
 
     def _hold(self, arrays: ReplicaArrays) -> None:
         """Hands θ and the optimizer to all workers, and lets them form a group.

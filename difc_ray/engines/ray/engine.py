@@ -187,13 +187,13 @@ class RayEngine:
             return ""
         self._going |= set(going)
         placed = nodes_of(self._group)
-        told = []
+        sentences = []
         for node, when in going.items():
             if carried := [owner for owner, at in zip(self.plan.owners, placed, strict=True) if at == node]:
                 deadline = f" at {when}" if when else ""
                 ends = " (the run ends with it, and `resume=auto` continues it)" if "coordinator" in carried else ""
-                told.append(f"node {node[:6]} will be taken away{deadline}, with {', '.join(carried)}{ends}")
-        return "; ".join(told)
+                sentences.append(f"node {node[:6]} will be taken away{deadline}, with {', '.join(carried)}{ends}")
+        return "; ".join(sentences)
 
     def snapshot(self) -> TrainState:
         """A copy of the training state."""
@@ -231,7 +231,7 @@ class RayEngine:
     def _call(self, method: str, *arguments: Any) -> Any:
         """A call to the coordinator that hears signals, names who is late, and never waits without end."""
         reference = getattr(self._coordinator, method).remote(*arguments)
-        started = told = heard = time.monotonic()
+        started = told_at = heard_at = time.monotonic()
         stopped_at = 0.0
         limits = self.config.cluster
         limit = limits.start_timeout_s if method == "start" else limits.step_timeout_s
@@ -253,14 +253,14 @@ class RayEngine:
                 self._coordinator.stop.remote()
             if stopped_at and now - stopped_at > STOP_S:
                 raise WorkerError(f"The coordinator did not answer within {STOP_S:g} s of the signal.")
-            if now - told > min(LATE_S, limit):
-                told = now
+            if now - told_at > min(LATE_S, limit):
+                told_at = now
                 if self._tell_who_is_late(method, now - started):
-                    heard = now
-                elif now - heard > limit:
+                    heard_at = now
+                elif now - heard_at > limit:
                     self._deaf = True
                     raise ClusterError(
-                        f"The coordinator has not answered for {now - heard:.0f} s (`{method}`, limit {limit:g} s). "
+                        f"The coordinator has not answered for {now - heard_at:.0f} s (`{method}`, limit {limit:g} s). "
                         "Continue from the newest checkpoint with `resume=auto`."
                     )
 

@@ -79,8 +79,8 @@ class StepGauges:
             self._show("restarts", count, domain=domain)
 
     def _show(self, name: str, value: float, **tags: str) -> None:
-        told = {"run": self._run, **tags}
-        self._gauges[name].set(float(value), {key: ascii_of(text) for key, text in told.items()})
+        labels = {"run": self._run, **tags}
+        self._gauges[name].set(float(value), {key: ascii_of(text) for key, text in labels.items()})
 
 
 def ascii_of(text: str) -> str:

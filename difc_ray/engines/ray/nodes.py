@@ -32,9 +32,9 @@ def lives(node: str) -> bool:
 
     Ray declares a node dead after some missed health checks. Until then it sends new actors there, to fail with it.
     """
-    for found in ray.nodes():
-        if str(found["NodeID"]) == node:
-            return bool(found["Alive"]) and _answers(str(found["NodeManagerAddress"]), int(found["NodeManagerPort"]))
+    for each in ray.nodes():
+        if str(each["NodeID"]) == node:
+            return bool(each["Alive"]) and _answers(str(each["NodeManagerAddress"]), int(each["NodeManagerPort"]))
     return False
 
 

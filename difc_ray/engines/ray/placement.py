@@ -214,12 +214,12 @@ def _start_local(config: Config) -> None:
             "the variable, or take it away: then the run makes a token of its own."
         ) from error
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
         written = bool(temporary) and isinstance(error, OSError)
         remedy = "Set RAY_TMPDIR to a folder that can be written" if written else (
             "Run `difc-ray doctor` to see what is missing")  # fmt: skip
         raise ClusterError(
-            f"Ray must start here, got {told} (this machine). {remedy}, or use `engine=inline`."
+            f"Ray must start here, got {words} (this machine). {remedy}, or use `engine=inline`."
         ) from error
 
 
@@ -266,7 +266,7 @@ def reserve(
     if surrounding is not None:
         return surrounding, False
     group = placement_group(list(plan.bundles), strategy=plan.strategy, bundle_label_selector=plan.selectors)
-    began = told = time.monotonic()
+    began = told_at = time.monotonic()
     limit = config.cluster.start_timeout_s
     while not group.wait(timeout_seconds=0.5):
         now = time.monotonic()
@@ -283,8 +283,8 @@ def reserve(
                 f"{now - began:.0f} s ({table}). Wait for other runs to end, lower `cluster.cpus_per_worker` or "
                 "`cluster.gpus_per_worker`, or raise `cluster.start_timeout_s`."
             )
-        if now - told > TELL_S:
-            told = now
+        if now - told_at > TELL_S:
+            told_at = now
             table = wanted_and_free(wanted_by(plan))
             notice(f"waiting {now - began:.0f} s of {limit:g} s for resources that others use: {table}")
     return group, True

@@ -183,9 +183,9 @@ def plan_for(config: Config, nodes: Sequence[Node]) -> PlacementPlan:
 
 def _plan(config: Config, cpus: float, gpus: float) -> PlacementPlan:
     """The bundles for given shares."""
-    asked = wishes(config)
+    wanted = wishes(config)
     members = members_of(config)
-    each = [asked.get(member.domain, Wish()) for member in members]
+    each = [wanted.get(member.domain, Wish()) for member in members]
     share = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     return PlacementPlan(
         cpus=cpus,
@@ -311,8 +311,8 @@ def _no_room(plan: PlacementPlan, nodes: Sequence[Node]) -> ClusterError:
 
 def amounts(bundle: Mapping[str, float], labels: Mapping[str, str]) -> str:
     """All that a bundle asks for, as in ``CPU 0.5, site_a 1, label zone=east``."""
-    told = [f"{name} {amount:g}" for name, amount in bundle.items()]
-    return ", ".join(told + [f"label {key}={value}" for key, value in labels.items()])
+    parts = [f"{name} {amount:g}" for name, amount in bundle.items()]
+    return ", ".join(parts + [f"label {key}={value}" for key, value in labels.items()])
 
 
 def lacks_of(plan: PlacementPlan, free: Mapping[str, float]) -> str:

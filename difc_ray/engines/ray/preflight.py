@@ -80,8 +80,8 @@ def examine(config: Config, nodes: Sequence[Node]) -> tuple[Mapping[str, str], l
     """Our own versions, and what each node says within the deadline."""
     with marker_beside(config.output) as (path, content):
         root = None if config.root is None else str(config.root)
-        asked = {"packages": probe.PACKAGES, "marker": str(path), "content": content, "root": root}
-        here = probe.look(asked)["versions"]
+        questions = {"packages": probe.PACKAGES, "marker": str(path), "content": content, "root": root}
+        here = probe.look(questions)["versions"]
         ray.cloudpickle.register_pickle_by_value(probe)
         try:
             task = ray.remote(probe.look)
@@ -90,7 +90,7 @@ def examine(config: Config, nodes: Sequence[Node]) -> tuple[Mapping[str, str], l
                     num_cpus=0,
                     max_retries=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.id, soft=False),
-                ).remote(asked)
+                ).remote(questions)
                 for node in nodes
             ]
         finally:

@@ -8,12 +8,12 @@ PACKAGES = ("difc-ray", "torch", "ray")
 """What must be the same everywhere, besides Python and our code."""
 
 
-def look(asked: dict[str, Any]) -> dict[str, Any]:
+def look(questions: dict[str, Any]) -> dict[str, Any]:
     """Versions, paths and shared memory of the node that runs this.
 
     Args:
-        asked: `packages`: names; `marker`: a file of the driver's, and `content`: what is in it; `root`: a folder or
-            None.
+        questions: `packages`: names; `marker`: a file of the driver's, and `content`: what is in it; `root`: a folder
+            or None.
 
     Returns:
         `versions` by package, with `python` and a digest of our `code`; `sees_output`; `has_root` (None: not asked);
@@ -26,14 +26,14 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
     from importlib import metadata, util
 
     versions = {"python": platform.python_version()}
-    for name in asked["packages"]:
+    for name in questions["packages"]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    found = util.find_spec("difc_ray")
+    package = util.find_spec("difc_ray")
     code = hashlib.sha256()
-    for folder in (found.submodule_search_locations or ()) if found else ():
+    for folder in (package.submodule_search_locations or ()) if package else ():
         for place, inside, files in os.walk(folder):
             inside.sort()
             for file in sorted(files):
@@ -41,15 +41,15 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
                     path = os.path.join(place, file)
                     with open(path, "rb") as source:
                         code.update(os.path.relpath(path, folder).encode() + b"\0" + source.read())
-    versions["code"] = code.hexdigest()[:8] if found else "not installed"
+    versions["code"] = code.hexdigest()[:8] if package else "not installed"
     try:
-        with open(asked["marker"], encoding="utf-8") as marker:
-            sees_output = marker.read() == asked["content"]
+        with open(questions["marker"], encoding="utf-8") as marker:
+            sees_output = marker.read() == questions["content"]
     except OSError:
         sees_output = False
     return {
         "versions": versions,
         "sees_output": sees_output,
-        "has_root": None if asked["root"] is None else os.path.isdir(asked["root"]),
+        "has_root": None if questions["root"] is None else os.path.isdir(questions["root"]),
         "shm_bytes": shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None,
     }

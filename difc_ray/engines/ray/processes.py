@@ -41,8 +41,8 @@ def describe(error: BaseException) -> str:
         return "is out of reach"
     if "node has died" in text or "node was preempted" in text:
         return "died with its node"
-    if told := re.search(r"exit type: (\w+).*?exit detail: ([^.]+)", text):
-        return f"died ({told[1]}: {told[2]})"
+    if account := re.search(r"exit type: (\w+).*?exit detail: ([^.]+)", text):
+        return f"died ({account[1]}: {account[2]})"
     return f"died ({text[:200] or type(error).__name__})"
 
 
@@ -121,10 +121,10 @@ class Head:
     def of_ours(cls) -> Head | None:
         """None if this process has started no Ray, or has joined another one's."""
         try:
-            found = next((child for child in psutil.Process().children() if child.name() == HEAD), None)
+            head = next((child for child in psutil.Process().children() if child.name() == HEAD), None)
         except psutil.Error:
             return None
-        return None if found is None else cls(found, str(ray.get_runtime_context().gcs_address))
+        return None if head is None else cls(head, str(ray.get_runtime_context().gcs_address))
 
     def gone(self) -> bool:
         """Whether it has ended, or listens no more; looks twice a second at most."""

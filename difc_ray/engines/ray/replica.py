@@ -120,10 +120,10 @@ class ReplicaWorker(DomainWorker):
 
     def digest(self) -> str:
         """What tells θ and the optimizer from others."""
-        held, found = self.replica(), hashlib.sha256()
-        for tensor in (held.theta_P, *(held.optimizer[name] for name in sorted(held.optimizer))):
-            found.update(tensor.tobytes())
-        return found.hexdigest()
+        arrays, digest = self.replica(), hashlib.sha256()
+        for tensor in (arrays.theta_P, *(arrays.optimizer[name] for name in sorted(arrays.optimizer))):
+            digest.update(tensor.tobytes())
+        return digest.hexdigest()
 
     def join(self, rendezvous: Rendezvous, rank: int, address: str) -> Broken | None:
         """Becomes a member of a group, after leaving an earlier one; returns why that did not succeed."""
@@ -207,12 +207,12 @@ class ReplicaWorker(DomainWorker):
         parts, size = self.members[0].parts, self.config.batch_size
         places = [part_of(size, part, parts) for part in range(parts)]
         shares = np.array([(place.stop - place.start) / size for place in places])
-        found = []
+        rows = []
         for received_WS in self._received:
             for first in range(0, len(self.members), parts):
                 own = list(received_WS[first : first + parts])
-                found.append(own[0] if parts == 1 else combine(shares, own))
-        return found
+                rows.append(own[0] if parts == 1 else combine(shares, own))
+        return rows
 
     def _member(self) -> Group:
         assert self.group is not None, "the worker has joined no group"

@@ -45,9 +45,9 @@ class Stragglers:
     def add(self, replies: Mapping[int, Any]) -> None:
         """Answers in this step, by the number of the worker; what says nothing of its time does not count."""
         for index, reply in replies.items():
-            told = getattr(reply, "rows", reply)  # rows may have come with something else
-            self._own[index] += getattr(told, "compute_s", 0.0)
-            self._waited[index] = max(self._waited[index], getattr(told, "loading_s", 0.0))
+            answer = getattr(reply, "rows", reply)  # rows may have come with something else
+            self._own[index] += getattr(answer, "compute_s", 0.0)
+            self._waited[index] = max(self._waited[index], getattr(answer, "loading_s", 0.0))
 
     def end(self) -> dict[int, str]:
         """The step has ended: the numbers of those who are found to be slow now, each with a sentence."""
@@ -57,15 +57,15 @@ class Stragglers:
         if len(self.names) < 2 or len(self._seconds[0]) < WINDOW:
             return {}
         usual = [median(seconds) for seconds in self._seconds]
-        found = {}
+        sentences = {}
         for index, own in enumerate(usual):
             others = median(usual[:index] + usual[index + 1 :])
             if own <= FACTOR * others or own - others <= EXCESS_S:
                 self._slow.discard(index)
             elif index not in self._slow:
                 self._slow.add(index)
-                found[index] = self._sentence(index, own, others)
-        return found
+                sentences[index] = self._sentence(index, own, others)
+        return sentences
 
     def _sentence(self, index: int, own: float, others: float) -> str:
         waiting = sum(self._loading[index]) / max(sum(self._seconds[index]), 1e-9)

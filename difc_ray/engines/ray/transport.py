@@ -203,7 +203,7 @@ def choose_transport(config: Config, plan: PlacementPlan, size: int, nodes: int)
     Raises:
         ClusterError: NCCL is asked for, and several workers share a GPU or have none.
     """
-    asked, own_gpu = config.cluster.transport, plan.gpus >= 1
+    wanted, own_gpu = config.cluster.transport, plan.gpus >= 1
     backend = config.cluster.backend
     if backend == "nccl" and not own_gpu:
         raise ClusterError(
@@ -213,9 +213,9 @@ def choose_transport(config: Config, plan: PlacementPlan, size: int, nodes: int)
         )
     if backend == "auto":
         backend = "nccl" if own_gpu else "gloo"
-    if asked == "collective":
+    if wanted == "collective":
         return TransportChoice(kind="collective", backend=backend, why="asked for")
-    if asked == "object_store":
+    if wanted == "object_store":
         return TransportChoice(kind="object_store", why="asked for")
     if metric_kind(config):
         return TransportChoice(kind="object_store", why=f"rule `{config.harmonize.rule}` needs all rows in one place")

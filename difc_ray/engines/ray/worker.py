@@ -131,8 +131,8 @@ class DomainWorker:
     def evaluate(self, state: ModelState, domain: str, split: str) -> SplitMetrics:
         """Metrics of a state on a split of this domain, or of one loaded for the purpose (the target)."""
         with self.step.recorder.span("evaluation"):
-            held = self.step.domain if domain == self.domain else load_domain(self.config, domain)
-            return evaluate_state(self.step, state, held, split)
+            examples = self.step.domain if domain == self.domain else load_domain(self.config, domain)
+            return evaluate_state(self.step, state, examples, split)
 
     def end(self) -> None:
         """The last line of the log of the run that this worker serves, if it serves one."""
