@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -76,6 +77,10 @@ def spans_of(replies: Iterable[Any]) -> list[Span]:
     return [span for part in parts for span in getattr(part, "spans", ())]
 
 
+TENSORS = ("theta_P", "buffers", "optimizer", "curvature")
+"""The parts of a training state that are torch tensors; what harmonizer and loss carry are NumPy arrays."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StateArrays:
     """A :class:`~difc_ray.step.coordinator.TrainState` as NumPy arrays: the form that travels between processes."""
@@ -92,26 +97,15 @@ class StateArrays:
     @classmethod
     def of(cls, state: TrainState) -> StateArrays:
         """Views of a state's memory (sending them makes the copy)."""
-        return cls(
-            step=state.step,
-            theta_P=state.theta_P.numpy(),
-            buffers={name: value.numpy() for name, value in state.buffers.items()},
-            optimizer={name: value.numpy() for name, value in state.optimizer.items()},
-            harmonizer=state.harmonizer,
-            curvature={name: value.numpy() for name, value in state.curvature.items()},
-            loss=state.loss,
-            skipped=list(state.skipped),
-        )
+        parts = {part.name: getattr(state, part.name) for part in fields(state)}
+        return cls(**parts | {name: _converted(parts[name], torch.Tensor.numpy) for name in TENSORS})
 
     def to_state(self) -> TrainState:
         """A state with memory of its own."""
-        return TrainState(
-            step=self.step,
-            theta_P=torch.from_numpy(self.theta_P.copy()),
-            buffers={name: torch.from_numpy(value.copy()) for name, value in self.buffers.items()},
-            optimizer={name: torch.from_numpy(value.copy()) for name, value in self.optimizer.items()},
-            harmonizer={name: value.copy() for name, value in self.harmonizer.items()},
-            curvature={name: torch.from_numpy(value.copy()) for name, value in self.curvature.items()},
-            loss={name: value.copy() for name, value in self.loss.items()},
-            skipped=list(self.skipped),
-        )
+        parts = {part.name: copy.deepcopy(getattr(self, part.name)) for part in fields(self)}
+        return TrainState(**parts | {name: _converted(parts[name], torch.from_numpy) for name in TENSORS})
+
+
+def _converted(part: Any, convert: Callable[[Any], Any]) -> Any:
+    """An array, or several by name, in the other library's form."""
+    return {name: convert(array) for name, array in part.items()} if isinstance(part, dict) else convert(part)
