@@ -11,7 +11,7 @@ import torch
 
 from difc_ray.engines.ray.planning import Node, plan_for
 from difc_ray.engines.ray.process_group import interface_of, make_store, shards_of
-from difc_ray.engines.ray.transport import LARGE, TransportChoice, choose_transport
+from difc_ray.engines.ray.transport import LARGE, TransportChoice, check_backend, choose_transport
 from difc_ray.errors import ClusterError
 from difc_ray.vectors import BLOCK, combine, gram, gram_blocks, sum_blocks
 from tests.runs import small_config
@@ -107,5 +107,6 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 def test_nccl_with_two_domains_on_one_gpu_is_refused() -> None:
+    config = small_config(cluster={"transport": "collective", "backend": "nccl"})
     with pytest.raises(ClusterError, match=r"needs a GPU of its own for every domain worker, got 0.333 GPU for each"):
-        chosen_for(1, 1, LARGE, transport="collective", backend="nccl")
+        check_backend(config, plan_for(config, nodes(1, 1)))

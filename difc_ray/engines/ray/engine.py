@@ -23,7 +23,7 @@ from difc_ray.engines.ray.pool import POLL_S
 from difc_ray.engines.ray.preflight import check_nodes, memory_notices
 from difc_ray.engines.ray.processes import LOST, Head, describe, end_process, search_path
 from difc_ray.engines.ray.rpc import StateArrays
-from difc_ray.engines.ray.transport import TransportChoice, choose_transport
+from difc_ray.engines.ray.transport import TransportChoice, check_backend, choose_transport
 from difc_ray.errors import ClusterError, DifcError, WorkerError
 from difc_ray.step.coordinator import StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics
@@ -87,6 +87,7 @@ class RayEngine:
         Raises:
             ClusterError: resources were not granted, or an actor did not start in time.
         """
+        check_backend(self.config, self.plan)
         self._group, self._owns_group = reserve(self.config, self.plan, self.interrupted, self.notice)
         nodes = len(set(nodes_of(self._group)))
         transport = choose_transport(self.config, self.plan, state.theta_P.numel(), nodes)

@@ -187,6 +187,20 @@ class TransportChoice:
         return f"{self.kind} ({self.backend})" if self.backend else self.kind
 
 
+def check_backend(config: Config, plan: PlacementPlan) -> None:
+    """Whether the workers can have `cluster.backend`, before anything is reserved for them.
+
+    Raises:
+        ClusterError: NCCL is asked for, and several workers share a GPU or have none.
+    """
+    if config.cluster.backend == "nccl" and plan.gpus < 1:
+        raise ClusterError(
+            "`cluster.backend=nccl` needs a GPU of its own for every domain worker, got "
+            f"{plan.gpus:g} GPU for each (NCCL refuses two members on one GPU). Write `cluster.backend=gloo`, or give "
+            f"the cluster {len(plan.owners) - 1} GPUs and write `cluster.gpus_per_worker=1`."
+        )
+
+
 def choose_transport(config: Config, plan: PlacementPlan, size: int, nodes: int) -> TransportChoice:
     """Resolves `cluster.transport` and `cluster.backend`.
 
@@ -199,18 +213,9 @@ def choose_transport(config: Config, plan: PlacementPlan, size: int, nodes: int)
         plan: resources of each worker.
         size: P, number of parameters.
         nodes: number of nodes on which the bundles lie.
-
-    Raises:
-        ClusterError: NCCL is asked for, and several workers share a GPU or have none.
     """
     wanted, own_gpu = config.cluster.transport, plan.gpus >= 1
     backend = config.cluster.backend
-    if backend == "nccl" and not own_gpu:
-        raise ClusterError(
-            "`cluster.backend=nccl` needs a GPU of its own for every domain worker, got "
-            f"{plan.gpus:g} GPU for each (NCCL refuses two members on one GPU). Write `cluster.backend=gloo`, or give "
-            f"the cluster {len(plan.owners) - 1} GPUs and write `cluster.gpus_per_worker=1`."
-        )
     if backend == "auto":
         backend = "nccl" if own_gpu else "gloo"
     if wanted == "collective":
