@@ -27,7 +27,7 @@ LARGE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenStep:
+class StepInProgress:
     """The step in hand.
 
     Args:
@@ -61,7 +61,7 @@ class Transport(Domains, Recovery):
 
     def __init__(self, pool: WorkerPool) -> None:
         self.pool = pool
-        self.open: OpenStep | None = None
+        self.open: StepInProgress | None = None
         self.attempt = 0
         self.compute_s = self.moving_s = 0.0
         self.sent_bytes: list[int] = []
@@ -94,7 +94,7 @@ class Transport(Domains, Recovery):
             )
             for member in pool.members
         ]  # fmt: skip
-        self.open = OpenStep(tokens=tokens, asked=[[] for _ in tokens], answered=[[] for _ in tokens])
+        self.open = StepInProgress(tokens=tokens, asked=[[] for _ in tokens], answered=[[] for _ in tokens])
         with pool.recorder.span("broadcast"):
             reference = ray.put(state)
         answers = self.ask([Question(method="statistics", arguments=(reference,)) for _ in tokens])
@@ -115,7 +115,7 @@ class Transport(Domains, Recovery):
             phase: what the workers do meanwhile.
         """
 
-    def step_in_hand(self) -> OpenStep:
+    def step_in_hand(self) -> StepInProgress:
         """The step that :meth:`statistics` began."""
         assert self.open is not None, "no step has begun"
         return self.open
