@@ -38,6 +38,7 @@ from difc_ray.runs.configuration import requested_config
 from difc_ray.runs.setup import prepare
 from difc_ray.runs.train import train
 from difc_ray.step.coordinator import StepRecord, TrainState
+from difc_ray.tracking import entries
 
 RUN = (
     "sources=mnist,optdigits,fonts", "target=", "model=mlp", "batch_size=16", "steps=400", "eval_every=400",
@@ -225,7 +226,7 @@ def killed_driver(folder: Path) -> Figure:
     """The driver gets SIGKILL, and `resume=auto` goes on."""
     changes = ("checkpoint.every=20", "steps=300", "eval_every=300", f"output={folder / 'killed'}", "name=killed")
     checkpoints = folder / "killed" / "killed" / "checkpoints"
-    driver = driver_when(checkpoints / "step-00000020" / "manifest.json", folder, *changes)
+    driver = driver_when((checkpoints / "step-00000020" / "manifest.json").exists, folder, *changes)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     began = time.monotonic()
@@ -249,7 +250,7 @@ def told_driver(folder: Path) -> Figure:
     """The driver gets SIGTERM, and one of its workers does not answer: the step in hand cannot end."""
     output = folder / "told"
     changes = ("checkpoint.every=100000", "steps=100000", "eval_every=100000", f"output={output}", "name=told")
-    driver = driver_when(output / "told" / "metrics.jsonl", folder, *changes)
+    driver = driver_when(lambda: any(entries(output / "told" / "metrics.jsonl", "step")), folder, *changes)
     time.sleep(1)  # some steps
     worker = next(each for each in family(folder) if "".join(each.cmdline()[:1]).startswith("ray::DomainWorker"))
     worker.suspend()
@@ -270,15 +271,15 @@ def told_driver(folder: Path) -> Figure:
     )  # fmt: skip
 
 
-def driver_when(there: Path, folder: Path, *changes: str) -> subprocess.Popen[bytes]:
-    """A driver with a Ray of its own, as soon as a file of its run is there."""
+def driver_when(begun: Callable[[], bool], folder: Path, *changes: str) -> subprocess.Popen[bytes]:
+    """A driver with a Ray of its own, as soon as its run is where it should be."""
     driver = subprocess.Popen(
         [sys.executable, "-m", "difc_ray", "train", *settings(*changes, "engine=ray")],
         env={**os.environ, MARK: str(folder)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 90
-    while not there.exists() and time.monotonic() < deadline:
+    while not begun() and time.monotonic() < deadline:
         time.sleep(0.02)
     return driver
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from difc_ray.tracking import entries
 from tests.cli.shell import MODULE, environment
 from tests.processes import command_of
 from tests.waiting import PATIENCE_S
@@ -65,7 +66,7 @@ def trains(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psutil.Process]
     process = subprocess.Popen([*MODULE, *RUN], cwd=folder, env=variables)
     try:
         deadline = time.monotonic() + 150
-        while not (folder / "runs" / "r" / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        while not any(entries(folder / "runs" / "r" / "metrics.jsonl", "step")) and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.2)
         assert time.monotonic() < deadline
