@@ -6,9 +6,10 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 import ray
 import torch
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._private.state import state
 from torch.distributed import distributed_c10d
 
@@ -31,11 +32,12 @@ def test_ray_says_which_nodes_are_to_be_taken_away() -> None:
     assert callable(getattr(state, "get_draining_nodes", None)), moved("Ray's `get_draining_nodes`", ray.__version__)
 
 
-def test_ray_has_a_switch_for_clusters_of_several_machines() -> None:
+def test_ray_has_a_switch_for_clusters_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     switch = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
     assert isinstance(switch, bool), moved("Ray's `ENABLE_RAY_CLUSTER`", ray.__version__)
     source = Path(ray_constants.__file__).read_text(encoding="utf-8")
     assert private.SEVERAL_NODES in source, moved(f"Ray's variable `{private.SEVERAL_NODES}`", ray.__version__)
+    monkeypatch.setattr(worker, "_global_node", None)  # a Ray of this process would answer with its own address
     with private.on_loopback():
         assert ray_constants.ENABLE_RAY_CLUSTER is False
         assert ray.util.get_node_ip_address() == "127.0.0.1", moved("where Ray reads its switch", ray.__version__)
