@@ -16,7 +16,7 @@ OUTSIDE = ("ray", "mlflow", "process")
 
 PROMISES = {
     "a run on Ray ends in the bits of a single process": (
-        "tests/ray/test_parity.py::test_every_penalty_with_every_rule",
+        "tests/ray/test_parity.py::test_every_penalty_and_every_rule",
         "tests/ray/test_parity.py::test_evaluation_is_the_same",
         "tests/ray/test_parity.py::test_negative_control",
     ),
@@ -27,12 +27,8 @@ PROMISES = {
         "tests/ray/test_signals.py::test_sigterm_in_the_middle_of_a_step",
         "tests/ray/test_resume.py",
     ),
-    "a trial of a sweep is the run that it stands for, also when its process was killed": (
-        "tests/ray/test_sweeps.py::test_asha_stops_the_bad_and_keeps_the_good",
-        "tests/ray/test_sweeps.py::test_a_trial_is_the_run_that_it_stands_for",
-        "tests/ray/test_sweeps.py::test_what_failed_is_told_with_its_cause",
-        "tests/ray/test_sweeps.py::test_mlflow_has_the_sweep_and_its_trials_nested",
-        "tests/ray/test_sweeps.py::test_mlflow_has_the_space_and_the_best_model",
+    "a trial of a sweep is the run that it stands for": (
+        "tests/ray/test_sweeps.py::test_actors_go_on_to_the_next_trial_and_to_the_same_weights",
     ),
     "an MLflow server that stops, freezes or fails costs no record": (
         "tests/mlflow/test_outages.py::test_a_server_that_stops_and_freezes_in_mid_run",

@@ -60,6 +60,7 @@ def test_nothing_at_all_is_an_error(tmp_path: Path, cli: Cli) -> None:
 
 
 @needs_fashion()
+@pytest.mark.slow
 def test_the_readmes_command_on_a_few_real_articles(cli: Cli) -> None:
     answer = cli(*RUN[:3], *CLOTHES, "dataset_options.limit=600", "steps=60", "eval_every=60", "model=lenet")
     assert answer.code == 0, answer.err

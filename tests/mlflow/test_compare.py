@@ -35,15 +35,22 @@ FIGURES = {"differences", "learning_curves", "lambda", "parallel_coordinates", "
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A SQLite store with the sweep `abc` and two real runs of a second, and the folder of the runs."""
+    """A SQLite store with the sweep `abc`, where runs in the folder `runs` are recorded as well."""
     folder = tmp_path_factory.mktemp("compare")
+    (folder / "runs").mkdir()
     uri = f"sqlite:///{folder / 'runs' / 'mlflow.db'}"
-    for name, rule, alpha in (("plain", "mean", 0), ("aligned", "ghpp", 0.1)):
-        values = {"name": name, "output": str(folder / "runs"), "harmonize": {"rule": rule}, **TINY}
-        train(resolve(load_config(None, base={**values, "alignment": {"alpha": alpha, "beta": alpha}})))
     sweep = FakeSweep(uri, "abc")
     fill_alpha_beta(sweep)
     return SimpleNamespace(folder=folder, uri=uri, sweep=sweep)
+
+
+@pytest.fixture(scope="module")
+def trained(store: SimpleNamespace) -> dict[str, Path]:
+    """Two real runs of a second, by name: their folders."""
+    for name, rule, alpha in (("plain", "mean", 0), ("aligned", "ghpp", 0.1)):
+        values = {"name": name, "output": str(store.folder / "runs"), "harmonize": {"rule": rule}, **TINY}
+        train(resolve(load_config(None, base={**values, "alignment": {"alpha": alpha, "beta": alpha}})))
+    return {name: store.folder / "runs" / name for name in ("plain", "aligned")}
 
 
 @pytest.fixture(scope="module")
@@ -125,23 +132,20 @@ def test_the_hessian_distance_is_that_of_the_last_tenth(store: SimpleNamespace) 
 
 
 def test_real_runs_are_compared_by_folder_and_by_id(
-    store: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: SimpleNamespace, trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "two"
-    code = execute(
-        ["compare", *(str(store.folder / "runs" / name) for name in ("plain", "aligned")), "--out", str(out)]
-    )
-    assert code == 0
+    assert execute(["compare", *map(str, trained.values()), "--out", str(out)]) == 0
     numbers = json.loads((out / "comparison.json").read_text("utf-8"))
     assert {method["name"] for method in numbers["methods"]} == {"mean + erm", "ghpp + hutchinson"}
     for method, name in zip(sorted(numbers["methods"], key=lambda m: m["name"]), ("aligned", "plain"), strict=True):
-        accuracy = json.loads((store.folder / "runs" / name / "summary.json").read_text())["accuracy"]
+        accuracy = json.loads((trained[name] / "summary.json").read_text())["accuracy"]
         assert method["target"]["mean"] == pytest.approx(accuracy["mnistm"]["all"], abs=1e-6)
         sources = [accuracy[domain]["val"] for domain in SOURCES]
         assert method["validation"]["mean"] == pytest.approx(np.mean(sources), abs=1e-6)
         assert method["worst"]["mean"] == pytest.approx(min(sources), abs=1e-6)
     assert "1 pair: too few" in capsys.readouterr().out
-    recorded = [TrackingFolder(store.folder / "runs" / name).identity(store.uri) for name in ("plain", "aligned")]
+    recorded = [TrackingFolder(folder).identity(store.uri) for folder in trained.values()]
     by_id = compare([identity["run_id"] for identity in recorded], uri=store.uri)
     assert {run.name for run in by_id.runs} == {"plain", "aligned"}
     assert [list(run.curve) for run in by_id.runs] == [[4, 8, 12]] * 2

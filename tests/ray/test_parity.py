@@ -26,8 +26,13 @@ def engine(ray_session: None) -> Iterator[RayEngine]:
     engine.close()
 
 
-@pytest.mark.parametrize(("penalty", "rule"), [(p, r) for p in PENALTIES for r in RULES if p != "none" or r == "mean"])
-def test_every_penalty_with_every_rule(engine: RayEngine, penalty: str, rule: str) -> None:
+ALL_PENALTIES = [(penalty, RULES[k % len(RULES)]) for k, penalty in enumerate(PENALTIES)]
+ALL_RULES = [(penalty, rule) for penalty in ("hutchinson-exact", "hgp-detached") for rule in RULES]
+"""The rule sees only the Gram matrix of the rows: each penalty meets one rule, two penalties meet each of them."""
+
+
+@pytest.mark.parametrize(("penalty", "rule"), sorted({*ALL_PENALTIES, *ALL_RULES}))
+def test_every_penalty_and_every_rule(engine: RayEngine, penalty: str, rule: str) -> None:
     config = small_config(alignment=PENALTIES[penalty], harmonize={"rule": rule})
     expected, expected_records = run_inline(config, STEPS)
     engine.begin(config, f"{penalty}-{rule}", prepare(config, None).state)

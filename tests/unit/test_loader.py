@@ -125,6 +125,7 @@ def test_a_connection_that_is_cut_is_a_death_if_there_was_one(make: Any, dead: b
     assert not set(before) & set(ahead.pids())
 
 
+@pytest.mark.slow  # torch looks for its processes every five seconds
 def test_loader_processes_that_die_again_and_again(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DEATHS", 1)
     loader = make(processes=1)
