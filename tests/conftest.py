@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -48,6 +49,7 @@ ALLOWED_VARIABLES = (
 """What libraries set when they are imported (OpenCV: the last one)."""
 
 
+gc.disable()  # until all tests are collected: nothing of that is garbage, and looking for it takes a third of the time
 sys.dont_write_bytecode = False
 sys.addaudithook(remember_start)
 
@@ -67,6 +69,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("core")
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
