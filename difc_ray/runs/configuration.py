@@ -14,9 +14,8 @@ from difc_ray.config.schema import leaves
 from difc_ray.errors import ConfigError, DifcError
 from difc_ray.nested import put
 from difc_ray.options import absolute
-from difc_ray.runs.checkpoint import newest_valid
-from difc_ray.runs.setup import recorded_settings, run_tags, run_to_resume, tracking_uri
-from difc_ray.runs.state import Start
+from difc_ray.runs.setup import run_tags, run_to_resume, tracking_uri
+from difc_ray.runs.state import Start, newest_checkpoint, recorded_settings
 from difc_ray.tracking import RecordedRun, read_run, resolve_uri, spoiled
 
 NOT_REPEATED = ("log_level", "name", "output", "profile", "resume", "tracking")
@@ -46,7 +45,7 @@ def requested_config(
     run_dir = None if resume is None else run_to_resume(resume, output)
     base = None
     if run_dir is not None:  # which may have been moved since its configuration was written
-        base = recorded_settings(newest_valid(run_dir / "checkpoints")[1])
+        base = recorded_settings(newest_checkpoint(run_dir)[0])
         base |= {"output": str(run_dir.parent), "profile": None}  # a profile is asked for every time
     config = load_config(file, overrides, base=base, paths=paths, about=about)
     tracking_uri(resolve(config))

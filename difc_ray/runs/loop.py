@@ -20,11 +20,11 @@ from difc_ray.actor_logs import now_at
 from difc_ray.config import Config
 from difc_ray.errors import CheckpointError
 from difc_ray.files import write_json
-from difc_ray.runs.checkpoint import load, save
+from difc_ray.runs.checkpoint import save
 from difc_ray.runs.metrics_log import MetricsLog
 from difc_ray.runs.profile import Profile
 from difc_ray.runs.selection import SELECTORS
-from difc_ray.runs.state import Start, checkpoint_path, make_snapshot, model_state
+from difc_ray.runs.state import Start, checkpoint_path, make_snapshot, model_state, read_checkpoint
 from difc_ray.step.coordinator import StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics, accuracies, named_metrics, worst_domain
 from difc_ray.step.worker import ModelState
@@ -187,7 +187,7 @@ class Training:
         chosen = self.step if undecided else self.progress.best_step
         path = checkpoint_path(self.run_dir, chosen)
         began = time.perf_counter()
-        snapshot = load(path)
+        snapshot = read_checkpoint(path)
         jobs = final_jobs(self.config)
         metrics = self.engine.evaluate(jobs, model_state(snapshot, self.layout))
         if len(metrics) < len(jobs):

@@ -24,14 +24,21 @@ from difc_ray.config import (
     resolve,
     run_folder,
 )
-from difc_ray.config.yaml_strict import UnreadableError, read_text
 from difc_ray.data import Domain, make_augmentation
 from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.models import Model
 from difc_ray.objectives.losses import Loss, LossState
-from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run, load, newest_valid
+from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run
 from difc_ray.runs.fingerprint import code_tags, data_fingerprint, versions
-from difc_ray.runs.state import Progress, ResumePoint, Start, train_state
+from difc_ray.runs.state import (
+    Progress,
+    ResumePoint,
+    Start,
+    newest_checkpoint,
+    read_checkpoint,
+    recorded_settings,
+    train_state,
+)
 from difc_ray.step.coordinator import TrainState
 from difc_ray.step.division import is_divided
 from difc_ray.step.factory import family_of, model_of
@@ -93,6 +100,12 @@ def prepare(config: Config, point: ResumePoint | None) -> Start:
             f"Restore it (a copy is `{point.run_dir / AUGMENTATION_FILE}`), or start a new run."
         )
     state, progress = train_state(point.snapshot, layout), Progress(**point.snapshot.meta["progress"])
+    memory = {name: (value.shape, value.dtype) for name, value in loss_state(config, domains, loss).items()}
+    if {name: (value.shape, value.dtype) for name, value in state.loss.items()} != memory:
+        raise CheckpointError(
+            f"the memory of the loss must be that of `{config.loss}` on these classes, got other names, sizes or types "
+            f"({', '.join(state.loss) or 'nothing'} in `{point.run_dir}`). Use another checkpoint, or start a new run."
+        )
     return Start(config=config, layout=layout, state=state, progress=progress, identity=identity, point=point)
 
 
@@ -160,23 +173,6 @@ def start_warnings(start: Start) -> list[str]:
         return start.point.rejected
     sentence = f"versions changed since the checkpoint ({', '.join(changed)}): the same bits are not promised"
     return [*start.point.rejected, sentence]
-
-
-def recorded_settings(snapshot: Snapshot) -> dict[str, Any]:
-    """The settings that a checkpoint was made with, read under the same limits as a configuration file.
-
-    Raises:
-        CheckpointError: they are no YAML that this package writes.
-    """
-    if not snapshot.config_yaml.strip():
-        return {}
-    try:
-        document = read_text(snapshot.config_yaml, "`config.yaml` of the checkpoint")
-    except UnreadableError as error:
-        raise CheckpointError(str(error)) from error
-    if document.problems:
-        raise CheckpointError(str(document.problems[0]))
-    return document.data
 
 
 def expected_shapes(model: torch.nn.Module, snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
@@ -256,7 +252,7 @@ def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
     run_dir = run_to_resume(config.resume, config.output)
     if run_dir is None:
         return config.model_copy(update={"resume": None}), None
-    _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
+    snapshot, rejected = newest_checkpoint(run_dir)
     recorded = resolve(load_config(None, base=recorded_settings(snapshot)))
     if changed := differences(recorded, config):
         raise CheckpointProblems(changed)
@@ -292,10 +288,10 @@ def selected_checkpoint(run_dir: Path) -> tuple[Snapshot, list[str]]:
     if summary.is_file():
         try:
             chosen = Path(json.loads(summary.read_text("utf-8"))["checkpoint"]).name
-            return load(run_dir / "checkpoints" / chosen), messages
+            return read_checkpoint(run_dir / "checkpoints" / chosen), messages
         except CheckpointError as error:
             messages.append(f"{error} Here the newest valid checkpoint is used.")
         except (ValueError, KeyError, TypeError):
             messages.append(f"`{summary}` names no checkpoint; the newest valid one is used.")
-    _, snapshot, rejected = newest_valid(run_dir / "checkpoints")
+    snapshot, rejected = newest_checkpoint(run_dir)
     return snapshot, messages + [f"checkpoint {r.path.name} rejected ({r.reason})" for r in rejected]

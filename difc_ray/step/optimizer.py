@@ -84,6 +84,13 @@ class FlatOptimizer:
             self.optimizer.state[self.theta] = dict(tensors)
 
 
+def state_shapes(config: OptimizerConfig, size: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors that an optimizer keeps for `size` parameters, once it has updated them."""
+    if config.name == "sgd":
+        return {"momentum_buffer": (size,)} if config.momentum else {}
+    return {"step": (), "exp_avg": (size,), "exp_avg_sq": (size,)}
+
+
 def decayed_spans(layout: ParameterLayout) -> list[slice]:
     """The ranges of the flat vector with parameters of two dimensions or more, neighbours joined.
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from typing import Any, Literal
 from difc_ray.config import Config, ConfigProblems, to_yaml
 from difc_ray.errors import CheckpointError
 from difc_ray.files import write_json
-from difc_ray.runs.checkpoint import newest_valid
+from difc_ray.runs.checkpoint import UnreadableCheckpointError
+from difc_ray.runs.state import newest_checkpoint
 from difc_ray.sweeps.space import Space, read_space
 from difc_ray.sweeps.trials import Point
 from difc_ray.tracking import TrackingFolder, entries
@@ -44,6 +46,7 @@ class TrialRecord:
         seconds: wall time of the trial, its preparation included.
         stopping: the scheduler's decision to stop it, written down before the trial is concluded; empty: there is none.
         stops_at: the step of that decision.
+        aside: name of the folder that its earlier run was moved to, as no checkpoint in it could be used.
         lineage: steps at which it took over another trial's state, with that trial and the values since then.
     """
 
@@ -54,6 +57,7 @@ class TrialRecord:
     seconds: float = 0.0
     stopping: str = ""
     stops_at: int = 0
+    aside: str = ""
     lineage: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -176,10 +180,23 @@ class SweepFolder:
             return None
 
     def can_resume(self, number: int) -> bool:
-        """Whether a trial has a checkpoint to go on from; the folder of one that has none is removed."""
+        """Whether a trial has a checkpoint to go on from.
+
+        Raises:
+            UnreadableCheckpointError: the storage does not tell.
+        """
         try:
-            newest_valid(self.run_dir(number) / "checkpoints")
+            newest_checkpoint(self.run_dir(number))
             return True
+        except UnreadableCheckpointError:
+            raise
         except CheckpointError:
-            shutil.rmtree(self.run_dir(number), ignore_errors=True)
             return False
+
+    def set_aside(self, number: int) -> Path | None:
+        """Renames the folder of a trial that starts anew, as it may hold somebody's work; None if there is none."""
+        run_dir = self.run_dir(number)
+        if not run_dir.exists():
+            return None
+        taken = (run_dir.with_name(f"{run_dir.name}-aside-{count}") for count in itertools.count(1))
+        return run_dir.rename(next(path for path in taken if not path.exists()))

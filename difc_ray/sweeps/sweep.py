@@ -279,6 +279,7 @@ class Sweep:
     ) -> None:  # fmt: skip
         self.space, self.base, self.folder, self.resources, self.key = space, base, folder, resources, key
         self.display, self.signals, self.notice = display, signals, notice
+        self.told_aside: set[str] = set()
         self.next_number = 0
 
     def run(self) -> None:
@@ -360,8 +361,16 @@ class Sweep:
 
     def show(self, number: int, result: Mapping[str, Any]) -> None:
         """Shows how a trial stands."""
-        if (record := self.folder.record(number)) is not None:
-            self.display.trial(record, result)
+        record = self.folder.record(number)
+        if record is None:
+            return
+        if record.aside and record.aside not in self.told_aside:
+            self.told_aside.add(record.aside)
+            self.notice(
+                f"trial {number} had no checkpoint that could be used and started anew; its earlier folder is kept as "
+                f"{self.folder.trials / record.aside}"
+            )
+        self.display.trial(record, result)
 
     def recovered(self, number: int) -> None:
         """Says that a trial goes on in another process."""

@@ -26,9 +26,9 @@ from difc_ray.config import Config, import_plugins, to_yaml
 from difc_ray.engines.inline import InlineEngine
 from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted
-from difc_ray.runs.checkpoint import load, save
+from difc_ray.runs.checkpoint import save
 from difc_ray.runs.loop import Evaluation
-from difc_ray.runs.state import checkpoint_path
+from difc_ray.runs.state import checkpoint_path, read_checkpoint
 from difc_ray.runs.train import Result, Silent, stages
 from difc_ray.runs.trial_context import TrialContext
 from difc_ray.sweeps.folder import SweepFolder, TrialRecord
@@ -250,7 +250,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         number = trial.record.point.number
         if given["number"] == number:
             return
-        snapshot = load(source / STATE)
+        snapshot = read_checkpoint(source / STATE)
         root = self._run_dir(trial) / "checkpoints"
         shutil.rmtree(root, ignore_errors=True)
         step = int(snapshot.meta["step"])
@@ -292,6 +292,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types for it
         point, config = trial.record.point, trial.config
         if self.folder.can_resume(point.number):
             config = config.model_copy(update={"resume": str(self._run_dir(trial))})
+        elif aside := self.folder.set_aside(point.number):
+            trial.record = replace(trial.record, aside=aside.name)
+            self._note(trial, "running")
         tags = {
             "sweep": self.folder.path.name,
             "sweep.trial": str(point.number),

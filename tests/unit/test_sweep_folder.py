@@ -145,8 +145,17 @@ def test_the_end_of_a_journal_that_is_cut_off_is_left_out(sweep: tuple[SweepFold
     assert folder.summary(0) is None
 
 
-def test_a_trial_without_a_checkpoint_starts_in_an_empty_folder(sweep: tuple[SweepFolder, Space, list[Point]]) -> None:
+def test_the_folder_of_a_trial_without_a_valid_checkpoint_is_set_aside(
+    sweep: tuple[SweepFolder, Space, list[Point]],
+) -> None:
     folder = sweep[0]
-    (folder.run_dir(3) / "checkpoints" / "step-00000004").mkdir(parents=True)
-    assert not folder.can_resume(3)
-    assert not folder.run_dir(3).exists()
+    assert folder.set_aside(3) is None
+    for count in (1, 2):
+        (folder.run_dir(3) / "checkpoints" / "step-00000004").mkdir(parents=True)
+        (folder.run_dir(3) / "notes.txt").write_text(str(count))
+        assert not folder.can_resume(3)
+        aside = folder.set_aside(3)
+        assert aside is not None
+        assert aside.name == f"00003-aside-{count}"
+        assert (aside / "notes.txt").read_text() == str(count)
+        assert not folder.run_dir(3).exists()

@@ -10,13 +10,24 @@ from __future__ import annotations
 
 from difc_ray.runs.checkpoint.folder import DamagedCheckpointError
 from difc_ray.runs.checkpoint.snapshot import BUFFER_PREFIX, Snapshot, compare_layout
-from difc_ray.runs.checkpoint.store import Rejected, best, find_newest_run, listed, load, newest_valid, run_lock, save
+from difc_ray.runs.checkpoint.store import (
+    Rejected,
+    UnreadableCheckpointError,
+    best,
+    find_newest_run,
+    listed,
+    load,
+    newest_valid,
+    run_lock,
+    save,
+)
 
 __all__ = [
     "BUFFER_PREFIX",
     "DamagedCheckpointError",
     "Rejected",
     "Snapshot",
+    "UnreadableCheckpointError",
     "best",
     "compare_layout",
     "find_newest_run",

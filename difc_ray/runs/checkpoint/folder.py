@@ -112,9 +112,9 @@ def read_folder(folder: Path) -> Snapshot:
     try:
         meta = json.loads((folder / META).read_text("utf-8"))
         config_yaml = (folder / CONFIG).read_text("utf-8")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpointError(folder, f"its text files cannot be read ({error})") from error
-    if not isinstance(meta, dict) or type(meta.get("step")) is not int:
+    if not isinstance(meta, dict) or type(meta.get("step")) is not int or meta["step"] < 0:
         raise DamagedCheckpointError(folder, f"`{META}` names no step")
     if meta["step"] != manifest.get("step"):
         raise DamagedCheckpointError(folder, f"`{MANIFEST}` and `{META}` name different steps")
@@ -133,7 +133,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(folder, f"`{MANIFEST}` is empty")
     try:
         manifest = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpointError(folder, f"`{MANIFEST}` is not JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DamagedCheckpointError(folder, "it is not a difc_ray checkpoint (its manifest is of something else)")

@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,36 +103,67 @@ def save(root: Path, snapshot: Snapshot, *, keep: int, best: bool) -> Path:
     return target
 
 
-def load(path: Path) -> Snapshot:
+class UnreadableCheckpointError(CheckpointError):
+    """The storage does not give a checkpoint. That says nothing about what is in it, so it is not passed over."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        cause = error.strerror or str(error)
+        super().__init__(
+            f"a run's checkpoints must be readable, got {cause} (`{error.filename or path}`). Nothing was changed: try "
+            "again when the storage answers, or move that checkpoint out of the run folder to go on from an older one."
+        )
+
+
+Check = Callable[[Snapshot], str | None]
+"""What is wrong with a content that is read as it was written, as the end of a sentence; None: nothing."""
+
+
+def load(path: Path, check: Check = lambda snapshot: None) -> Snapshot:
     """The content of one checkpoint directory, after every check.
+
+    Args:
+        path: the directory.
+        check: what a state must be like, beyond what holds for every checkpoint.
 
     Raises:
         DamagedCheckpointError: it cannot be used; each kind of damage has its own sentence.
+        UnreadableCheckpointError: the storage refuses.
     """
     try:
-        return read_folder(path)
-    except OSError as error:
+        snapshot = read_folder(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedCheckpointError(path, f"it cannot be read ({error})") from error
+    except OSError as error:
+        raise UnreadableCheckpointError(path, error) from error
+    if reason := check(snapshot):
+        raise DamagedCheckpointError(path, reason)
+    return snapshot
 
 
-def newest_valid(root: Path) -> tuple[Path, Snapshot, list[Rejected]]:
+def newest_valid(root: Path, check: Check = lambda snapshot: None) -> tuple[Path, Snapshot, list[Rejected]]:
     """The checkpoint of the latest step that passes every check.
 
     Args:
         root: the run's folder of checkpoints.
+        check: as for :func:`load`.
 
     Returns:
         Its directory, its content, and the newer ones that were rejected, newest first.
 
     Raises:
+        UnreadableCheckpointError: the storage refuses.
         CheckpointError: there is none, or all are damaged (each is listed with its reason).
     """
-    if root.is_dir():
-        _remove_leftovers(root, of_anyone=False)
+    try:
+        if root.is_dir():
+            _remove_leftovers(root, of_anyone=False)
+        found = _checkpoints(root)
+    except OSError as error:
+        raise UnreadableCheckpointError(root, error) from error
     rejected: list[Rejected] = []
-    for path in reversed(_checkpoints(root)):
+    for path in reversed(found):
         try:
-            return path, load(path), rejected
+            return path, load(path, check), rejected
         except DamagedCheckpointError as error:
             rejected.append(Rejected(path, error.reason))
     if not rejected:
