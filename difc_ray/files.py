@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,29 @@ def open_own(path: Path, mode: str) -> IO[Any]:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "a link, which could lead elsewhere", str(path)) from error
         raise
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file or a folder of this name in a folder that may come from somebody else.
+
+    Args:
+        folder: the folder.
+        name: relative to it.
+
+    Raises:
+        OSError: the name leads out of the folder, or there, or below, is a link or what is neither file nor folder.
+    """
+    path, within = folder / name, Path(name)
+    if within.is_absolute() or ".." in within.parts or "\0" in name:
+        raise OSError(errno.EPERM, "a name that leads out of its folder", name)
+    steps = [folder.joinpath(*within.parts[: count + 1]) for count in range(len(within.parts))]
+    below = [Path(top, entry) for top, folders, files in os.walk(path) for entry in (*folders, *files)]
+    for each in (*steps, *below):
+        mode = each.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kind = "a link, which could lead elsewhere" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise OSError(errno.ELOOP if stat.S_ISLNK(mode) else errno.EPERM, kind, str(each))
+    return path
 
 
 @contextmanager

@@ -198,5 +198,7 @@ class SweepFolder:
         run_dir = self.run_dir(number)
         if not run_dir.exists():
             return None
-        taken = (run_dir.with_name(f"{run_dir.name}-aside-{count}") for count in itertools.count(1))
-        return run_dir.rename(next(path for path in taken if not path.exists()))
+        aside = self.path / "aside"
+        aside.mkdir(exist_ok=True)
+        names = (aside / f"{run_dir.name}-{count}" for count in itertools.count(1))
+        return run_dir.rename(next(path for path in names if not path.exists()))

@@ -368,7 +368,7 @@ class Sweep:
             self.told_aside.add(record.aside)
             self.notice(
                 f"trial {number} had no checkpoint that could be used and started anew; its earlier folder is kept as "
-                f"{self.folder.trials / record.aside}"
+                f"{self.folder.path / 'aside' / record.aside}"
             )
         self.display.trial(record, result)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from difc_ray.tracking.base import Tracker, TrackingSummary, count
 from difc_ray.tracking.child import UploaderProcess
 from difc_ray.tracking.points import MEASURED
 from difc_ray.tracking.settings import UploadSettings
-from difc_ray.tracking.uris import ui_command, without_credentials
+from difc_ray.tracking.uris import sync_command, ui_command, without_credentials
 
 _LOOK_S = 2.0
 _QUIET_S = 60.0
@@ -103,7 +103,8 @@ class MlflowTracker(Tracker):
             reason = read_json(self.folder.status).get("reason", f"Its log is `{self.folder.log}`")
             sentences.append(
                 f"MLflow at `{masked(self._uri)}` has not taken {count(pending)} yet. {ended(reason)} "
-                f"They are kept; send them with `difc-ray sync {shlex.quote(str(self.folder.run_dir))}`."
+                f"They are kept; send them with "
+                f"`{sync_command(self.folder.run_dir, self._store, self.folder.output, os.environ)}`."
             )
         if refused:
             below = f"`refused.jsonl` below `{self.folder.run_dir}`"

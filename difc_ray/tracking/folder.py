@@ -92,6 +92,11 @@ class TrackingFolder:
         above = self.run_dir.absolute().parent
         return TrackingFolder(above.parent) if above.name == TRIALS else None
 
+    @property
+    def output(self) -> Path:
+        """The output folder of the run, or of the sweep that it is a trial of."""
+        return (self.sweep() or self).run_dir.absolute().parent
+
     def sent_seq(self, store: str) -> int:
         """Number of the last journal record that ``store`` has, 0 for none."""
         return int(read_json(self.cursor).get(store, {}).get("seq", 0))

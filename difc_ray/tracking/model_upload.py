@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from difc_ray.files import read_json, write_json
+from difc_ray.files import inside, read_json, write_json
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import Record
 from difc_ray.tracking.runs import RunStore
@@ -38,7 +38,7 @@ def export_model(folder: TrackingFolder, record: Record) -> None:
     from mlflow.models.signature import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    source = folder.run_dir / record.data["path"]
+    source = inside(folder.run_dir, record.data["path"])
     description = json.loads((source / "model.json").read_text("utf-8"))
     shape = tuple(description["image_shape"])
     float32 = np.dtype(
@@ -98,7 +98,7 @@ def upload_model(runs: RunStore, folder: TrackingFolder, record: Record) -> None
         runs.remember()
     model = client.get_logged_model(runs.models[str(record.seq)])
     _address(folder.model, model, runs.run_id)
-    client.log_model_artifacts(model.model_id, str(folder.model))
+    client.log_model_artifacts(model.model_id, str(inside(folder.run_dir, folder.model.name)))
     outputs = client.get_run(runs.run_id).outputs
     if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
         from mlflow.entities import LoggedModelOutput

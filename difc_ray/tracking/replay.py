@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from difc_ray.files import read_json, write_json
+from difc_ray.files import inside, read_json, write_json
 from difc_ray.tracking.failures import RefusedError, UnavailableError, judge, reason
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import Record, read_records
@@ -203,9 +203,12 @@ class Replayer:
                         self._refuse(record, RefusedError(f"{field} `{pair[0]}`: {refusal}"))
 
     def _artifact(self, record: Record) -> None:
-        path = self.folder.run_dir / record.data["path"]
-        if not path.exists():
-            raise RefusedError(f"The file `{record.data['path']}` is gone.")
+        try:
+            path = inside(self.folder.run_dir, record.data["path"])
+        except FileNotFoundError as error:
+            raise RefusedError(f"The file `{record.data['path']}` is gone.") from error
+        except OSError as error:
+            raise RefusedError(f"Only files inside the run's folder are sent. Found {error.strerror}.") from error
         self._guarded(lambda: self._runs.log_artifact(path, record.data["folder"]), record)
 
     def _model(self, record: Record) -> None:

@@ -17,7 +17,7 @@ from difc_ray.tracking.child import EXIT_IN_USE, launch
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import JournalSurvey, ends_with_finish, survey
 from difc_ray.tracking.settings import UploadSettings
-from difc_ray.tracking.uris import resolve_uri, ui_command, without_credentials
+from difc_ray.tracking.uris import own_uri, resolve_uri, sync_command, ui_command, without_credentials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,14 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
 
     Args:
         run_dir: the folder of a run or of a sweep.
-        uri: where to; None: where the run was recorded before (with the credentials of ``MLFLOW_TRACKING_URI``, if that
-            is the same store).
+        uri: where to; None: where the run was recorded before, if that is the store of ``MLFLOW_TRACKING_URI`` or the
+            database beside the run.
         patience_s: seconds of failures after which to give up.
 
     Raises:
         CheckpointError: the folder has no journal, or a live process is at work on it.
-        ConfigError: ``uri`` cannot be a tracking URI, or there is none and the run was recorded nowhere.
+        ConfigError: ``uri`` cannot be a tracking URI, or there is none and the run was recorded nowhere, or where only
+            its folder says.
     """
     folder = TrackingFolder(run_dir.absolute())
     known = survey(folder.journal)
@@ -67,7 +68,7 @@ def sync(run_dir: Path, uri: str | None = None, *, patience_s: float = 30.0) -> 
             f"a run folder must have a journal, got none (`{folder.journal}`). Give the folder of a run, or of a sweep "
             "with `tracking.mode: on`."
         )
-    target = resolve_uri(uri, run_dir.parent, {}) if uri else _former_uri(known, os.environ)
+    target = resolve_uri(uri, run_dir.parent, {}) if uri else _former_uri(folder, known, os.environ)
     store = without_credentials(target)
     folders = folder.all()
     before = sum(each.sent_seq(store) for each in folders)
@@ -154,16 +155,22 @@ def _without_end(folders: Sequence[TrackingFolder]) -> tuple[int, tuple[str, ...
     return gone, tuple(dict.fromkeys(elsewhere))
 
 
-def _former_uri(known: JournalSurvey, environ: Mapping[str, str]) -> str:
-    """The store of the last attempt; the environment may know its credentials, which no file does."""
+def _former_uri(folder: TrackingFolder, known: JournalSurvey, environ: Mapping[str, str]) -> str:
+    """The store of the last attempt, if the user's settings name it too (with credentials, which no file has)."""
     former = known.start["store"]
     if former is None:
         raise ConfigError(
             "a run without a store can only be sent to a named one, got none (`tracking.mode: off`). Name it with "
             "`--uri`."
         )
-    current = environ.get("MLFLOW_TRACKING_URI", "")
-    return current.rstrip("/") if without_credentials(current.rstrip("/")) == former else str(former)
+    if own := own_uri(str(former), folder.output, environ):
+        return own
+    command = sync_command(folder.run_dir, str(former), folder.output, environ)
+    raise ConfigError(
+        f"a run is sent only where your own settings say, as its folder may come from somebody else, got the address "
+        f"`{masked(str(former))}` (`{folder.journal}`). If it is yours, name it: `{masked(command)}`, or in "
+        "`MLFLOW_TRACKING_URI`."
+    )
 
 
 def _refuse_if_in_use(folder: TrackingFolder) -> None:

@@ -65,6 +65,31 @@ def resolve_uri(config_uri: str | None, output: Path, environ: Mapping[str, str]
     )
 
 
+def own_uri(store: str, output: Path, environ: Mapping[str, str]) -> str | None:
+    """The URI of a store that a run folder names, if the user's own settings lead there as well.
+
+    A folder may come from somebody else, who would like to be sent what is in it, or to have a database written.
+
+    Args:
+        store: the address, without credentials.
+        output: the output folder in which the run lies.
+        environ: environment variables, whose ``MLFLOW_TRACKING_URI`` may have credentials.
+
+    Returns:
+        That variable if it names the store; the store if it is the database beside the run; otherwise None.
+    """
+    current = environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    if current and without_credentials(current) == store:
+        return current
+    return store if store == resolve_uri(None, output, {}) else None
+
+
+def sync_command(run_dir: Path, store: str, output: Path, environ: Mapping[str, str]) -> str:
+    """What sends the rest of a run's records to its store."""
+    named = "" if own_uri(store, output, environ) else f" --uri {shlex.quote(store)}"
+    return f"difc-ray sync {shlex.quote(str(run_dir))}{named}"
+
+
 def without_credentials(uri: str) -> str:
     """The identity of a store: its URI without user name and password.
 

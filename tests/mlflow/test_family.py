@@ -194,7 +194,7 @@ def test_a_model_is_registered_once_on_a_server_and_in_sqlite(
     tracker.model(run_dir / "best", step=4, register="digits-best")
     assert tracker.finish("FINISHED").pending == 0
     tracker.folder.cursor.unlink()
-    assert sync(run_dir).sent == 3
+    assert sync(run_dir, mlflow_server.url).sent == 3
     sqlite = resolve_uri(None, tmp_path, {})
     assert sync(run_dir, sqlite).sent == 3
 

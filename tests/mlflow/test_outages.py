@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from difc_ray.errors import CheckpointError
+from difc_ray.errors import CheckpointError, ConfigError
 from difc_ray.files import read_json
 from difc_ray.tracking import MlflowTracker, UploadSettings, sync
 from tests.mlflow.servers import MlflowServer, Proxy
@@ -119,6 +119,11 @@ def test_a_server_that_never_answers(
     assert summary.pending == 62
     assert "has not taken 62 records yet" in str(summary.message)
 
+    assert f"difc-ray sync {run_dir} --uri http://127.0.0.1:{silent_port}" in str(summary.message)
+
+    with pytest.raises(ConfigError, match=rf"only where your own settings say.*`http://127.0.0.1:{silent_port}`"):
+        sync(run_dir, patience_s=0.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent_port}")
     report = sync(run_dir, patience_s=0.0)
     assert (report.sent, report.pending) == (0, 62)
     assert "does not answer in time" in str(report.message)

@@ -15,8 +15,9 @@ pytestmark = [pytest.mark.mlflow, pytest.mark.filterwarnings("default")]
 
 
 def test_findings_are_added_to_the_run_and_its_end_stays(
-    mlflow_server: MlflowServer, run_dir: Path, quick: UploadSettings, tmp_path: Path
+    mlflow_server: MlflowServer, run_dir: Path, quick: UploadSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
     tracker = MlflowTracker(run_dir, mlflow_server.url, "afterwards", settings=quick)
     tracker.start(run_name="measured", params={"seed": 1}, tags={})
     tracker.metrics(3, {"train/loss/mnist": 0.5})

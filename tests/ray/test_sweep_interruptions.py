@@ -261,6 +261,6 @@ def test_sync_closes_what_a_dead_driver_has_left_open(
     eventually(lambda: driver.family() == [])
     assert (mlflow_status(store, "s"), children(store)) == ("RUNNING", ["RUNNING"])
     capsys.readouterr()
-    assert execute(["sync", str(driver.run_dir)]) == 0
+    assert execute(["sync", str(driver.run_dir), "--uri", f"sqlite:///{store}"]) == 0
     assert "2 run(s) whose processes ended without a word are KILLED in MLflow" in capsys.readouterr().out
     assert (mlflow_status(store, "s"), children(store)) == ("KILLED", ["KILLED"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from difc_ray.errors import CheckpointError
-from difc_ray.files import Lock, exclusive, open_own, read_json, replace, replacing, write_json
+from difc_ray.files import Lock, exclusive, inside, open_own, read_json, replace, replacing, write_json
 from difc_ray.runs.checkpoint import run_lock
 from difc_ray.tracking import TrackingFolder
 from tests.checkpoints import ROOT, environment, names
@@ -44,6 +44,53 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_json(path) == read_json(tmp_path / "absent") == {}
     assert names(tmp_path) == ["a.json"]
     assert (path.stat().st_mode & 0o777, mode) == (0o666 & ~umask(),) * 2
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """A folder with all that somebody else may have put into it."""
+    (tmp_path / "secret").write_text("mine")
+    folder = tmp_path / "folder"
+    for name in ("good/deep", "linked", "piped"):
+        (folder / name).mkdir(parents=True)
+    for name in ("good/deep/file", "..file", "piped/file"):
+        (folder / name).write_text("theirs")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "linked" / "file").symlink_to(tmp_path / "secret")
+    (folder / "away").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "piped" / "pipe")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["good", "good/deep/file", "..file", "."])
+def test_what_is_inside_a_folder_is_given(strange: Path, name: str) -> None:
+    for bad in ("link", "linked", "away", "pipe", "piped"):
+        shutil.rmtree(strange / bad) if (strange / bad).is_dir() and bad != "away" else (strange / bad).unlink()
+    assert inside(strange, name).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("/etc/hostname", "leads out of its folder"),
+        ("../secret", "leads out of its folder"),
+        ("good/../../secret", "leads out of its folder"),
+        ("a\0b", "leads out of its folder"),
+        ("link", "a link, which could lead elsewhere"),
+        ("linked", "a link, which could lead elsewhere"),
+        ("linked/file", "a link, which could lead elsewhere"),
+        ("away/secret", "a link, which could lead elsewhere"),
+        ("pipe", "neither a file nor a folder"),
+        ("piped", "neither a file nor a folder"),
+        (".", "neither|a link"),
+    ],
+)
+def test_what_leads_out_of_a_folder_is_refused(strange: Path, name: str, words: str) -> None:
+    with pytest.raises(OSError, match=words):
+        inside(strange, name)
+    with pytest.raises(FileNotFoundError):
+        inside(strange, "good/none")
 
 
 def umask() -> int:

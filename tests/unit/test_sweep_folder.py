@@ -156,6 +156,6 @@ def test_the_folder_of_a_trial_without_a_valid_checkpoint_is_set_aside(
         assert not folder.can_resume(3)
         aside = folder.set_aside(3)
         assert aside is not None
-        assert aside.name == f"00003-aside-{count}"
+        assert aside.name == f"00003-{count}"
         assert (aside / "notes.txt").read_text() == str(count)
         assert not folder.run_dir(3).exists()
