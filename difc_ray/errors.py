@@ -60,7 +60,7 @@ class Interrupted(DifcError):
 
     @property
     def code(self) -> int:
-        """Exit code by the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit code by the shell's convention: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signal_number
 
 

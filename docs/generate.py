@@ -292,7 +292,7 @@ def exit_codes_page() -> str:
         if code > 1:
             meaning = first_line(inspect.getdoc(cls) or "").split(" (exit code")[0]
             rows.append((str(code), escaped(meaning), f"`{cls.__name__}`"))
-    rows += [("130, 143", "stopped by Ctrl-C or by SIGTERM, after its checkpoint was written", "`Interrupted`")]
+    rows += [("129, 130, 143", "stopped by SIGHUP, Ctrl-C or SIGTERM, its checkpoint is written", "`Interrupted`")]
     return page(
         "Exit codes",
         "Every error is one sentence: the rule, the value that was found, and the remedy. The exit code says of which "

@@ -46,7 +46,9 @@ def _as_it_is(item: Any) -> Any:
 def _begin(_number: int) -> None:
     """A loader process leaves signals to its parent: Ctrl-C goes to all processes of a terminal."""
     gc.freeze()  # what the parent has dropped and not yet collected is not for us to end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

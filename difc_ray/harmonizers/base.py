@@ -269,10 +269,10 @@ def harmonize(
     [1.5, 1.5]
     """
     harmonizer = make_harmonizer(rule, options)
-    gram_NN = _as_float64(gram, "gram")
+    gram_NN, eps = _as_float64(gram, "gram"), _rounding_of(gram)
     n = len(gram_NN) if gram_NN.ndim == 2 else 0
     stats = GramStatistics(
-        gram_NN=check_gram(gram_NN),
+        gram_NN=check_gram(gram_NN, eps),
         weights_N=harmonizer.default_weights(n) if weights is None else _as_float64(weights, "weights"),
         losses_N=None if losses is None else _as_float64(losses, "losses"),
     )
@@ -280,11 +280,24 @@ def harmonize(
 
 
 def _as_float64(values: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:
-    """An array of real numbers as float64."""
+    """An array of real numbers as float64; a tensor may belong to a graph, and lie anywhere."""
     try:
-        array = np.asarray(values)
+        given: Any = values
+        if hasattr(given, "detach"):  # of torch, which is not imported for this
+            given = given.detach().to("cpu")
+            given = given.to_dense() if given.is_sparse else given
+            given = (given if given.is_complex() else given.double()).numpy()
+        array = np.asarray(given)
         if np.iscomplexobj(array):
             raise ValueError("complex numbers")
         return np.array(array, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"`{what}` must be an array of real numbers. Found: {error}.") from error
+
+
+_EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def _rounding_of(values: Any) -> float:
+    """Rounding of the type in which numbers come, relative to them; 0 for float64 and what is exact."""
+    return _EPS.get(str(getattr(values, "dtype", "")).rpartition(".")[2], 0.0)

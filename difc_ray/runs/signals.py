@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: an exception before the run begins, then a flag that the training loop looks at.
+"""SIGINT, SIGTERM and SIGHUP: an exception before the run begins, then a flag that the training loop looks at.
 
 A second signal ends the process at once.
 """
@@ -14,7 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from difc_ray.errors import Interrupted
 
-HEARD = (signal.SIGINT, signal.SIGTERM)
+HEARD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def heard() -> tuple[int, ...]:
+    """Signals that end a run cleanly: SIGHUP, of a terminal that is closed, only if `nohup` does not keep it away."""
+    return tuple(n for n in HEARD if n != getattr(signal, "SIGHUP", None) or signal.getsignal(n) != signal.SIG_IGN)
 
 
 @runtime_checkable
@@ -36,7 +41,7 @@ class Interruption(Protocol):
 
 
 class Signals:
-    """Context in which the first SIGINT or SIGTERM asks for a clean end and the second one insists.
+    """Context in which the first signal asks for a clean end and the second one insists.
 
     Outside the main thread (a run started by a library) nothing is installed and nothing is ever interrupted.
     """
@@ -48,7 +53,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in HEARD}
+            self._before = {number: signal.getsignal(number) for number in heard()}
             self.install()
         return self
 
@@ -79,7 +84,7 @@ class Signals:
     def install(self) -> None:
         """Takes the signals."""
         if self._before:
-            for number in HEARD:
+            for number in self._before:
                 signal.signal(number, self._hear)
 
     def interrupted(self) -> bool:

@@ -30,7 +30,15 @@ from tests.runs import small_config, train
 def info(pid: int, node: str) -> WorkerInfo:
     layout = ParameterLayout((), ())
     return WorkerInfo(
-        domain="mnist", pid=pid, host=f"host-{node}", node=node, device="cpu", layout=layout, log="w.log", address=""
+        domain="mnist",
+        pid=pid,
+        started=0.0,
+        host=f"host-{node}",
+        node=node,
+        device="cpu",
+        layout=layout,
+        log="w.log",
+        address="",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from difc_ray.errors import ConfigError, NumericError
 from difc_ray.harmonizers import HARMONIZERS, GramStatistics, Harmonizer, harmonize, make_harmonizer, metrics
@@ -319,6 +320,19 @@ def test_integers_float32_and_slight_asymmetry_are_accepted() -> None:
     assert np.isfinite(harmonize(rows @ rows.T, "ghpp").weights).all()
     assert harmonize([[2, -1], [-1, 2]], "ghpp", lam=1, max_weight=2).diagnostics["beta"] > 0.5
     assert harmonize([[2.0, -1.0 + 1e-9], [-1.0 - 1e-9, 2.0]], "gh").weights == pytest.approx([1.5, 1.5], rel=1e-15)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", 1.0), ("float32", 1e-5), ("float32", 0.0), ("bfloat16", 1.0)])
+def test_the_product_of_real_gradients_is_taken_in_its_own_type(dtype: str, apart: float) -> None:
+    """`rows @ rows.T` of thousands of float32 numbers is neither symmetric to 1e-8 nor free of negative eigenvalues."""
+    torch.manual_seed(0)
+    rows = (torch.randn(1, 20_000) + apart * torch.randn(6, 20_000)).to(getattr(torch, dtype)).requires_grad_()
+    gram = rows @ rows.T
+    exact = harmonize((rows.double() @ rows.double().T).detach().numpy(), "upgrad").weights
+    for given in (gram, gram.to_sparse(), *([gram.detach().numpy()] if dtype == "float32" else [])):
+        assert harmonize(given, "upgrad").weights == pytest.approx(exact, rel=1e-3 if dtype == "float32" else 0.1)
+    with pytest.raises(NumericError, match="must be symmetric"):
+        harmonize((gram.detach() + torch.triu(torch.ones(6, 6)) * gram.detach().max()).float(), "upgrad")
 
 
 def test_every_rule_describes_itself_and_is_frozen() -> None:

@@ -99,8 +99,8 @@ class Workers(WorkerPool):
     def hear(self, index: int, reference: Any, limit_s: float, *, heeds_stop: bool = True) -> Any:
         answer = reference and reference()
         return answer or WorkerInfo(
-            domain=self.names[index], pid=self.workers[index].number, host="host", node="node", device="cpu",
-            layout=ParameterLayout((), ()), log="w.log", address="127.0.0.1",
+            domain=self.names[index], pid=self.workers[index].number, started=0.0, host="host", node="node",
+            device="cpu",            layout=ParameterLayout((), ()), log="w.log", address="127.0.0.1",
         )  # fmt: skip
 
     def spawn(self, index: int) -> Any:

@@ -22,6 +22,7 @@ from difc_ray.engines.ray.gauges import StepGauges
 from difc_ray.engines.ray.object_store import ObjectStoreTransport
 from difc_ray.engines.ray.planning import PlacementPlan
 from difc_ray.engines.ray.pool import WorkerPool
+from difc_ray.engines.ray.processes import start_of_this
 from difc_ray.engines.ray.replica import ReplicaWorker
 from difc_ray.engines.ray.rpc import StateArrays, StepRedo, WaitInterrupted
 from difc_ray.engines.ray.transport import Transport, TransportChoice
@@ -180,9 +181,9 @@ class Coordinator:
         """Lets :meth:`advance` return after the step in hand."""
         self.stopping.set()
 
-    def process(self) -> tuple[str, int, str]:
-        """Host and process of this actor, and its log, if that is not in the run's folder."""
-        return socket.gethostname(), os.getpid(), place_of(self.log)
+    def process(self) -> tuple[str, int, float, str]:
+        """Host, process and its start of this actor, and its log, if that is not in the run's folder."""
+        return socket.gethostname(), os.getpid(), start_of_this(), place_of(self.log)
 
     def status(self) -> tuple[int, dict[str, float], str]:
         """The step in hand, the domains that have not answered yet with their seconds, and what keeps them."""

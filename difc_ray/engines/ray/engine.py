@@ -61,7 +61,7 @@ class RayEngine:
         self._owns_group = self._owns_ray = False
         self._error: DifcError | None = None
         self._head: Head | None = None
-        self._process, self._deaf = ("", 0, ""), False
+        self._process, self._deaf = ("", 0, 0.0, ""), False
         self._looked, self._going = 0.0, set[str]()
 
     def connect(self) -> None:
@@ -145,13 +145,13 @@ class RayEngine:
         self.config, self.run, self._error, self.spans = config, run, None, []
         infos = self._call("start", config, run, StateArrays.of(state))
         self._process = self._call("process")
-        places = {self._process[2]: self._process[0], **{info.away: info.host for info in infos}}
+        places = {self._process[3]: self._process[0], **{info.away: info.host for info in infos}}
         for place, host in places.items():
             if place:
                 log.info("an actor does not see the run's folder: its log is %s on %s", place, host)
         self.facts["devices"] = ",".join(sorted({info.device for info in infos}))
         self.facts["nodes"] = str(len({info.node for info in infos}))
-        host, pid, _ = self._process
+        host, pid, *_ = self._process
         workers = zip(members_of(config), infos, strict=True)
         lives = [("coordinator", pid, host), *((str(member), info.pid, info.host) for member, info in workers)]
         log.info("processes: %s", ", ".join(f"{name} {pid} on {host}" for name, pid, host in lives))
@@ -221,7 +221,7 @@ class RayEngine:
                 pass  # it is ended by its handle below, and its workers end with their owner
             ray.kill(self._coordinator, no_restart=True)
             if self._process[0] == socket.gethostname():
-                end_process(self._process[1])  # a stopped process does not hear its handle
+                end_process(*self._process[1:3])  # a stopped process does not hear its handle
             self._coordinator = None
         if ray.is_initialized() and self._group is not None and self._owns_group:
             release(self._group)

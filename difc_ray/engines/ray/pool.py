@@ -142,7 +142,7 @@ class WorkerPool:
         """Ends a worker by its handle, and by its pid on this machine: a stopped process does not hear its handle."""
         ray.kill(self.workers[index], no_restart=True)
         if index < len(self.infos) and self.infos[index].host == socket.gethostname():
-            end_process(self.infos[index].pid)
+            end_process(self.infos[index].pid, self.infos[index].started)
 
     def close(self) -> None:
         """Ends all workers; those that answer end their logs first, the others are not waited for long."""

@@ -50,14 +50,27 @@ GRACE_S = 1.0
 """How long a process that Ray was asked to end may take; killed at once, Ray would report it as an accident."""
 
 
-def end_process(pid: int) -> None:
-    """Sees to it that one of Ray's own worker processes on this machine ends; any other process is left alone.
+SAME_START_S = 0.05
+"""How far two readings of the same start may be apart: the kernel counts in hundredths of a second."""
+
+
+def start_of_this() -> float:
+    """When this process began, in seconds since 1970: with its number it tells it from all others of its machine."""
+    return float(psutil.Process().create_time())
+
+
+def end_process(pid: int, started: float) -> None:
+    """Sees to it that one of Ray's worker processes on this machine ends; another one of its number is left alone.
 
     Ray must have been asked to end it. A stopped process does not hear that, and gets SIGKILL at once.
+
+    Args:
+        pid: its number, which may be another process's by now, or that of one in another container.
+        started: when it began, as it said itself (:func:`start_of_this`).
     """
     try:
         process = psutil.Process(pid)
-        if not any("ray" in part for part in process.cmdline()[:2]):
+        if abs(process.create_time() - started) > SAME_START_S:
             return
         deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline and process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):

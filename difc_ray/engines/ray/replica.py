@@ -178,8 +178,9 @@ class ReplicaWorker(DomainWorker):
     def commit(self, step: int) -> tuple[Span, ...]:
         """Takes the step that was prepared, as every worker does; returns how long it took, if the step is traced."""
         update, self._prepared = self._prepared, None
-        assert update is not None, f"nothing was prepared for step {step}"
-        assert update.step == step, f"step {update.step} was prepared, and {step} is to be taken"
+        if update is None or update.step != step:
+            prepared = "nothing" if update is None else f"step {update.step}"
+            raise RuntimeError(f"{prepared} was prepared, and step {step} is to be taken")
         with self.step.recorder.span("optimizer"):
             if update.reset:
                 self.optimizer.reset()
