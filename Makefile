@@ -14,10 +14,10 @@ test: .venv/installed  ## the first tier: a proof of every promise
 	$(BIN)/python -m pytest -q -n 3 -m core
 
 test-rest: .venv/installed  ## what the first tier leaves out
-	$(BIN)/python -m pytest -q -n 4 -m "not core"
+	$(BIN)/python -m pytest -q -n 2 -m "not core"
 
 test-all: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest -q -n 4
+	$(BIN)/python -m pytest -q -n 2
 
 test-fast: .venv/installed  ## no Ray, no server, no subprocess
 	$(BIN)/python -m pytest -q -n 2 -m "not (ray or mlflow or process or slow)"

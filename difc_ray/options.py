@@ -22,6 +22,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import re
 import textwrap
 import types
 import typing
@@ -60,9 +61,13 @@ class NoOptions:
     """The options of an owner that takes none."""
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
 def path_from_text(value: object) -> object:
-    """Text becomes a path; empty text and text with a NUL stay as they are, to be refused."""
-    return Path(value) if isinstance(value, str) and value.strip() and "\0" not in value else value
+    """Text becomes a path; empty text, text with a NUL and an address (`s3://...`) stay as they are, to be refused."""
+    fit = isinstance(value, str) and value.strip() and "\0" not in value and not _ADDRESS.match(value)
+    return Path(str(value)) if fit else value
 
 
 Count = Annotated[int, Field(ge=1), Rule("an integer >= 1")]

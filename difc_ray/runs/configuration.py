@@ -46,10 +46,24 @@ def requested_config(
     base = None
     if run_dir is not None:  # which may have been moved since its configuration was written
         base = recorded_settings(newest_checkpoint(run_dir)[0])
-        base |= {"output": str(run_dir.parent), "profile": None}  # a profile is asked for every time
+        # a profile is asked for every time
+        base |= {"name": run_dir.name, "output": str(run_dir.parent), "profile": None}
     config = load_config(file, overrides, base=base, paths=paths, about=about)
+    if run_dir is not None:
+        _refuse_another_place(config, run_dir)
     tracking_uri(resolve(config))
     return config
+
+
+def _refuse_another_place(config: Config, run_dir: Path) -> None:
+    """A run that is continued stays where it is: another name or folder is not ignored in silence."""
+    places = {"name": (config.name, run_dir.name), "output": (config.output, run_dir.parent)}
+    for key, (given, held) in places.items():
+        if given != held and not (isinstance(given, Path) and given.expanduser().resolve() == run_dir.resolve().parent):
+            raise ConfigError(
+                f"`{key}` must be that of the run which is continued, got `{given}` (`resume={run_dir}`). "
+                f"Leave `{key}` out, or for a new run `resume`, which may stand in a file of settings."
+            )
 
 
 def _resume_and_output(file: Path | None, overrides: Sequence[str]) -> tuple[str | None, Path]:

@@ -256,6 +256,12 @@ def resume_point(config: Config) -> tuple[Config, ResumePoint | None]:
     recorded = resolve(load_config(None, base=recorded_settings(snapshot)))
     if changed := differences(recorded, config):
         raise CheckpointProblems(changed)
+    if config.steps < snapshot.step:
+        raise CheckpointError(
+            "`steps` counts from the beginning of the run, so it must be more than those taken, got "
+            f"`steps={config.steps}` (`{run_dir}` stands at step {snapshot.step}). Write for example "
+            f"`steps={snapshot.step + config.steps}`."
+        )
     bound = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent, "resume": str(run_dir)})
     messages = [f"checkpoint {r.path.name} rejected ({r.reason}); using {snapshot.meta['step']}" for r in rejected]
     return bound, ResumePoint(run_dir=run_dir, snapshot=snapshot, rejected=messages)

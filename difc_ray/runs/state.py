@@ -86,6 +86,11 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
+def yaml_of_run(config: Config) -> str:
+    """The configuration as a run keeps it: without `resume`, which is a command for one time and no setting."""
+    return to_yaml(config.model_copy(update={"resume": None}))
+
+
 def make_snapshot(
     config: Config, state: TrainState, layout: ParameterLayout, progress: Progress, identity: Mapping[str, Any]
 ) -> Snapshot:
@@ -94,7 +99,7 @@ def make_snapshot(
     weights = layout.named(tensors.pop(THETA))
     weights |= {name: tensors.pop(name) for name in list(tensors) if name.startswith(BUFFER_PREFIX)}
     meta = {"step": state.step, "skipped": state.skipped, "progress": asdict(progress), "identity": dict(identity)}
-    return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=to_yaml(config))
+    return Snapshot(named_weights=weights, tensors=tensors, meta=meta, config_yaml=yaml_of_run(config))
 
 
 class _Weights(BaseModel):

@@ -15,7 +15,7 @@ from typing import Any
 
 from difc_ray.actor_logs import FOLDER as LOGS
 from difc_ray.actor_logs import TextLog, Who, begin_log, end_log
-from difc_ray.config import Config, flat, resolve, to_yaml
+from difc_ray.config import Config, flat, resolve
 from difc_ray.engines.inline import InlineEngine
 from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted, ended
@@ -33,7 +33,7 @@ from difc_ray.runs.setup import (
     tracking_uri,
 )
 from difc_ray.runs.signals import Interruption, Signals
-from difc_ray.runs.state import Start, export_model, make_snapshot
+from difc_ray.runs.state import Start, export_model, make_snapshot, yaml_of_run
 from difc_ray.runs.trial_context import TrialContext
 from difc_ray.step.coordinator import StepRecord
 from difc_ray.step.evaluation import SplitMetrics, named_metrics
@@ -215,7 +215,7 @@ def open_folder(start: Start, warnings: Sequence[str], notice: Callable[[str], N
     run_dir = open_run(config, resumed=point is not None)
     if point is None:
         stack.enter_context(run_lock(run_dir))
-    replace(run_dir / "config.yaml", to_yaml(config))
+    replace(run_dir / "config.yaml", yaml_of_run(config))
     if "augmentation" in start.identity:
         replace(run_dir / AUGMENTATION_FILE, start.identity["augmentation"])
     stack.enter_context(run_log(run_dir, config, notice))

@@ -135,6 +135,7 @@ CASES = {
     "22 address without port": bad("train cluster.address=10.0.0.9", CONFIG, "`HOST:PORT`", "Give the port"),
     "24 name with a path": bad("train name=../../x", CONFIG, "`name` must be at most 128 letters", "unique one"),
     "24 long name": bad(f"train name={'x' * 129}", CONFIG, "`name` must be at most 128 letters"),
+    "26 output is an address": bad("train output=s3://b/x", CONFIG, "`output` must be a path", "got `s3://b/x`"),
     "26 output is a file": bad("train output=taken", CONFIG, "`output` must be a folder", "a file", taken="text"),
     "26 output cannot be written": bad("train output=/proc/runs", CONFIG, "`output` must be writable", "`/proc/runs`"),
     "26 another run": bad("train name=a output=.", CONFIG, "must be new", "resume=", **{"a/config_yaml": "seed: 1\n"}),

@@ -99,6 +99,28 @@ def test_resume_auto_without_a_run_begins_one_and_says_so(cli: Cli, tmp_path: Pa
     assert (tmp_path / "runs" / "n" / "summary.json").exists()
 
 
+def test_a_run_that_is_continued_keeps_its_place_and_its_steps(cli: Cli, trained: Path) -> None:
+    before = files_below(trained)
+    for argument, code, words in (
+        ("name=new", CONFIG, ("`name` must be that of the run which is continued, got `new`", "Leave `name` out")),
+        ("output=other", CONFIG, ("`output` must be that of the run which is continued",)),
+        ("steps=4", CHECKPOINT, ("must be more than those taken, got `steps=4`", "stands at step 6", "`steps=10`")),
+    ):
+        answer = cli("train", f"resume={trained}", "engine=inline", argument)
+        assert answer.code == code
+        assert_sentences(answer, words)
+    assert files_below(trained) == before
+
+
+def test_the_settings_of_a_run_that_was_continued_begin_a_new_one(cli: Cli, trained: Path) -> None:
+    """`resume` is a command for one time: it does not stand in the run's `config.yaml`."""
+    rest = ("engine=inline", "tracking.mode=off")
+    assert cli("train", f"resume={trained}", "steps=8", *rest).code == 0
+    answer = cli("train", "-c", str(trained / "config.yaml"), "name=new", "output=other", *rest)
+    assert answer.code == 0, answer.err
+    assert json.loads((trained.parents[1] / "other" / "new" / "summary.json").read_text())["steps"] == 8
+
+
 @pytest.mark.parametrize("resume", ["auto", "runs/first"])
 def test_a_complete_run_is_not_done_again(resume: str, cli: Cli, trained: Path) -> None:
     before, summary = files_below(trained), json.loads((trained / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""What a newcomer runs first: the default configuration, through the real command line, on Ray and without."""
+"""What a newcomer runs first: the default configuration, through the real command line, on Ray."""
 
 from __future__ import annotations
 
@@ -73,16 +73,3 @@ def test_mlflow_has_the_whole_run(demo: tuple[Path, Answer]) -> None:
     stored = {path.name for path in Path(artifacts.removeprefix("file://")).rglob("*.*")}
     assert stored >= {"loss_curves.png", "row_cosines.png", "accuracy.png", f"confusion_{TARGET}.png", "summary.json"}
     assert "note" not in answer.out.split("MLflow run")[1]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_without_ray_the_accuracies_are_the_same(demo: tuple[Path, Answer], tmp_path: Path) -> None:
-    distributed = summary_of(only_run(demo[0]))
-    answer = difc_ray(
-        "train", "engine=inline", f"output={tmp_path}", "tracking.mode=off", cwd=tmp_path
-    )  # fmt: skip
-    assert (answer.code, answer.err) == (0, "")
-    inline = summary_of(only_run(tmp_path))
-    for name in ("accuracy", "macro_f1", "ece", "per_class", "selected_step", "score", "conflict_share"):
-        assert inline[name] == distributed[name], name

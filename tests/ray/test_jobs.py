@@ -131,7 +131,6 @@ def test_a_mistake_in_the_settings_ends_the_job_with_our_code(head: Head, tmp_pa
     ("variables", "words"),
     [
         ({"RAY_AUTH_TOKEN": "wrong"}, "got another one, or none (cluster.address)"),
-        ({"RAY_AUTH_MODE": "disabled"}, "got another one, or none (cluster.address)"),
         ({"RAY_AUTH_TOKEN": "", "HOME": "/nowhere"}, "got this: Token authentication is enabled but no"),
     ],
 )

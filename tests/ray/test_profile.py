@@ -33,11 +33,10 @@ def within(inner: dict[str, Any], outer: dict[str, Any], slack_us: float) -> boo
 @pytest.mark.parametrize(
     ("cluster", "workers", "more"),
     [
-        ({}, WORKERS, set()),
         ({"transport": "collective"}, WORKERS, EXCHANGED),
         ({"replicas": 2, "cpus_per_worker": 0.25}, PARTS, set()),
     ],
-    ids=["object_store", "collective", "replicas"],
+    ids=["collective", "replicas"],
 )
 def test_every_actor_is_traced(
     ray_session: None, tmp_path: Path, cluster: dict[str, Any], workers: tuple[str, ...], more: set[str]
