@@ -45,7 +45,8 @@ def metrics_of(moment: dict[str, Any]) -> dict[str, float]:
 
 def test_a_run_is_measured_drawn_and_recorded(trained: Path) -> None:
     run_dir, before = trained, journal_of(trained)
-    answer = difc_ray("spectrum", "runs/first", "--checkpoints", "2", *LITTLE, cwd=run_dir.parents[1])
+    store = {"MLFLOW_TRACKING_URI": before[0]["store"]}  # the run's folder is a copy, away from its database
+    answer = difc_ray("spectrum", "runs/first", "--checkpoints", "2", *LITTLE, cwd=run_dir.parents[1], variables=store)
     assert answer.code == 0, answer.err
     found = json.loads((run_dir / "spectrum" / "spectrum.json").read_text())
     assert [moment["step"] for moment in found["moments"]] == [3, 6]

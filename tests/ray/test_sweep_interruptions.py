@@ -23,7 +23,8 @@ import yaml
 from difc_ray.cli.execution import execute
 from difc_ray.sweeps.folder import SweepFolder
 from tests.checkpoints import ROOT, environment
-from tests.faults import end_of, fault, nothing_more
+from tests.faults import end_of, fault, marked_pid, nothing_more
+from tests.processes import alive
 from tests.ray.test_signals import FAMILY, Driver, mlflow_status
 from tests.sweeps import alone, assert_same_end, space_file, sweep
 from tests.waiting import FOREVER_S, PATIENCE_S, eventually
@@ -116,6 +117,7 @@ def test_a_sweep_whose_driver_was_killed(drive: Any, tmp_path: Path, capsys: pyt
     folder = SweepFolder(tmp_path / "runs" / "s")
     assert [record.status for record in folder.records()] == ["finished", "running", "waiting"]
     eventually(lambda: not trials())  # Ray tells them to end, and they write that down
+    eventually(lambda: not alive(marked_pid(tmp_path, "wait-a-9-0")))
     finished = contents(folder.run_dir(0))
     before = contents(folder.path)
 
