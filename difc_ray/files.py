@@ -231,6 +231,11 @@ def exclusive(path: Path, wait_s: float) -> Iterator[None]:
         lock.release()
 
 
+def start_of_this() -> float:
+    """When this process began, in seconds since 1970: with its number it tells it from all others of its machine."""
+    return float(psutil.Process().create_time())
+
+
 def process_alive(pid: int, started: float | None, host: str) -> bool:
     """Whether that process runs; one on another host counts as running, because nobody here can tell.
 
@@ -259,5 +264,4 @@ def _may_live(holder: dict[str, Any]) -> bool:
 def _myself() -> dict[str, Any]:
     """What we write into a lock's file."""
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    started = psutil.Process().create_time()
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started, "since": since}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": start_of_this(), "since": since}

@@ -44,11 +44,10 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _begin(_number: int) -> None:
-    """A loader process leaves signals to its parent: Ctrl-C goes to all processes of a terminal."""
+    """A loader process leaves signals to its parent: Ctrl-C and a closed terminal are told to all processes there."""
     gc.freeze()  # what the parent has dropped and not yet collected is not for us to end
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

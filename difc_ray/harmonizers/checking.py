@@ -64,7 +64,8 @@ def check_gram(gram_NN: np.ndarray, eps: float = 0.0) -> npt.NDArray[np.float64]
         )
     largest = float(np.abs(gram_NN).max())
     skew = float(np.abs(gram_NN / 2 - gram_NN.T / 2).max()) * 2
-    symmetry, slack = max(SYMMETRY_TOLERANCE, min(_ROUNDINGS * eps, _COARSEST)), min(_ROUNDINGS * eps, _COARSEST)
+    slack = min(_ROUNDINGS * eps, _COARSEST)
+    symmetry = max(SYMMETRY_TOLERANCE, slack)
     if skew > symmetry * largest:
         raise NumericError(
             f"A Gram matrix must be symmetric (to {symmetry:.1g} of its largest entry). "

@@ -14,8 +14,9 @@ from difc_ray.config.schema import leaves
 from difc_ray.errors import ConfigError, DifcError
 from difc_ray.nested import put
 from difc_ray.options import absolute
+from difc_ray.runs.reading import newest_checkpoint, recorded_settings
 from difc_ray.runs.setup import run_tags, run_to_resume, tracking_uri
-from difc_ray.runs.state import Start, newest_checkpoint, recorded_settings
+from difc_ray.runs.state import Start
 from difc_ray.tracking import RecordedRun, read_run, resolve_uri, spoiled
 
 NOT_REPEATED = ("log_level", "name", "output", "profile", "resume", "tracking")
@@ -57,9 +58,9 @@ def requested_config(
 
 def _refuse_another_place(config: Config, run_dir: Path) -> None:
     """A run that is continued stays where it is: another name or folder is not ignored in silence."""
-    places = {"name": (config.name, run_dir.name), "output": (config.output, run_dir.parent)}
-    for key, (given, held) in places.items():
-        if given != held and not (isinstance(given, Path) and given.expanduser().resolve() == run_dir.resolve().parent):
+    output = config.output.expanduser().resolve()
+    for key, given, held in (("name", config.name, run_dir.name), ("output", output, run_dir.resolve().parent)):
+        if given != held:
             raise ConfigError(
                 f"`{key}` must be that of the run which is continued, got `{given}` (`resume={run_dir}`). "
                 f"Leave `{key}` out, or for a new run `resume`, which may stand in a file of settings."

@@ -23,8 +23,9 @@ from difc_ray.files import write_json
 from difc_ray.runs.checkpoint import save
 from difc_ray.runs.metrics_log import MetricsLog
 from difc_ray.runs.profile import Profile
+from difc_ray.runs.reading import read_checkpoint
 from difc_ray.runs.selection import SELECTORS
-from difc_ray.runs.state import Start, checkpoint_path, make_snapshot, model_state, read_checkpoint
+from difc_ray.runs.state import Start, checkpoint_path, make_snapshot, model_state
 from difc_ray.step.coordinator import StepRecord, TrainState
 from difc_ray.step.evaluation import SplitMetrics, accuracies, named_metrics, worst_domain
 from difc_ray.step.worker import ModelState

@@ -30,15 +30,8 @@ from difc_ray.models import Model
 from difc_ray.objectives.losses import Loss, LossState
 from difc_ray.runs.checkpoint import BUFFER_PREFIX, Snapshot, compare_layout, find_newest_run
 from difc_ray.runs.fingerprint import code_tags, data_fingerprint, versions
-from difc_ray.runs.state import (
-    Progress,
-    ResumePoint,
-    Start,
-    newest_checkpoint,
-    read_checkpoint,
-    recorded_settings,
-    train_state,
-)
+from difc_ray.runs.reading import newest_checkpoint, read_checkpoint, recorded_settings
+from difc_ray.runs.state import Progress, ResumePoint, Start, train_state
 from difc_ray.step.coordinator import TrainState
 from difc_ray.step.division import is_divided
 from difc_ray.step.factory import family_of, model_of

@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from difc_ray.errors import Interrupted
 
-HEARD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def heard() -> tuple[int, ...]:
     """Signals that end a run cleanly: SIGHUP, of a terminal that is closed, only if `nohup` does not keep it away."""
-    return tuple(n for n in HEARD if n != getattr(signal, "SIGHUP", None) or signal.getsignal(n) != signal.SIG_IGN)
+    return tuple(n for n in HEARD if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from difc_ray.config import Config, ConfigProblems, to_yaml
 from difc_ray.errors import CheckpointError
 from difc_ray.files import write_json
 from difc_ray.runs.checkpoint import UnreadableCheckpointError
-from difc_ray.runs.state import newest_checkpoint
+from difc_ray.runs.reading import newest_checkpoint
 from difc_ray.sweeps.space import Space, read_space
 from difc_ray.sweeps.trials import Point
 from difc_ray.tracking import TrackingFolder, entries

@@ -11,7 +11,7 @@ from typing import Any
 from difc_ray.config import Config, load_config, resolve, to_yaml
 from difc_ray.errors import ConfigError
 from difc_ray.files import write_json
-from difc_ray.runs.checkpoint import load
+from difc_ray.runs.reading import read_checkpoint
 from difc_ray.runs.state import export_model
 from difc_ray.sweeps.folder import SweepFolder, TrialRecord
 from difc_ray.sweeps.selection import Candidate, Choice, choose, choose_all
@@ -164,7 +164,7 @@ def hand_over(result: SweepResult, base: Config, tracker: MlflowTracker, registe
     run_dir = folder.run_dir(result.best)
     config = resolve(load_config(run_dir / "config.yaml"))
     checkpoint = Path(summary["checkpoint"])
-    identity = load(checkpoint).meta["identity"]
+    identity = read_checkpoint(checkpoint).meta["identity"]
     directory = export_model(config, checkpoint, result.folder / "export", identity)
     tracker.tags({"sweep.best": str(result.best), "sweep.best_setting": str(result.chosen.point)})
     values = {"best/validation": result.chosen.score} if result.chosen.score is not None else {}

@@ -28,7 +28,8 @@ from difc_ray.engines.ray.engine import RayEngine
 from difc_ray.errors import DifcError, Interrupted
 from difc_ray.runs.checkpoint import save
 from difc_ray.runs.loop import Evaluation
-from difc_ray.runs.state import checkpoint_path, read_checkpoint
+from difc_ray.runs.reading import read_checkpoint
+from difc_ray.runs.state import checkpoint_path
 from difc_ray.runs.train import Result, Silent, stages
 from difc_ray.runs.trial_context import TrialContext
 from difc_ray.sweeps.folder import SweepFolder, TrialRecord

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, SupportsFloat, runtime_checkable
 
-import psutil
-
 from difc_ray.errors import CheckpointError
-from difc_ray.files import replacing
+from difc_ray.files import replacing, start_of_this
 from difc_ray.secrets import masked
 from difc_ray.tracking.folder import TrackingFolder
 from difc_ray.tracking.journal import JournalWriter, survey
@@ -125,7 +123,7 @@ class Tracker:
             "run_name": run_name, "experiment": self.experiment, "store": self._store,
             "params": clean_params(params), "tags": clean_tags(tags),
             "key": self.key, "attempt": self._before.attempts,
-            "pid": os.getpid(), "started": psutil.Process().create_time(), "host": socket.gethostname(),
+            "pid": os.getpid(), "started": start_of_this(), "host": socket.gethostname(),
         } | ({"parent": self._parent} if self._parent else {}))  # fmt: skip
         self._started = True
 

@@ -54,7 +54,7 @@ def test_one_rule_that_there_is_not(cli: Cli) -> None:
 
 
 def test_rules_that_promise_no_conflict_have_none(cli: Cli) -> None:
-    answer = cli("rules", "--check", "--draws", "8")
+    answer = cli("rules", "--check", "--draws", "40")
     assert answer.code == 0, answer.err
     lines = {line.split()[0]: line for line in answer.out.splitlines() if line.strip()}
     proven = [name for name in HARMONIZERS.names() if HARMONIZERS.get(name).guarantee == "proven"]

@@ -248,11 +248,11 @@ def test_rule_table() -> None:
 
 
 def test_check_of_the_rules() -> None:
-    rows = check_rules(12, seed=1)
+    rows = check_rules(32, seed=1)
     found = {row.rule: row for row in rows}
     assert set(RULES) | {"torchjd:MGDA", "torchjd:UPGrad", "torchjd:DualProj"} <= set(found)
     for row in rows:
-        assert row.draws == 12
+        assert row.draws == 32
         assert row.median_us > 0
         assert row.clear_share <= row.conflict_share <= 1.0
         assert row.promised_conflicts == 0, row
@@ -265,7 +265,7 @@ def test_check_of_the_rules() -> None:
     for rule in ("mean", "torchjd:DualProj", "torchjd:UPGrad", "torchjd:MGDA", "flat_pcgrad_paper", "mgda_paper"):
         assert found[rule].conflict_share > 0.1, rule
         assert found[rule].worst_cosine < -0.1
-    again = {row.rule: row for row in check_rules(12, seed=1)}
+    again = {row.rule: row for row in check_rules(32, seed=1)}
     for rule, row in found.items():
         assert dataclasses.replace(again[rule], median_us=row.median_us) == row
 

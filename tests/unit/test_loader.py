@@ -134,11 +134,12 @@ def test_loader_processes_that_die_again_and_again(make: Any, monkeypatch: pytes
         loader.batch(0)
 
 
-def test_signals_are_left_to_the_parent(make: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signals_are_left_to_the_parent(make: Any, number: int) -> None:
     alone, ahead = make(), make(processes=1)
     ahead.batch(0)
     (pid,) = ahead.pids()
-    os.kill(pid, signal.SIGINT)
+    os.kill(pid, number)
     assert same(ahead.batch(1), alone.batch(1))
     assert ahead.pids() == [pid]
 

@@ -11,7 +11,7 @@ import pytest
 
 from difc_ray.errors import CheckpointError
 from difc_ray.runs.checkpoint import Snapshot
-from difc_ray.runs.state import recorded_settings
+from difc_ray.runs.reading import recorded_settings
 from tests.documents import documents
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,12 +22,12 @@ from difc_ray.engines.ray.gauges import StepGauges
 from difc_ray.engines.ray.object_store import ObjectStoreTransport
 from difc_ray.engines.ray.planning import PlacementPlan
 from difc_ray.engines.ray.pool import WorkerPool
-from difc_ray.engines.ray.processes import start_of_this
 from difc_ray.engines.ray.replica import ReplicaWorker
 from difc_ray.engines.ray.rpc import StateArrays, StepRedo, WaitInterrupted
 from difc_ray.engines.ray.transport import Transport, TransportChoice
 from difc_ray.engines.ray.worker import WorkerInfo, session_logs
 from difc_ray.errors import DifcError
+from difc_ray.files import start_of_this
 from difc_ray.step.coordinator import GlobalStep, StepRecord
 from difc_ray.step.evaluation import SplitMetrics
 from difc_ray.step.worker import ModelState

@@ -24,6 +24,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from difc_ray.files import process_alive
+
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError, LocalRayletDiedError)
 """What tells that a process is gone. OutOfMemoryError is no RayActorError."""
 
@@ -50,15 +52,6 @@ GRACE_S = 1.0
 """How long a process that Ray was asked to end may take; killed at once, Ray would report it as an accident."""
 
 
-SAME_START_S = 0.05
-"""How far two readings of the same start may be apart: the kernel counts in hundredths of a second."""
-
-
-def start_of_this() -> float:
-    """When this process began, in seconds since 1970: with its number it tells it from all others of its machine."""
-    return float(psutil.Process().create_time())
-
-
 def end_process(pid: int, started: float) -> None:
     """Sees to it that one of Ray's worker processes on this machine ends; another one of its number is left alone.
 
@@ -66,11 +59,11 @@ def end_process(pid: int, started: float) -> None:
 
     Args:
         pid: its number, which may be another process's by now, or that of one in another container.
-        started: when it began, as it said itself (:func:`start_of_this`).
+        started: when it began, as it said itself (:func:`difc_ray.files.start_of_this`).
     """
     try:
         process = psutil.Process(pid)
-        if abs(process.create_time() - started) > SAME_START_S:
+        if not process_alive(pid, started, socket.gethostname()):
             return
         deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline and process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):

@@ -16,7 +16,7 @@ import torch
 from difc_ray.actor_logs import ActorLog, Who, begin_log, end_log, now_at, place_of, reports_errors
 from difc_ray.config import Config, import_plugins, run_folder
 from difc_ray.determinism import pin_threads
-from difc_ray.engines.ray.processes import start_of_this
+from difc_ray.files import start_of_this
 from difc_ray.objectives import Vectors
 from difc_ray.objectives.losses import Confusion
 from difc_ray.step.evaluation import SplitMetrics, evaluate_state
