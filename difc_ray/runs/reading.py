@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from difc_ray.config import AnnealConfig, OptimizerConfig
+from difc_ray.config import OptimizerConfig
 from difc_ray.config.yaml_strict import UnreadableError, read_text
 from difc_ray.errors import CheckpointError
 from difc_ray.runs.checkpoint import BUFFER_PREFIX, Rejected, Snapshot, load, newest_valid
@@ -47,15 +47,10 @@ class _Meta(BaseModel):
     identity: _Identity
 
 
-class _Alignment(BaseModel):
-    anneal: AnnealConfig = AnnealConfig()
-
-
 class _Settings(BaseModel):
     """What of a checkpoint's configuration says which tensors it has; plug-ins that it names stay unread."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
-    alignment: _Alignment = _Alignment()
 
 
 def damage(snapshot: Snapshot) -> str | None:
@@ -102,9 +97,7 @@ def _wrong_state(tensors: Mapping[str, Tensor], settings: _Settings, meta: _Meta
         if group not in groups:
             return f"`{full}` is no part of a training state"
         groups[group][name] = value
-    anneal, optimizer = settings.alignment.anneal, groups["optimizer"]
-    forgotten = anneal.steps if anneal.reset_optimizer and meta.step > anneal.steps else 0
-    updated = not set(range(forgotten, meta.step)) <= set(meta.skipped)
+    optimizer, updated = groups["optimizer"], not set(range(meta.step)) <= set(meta.skipped)
     expected = state_shapes(settings.optimizer, size) if updated or optimizer else {}
     if optimizer.keys() != expected.keys():
         shown = ", ".join(sorted(optimizer)) or "nothing"

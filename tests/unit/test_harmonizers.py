@@ -335,6 +335,24 @@ def test_the_product_of_real_gradients_is_taken_in_its_own_type(dtype: str, apar
         harmonize((gram.detach() + torch.triu(torch.ones(6, 6)) * gram.detach().max()).float(), "upgrad")
 
 
+@pytest.mark.parametrize("rule", ["dualproj", "upgrad", "nash", "mgda"])
+def test_rows_that_are_nearly_one_have_no_negative_eigenvalue(rule: str) -> None:
+    """Which float32 leaves in the Gram matrix, and at which the solvers' proof of their answers fails."""
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(1, 20_000, generator=generator) + 1e-5 * torch.randn(8, 20_000, generator=generator)
+        rows[3] = -0.9 * rows[0]
+        assert np.isfinite(harmonize(rows @ rows.T, rule).weights).all()
+
+
+def test_asymmetry_is_judged_by_the_type() -> None:
+    gram = np.array([[2.0, -1.0], [-1.0, 2.0]])
+    gram[0, 1] *= 1 + 1e-5
+    assert harmonize(gram.astype(np.float32), "gh").weights == pytest.approx([1.5, 1.5], rel=1e-4)
+    with pytest.raises(NumericError, match=r"must be symmetric \(to 1e-08"):
+        harmonize(gram, "gh")
+
+
 def test_every_rule_describes_itself_and_is_frozen() -> None:
     assert set(HARMONIZERS) >= {"mean", *TWO_ROWS}
     for rule in HARMONIZERS:

@@ -38,14 +38,21 @@ def test_a_process_of_the_same_number_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_is_heard_and_its_handler_given_back(name: str) -> None:
-    number = signal.Signals[name]
-    before = signal.getsignal(number)
-    with Signals() as signals:
-        signal.raise_signal(number)
-        assert (signals.interrupted(), signals.name) == (True, name)
-        with pytest.raises(KeyboardInterrupt):
+    number, strayed = signal.Signals[name], []
+
+    def stray(number: int, frame: object) -> None:
+        strayed.append(number)
+
+    before = signal.signal(number, stray)
+    try:
+        with Signals() as signals:
             signal.raise_signal(number)
-    assert signal.getsignal(number) == before
+            assert (signals.interrupted(), signals.name, strayed) == (True, name, [])
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        assert signal.getsignal(number) == stray
+    finally:
+        signal.signal(number, before)
 
 
 def test_what_nohup_keeps_away_is_not_heard() -> None:

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps with a checkpoint after every third."""
     output = tmp_path_factory.mktemp("strange")
     config = small_config(
-        engine="inline", steps=STEPS, eval_every=STEPS, checkpoint={"every": 3}, tracking={"mode": "off"},
+        engine="inline", steps=STEPS, eval_every=STEPS, checkpoint={"every": 3, "keep": 3}, tracking={"mode": "off"},
         output=str(output), name="run", loss="ldam",
     )  # fmt: skip
     return train(config).run_dir
@@ -125,6 +125,11 @@ def test_a_content_that_no_run_wrote_is_damage(copy: Path, kind: str) -> None:
         read_checkpoint(newest(copy))
     snapshot, rejected = newest_checkpoint(copy)
     assert (snapshot.step, [each.path for each in rejected]) == (3, [newest(copy)])
+
+
+def test_what_a_run_wrote_is_none(run: Path) -> None:
+    """Before its first step, too, when the optimizer has no memory yet."""
+    assert [read_checkpoint(path).step for path in sorted((run / "checkpoints").glob("step-*"))] == [0, 3, STEPS]
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_and_ends_in_the_same_bits(run: Path, copy: Path) -> None:
