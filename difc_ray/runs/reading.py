@@ -17,6 +17,7 @@ from difc_ray.config.yaml_strict import UnreadableError, read_text
 from difc_ray.errors import CheckpointError
 from difc_ray.runs.checkpoint import BUFFER_PREFIX, Rejected, Snapshot, load, newest_valid
 from difc_ray.runs.state import Progress
+from difc_ray.step.coordinator.state import GROUPS
 from difc_ray.step.optimizer import state_shapes
 
 
@@ -89,9 +90,9 @@ def _first_problem(error: ValidationError) -> str:
 def _wrong_state(tensors: Mapping[str, Tensor], settings: _Settings, meta: _Meta, size: int) -> str | None:
     """The same of the tensors of `state.safetensors`: those of optimizer and curvature fit `size` parameters.
 
-    What a rule remembers it checks itself (:func:`~difc_ray.harmonizers.base.check_memory`).
+    What a rule remembers is checked where it is used (:func:`~difc_ray.harmonizers.base.check_memory`).
     """
-    groups: dict[str, dict[str, Tensor]] = {"optimizer": {}, "curvature": {}, "harmonizer": {}, "loss": {}}
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS if f"{group}." != BUFFER_PREFIX}
     for full, value in tensors.items():
         group, _, name = full.partition(".")
         if group not in groups:

@@ -6,6 +6,7 @@
     config.yaml         what all trials share
     trials/00007/       the run folder of a trial
     trials/00007.json   its values and its status
+    aside/00007-1       its folder before it had to start anew
     metrics.jsonl       the journal of the sweep's own MLflow run
     tracking/           how far that is sent
 """

@@ -17,7 +17,7 @@ from difc_ray.runs.checkpoint import DamagedCheckpointError, UnreadableCheckpoin
 from difc_ray.runs.reading import newest_checkpoint, read_checkpoint
 from tests.checkpoints import FILES, sha256sum
 from tests.faults import end_of
-from tests.runs import small_config, train
+from tests.runs import run_inline, small_config, train
 
 STEPS = 6
 
@@ -150,6 +150,15 @@ def test_the_memory_of_the_loss_is_that_of_its_classes(copy: Path) -> None:
         sign(folder)
     with pytest.raises(CheckpointError, match=r"the memory of the loss must be that of `ldam`.*other names, sizes"):
         train(small_config(engine="inline", steps=STEPS, tracking={"mode": "off"}, resume=str(copy), loss="ldam"))
+
+
+def test_the_memory_of_the_rule_has_its_names(run: Path) -> None:
+    config = small_config(harmonize={"rule": "ema", "options": {"inner": "dualproj"}}, steps=3)
+    state, _ = run_inline(config, 3)
+    name = min(state.harmonizer)
+    state.harmonizer["other"] = state.harmonizer.pop(name)
+    with pytest.raises(CheckpointError, match=f"memory of `ema` must have .*{name}.*got none called {name}"):
+        run_inline(config, 1, state)
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "weights.safetensors"])

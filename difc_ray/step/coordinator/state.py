@@ -25,13 +25,15 @@ SKIPS_IN_WINDOW, SKIP_WINDOW = 10, 1_000
 THETA = "theta"
 """Name of the parameters among the tensors of a state."""
 
-_GROUPS = {
+GROUPS = {
     "buffer": "buffers",
     "optimizer": "optimizer",
     "harmonizer": "harmonizer",
     "curvature": "curvature",
     "loss": "loss",
 }
+"""What begins the names of a state's tensors, and the field that has them."""
+
 _ARRAYS = ("harmonizer", "loss")
 
 
@@ -65,7 +67,7 @@ class TrainState:
         With `step` and `skipped` they are the state; :meth:`from_named` is the inverse.
         """
         named = {THETA: self.theta_P}
-        for group, attribute in _GROUPS.items():
+        for group, attribute in GROUPS.items():
             for name, value in getattr(self, attribute).items():
                 named[f"{group}.{name}"] = torch.as_tensor(value)
         return named
@@ -76,8 +78,8 @@ class TrainState:
         state = cls(step=step, theta_P=named[THETA], skipped=list(skipped))
         for full_name, value in named.items():
             group, _, name = full_name.partition(".")
-            if group in _GROUPS:
-                getattr(state, _GROUPS[group])[name] = value.numpy() if group in _ARRAYS else value
+            if group in GROUPS:
+                getattr(state, GROUPS[group])[name] = value.numpy() if group in _ARRAYS else value
         return state
 
     def model_state(self, loss: Mapping[str, np.ndarray] | None = None) -> ModelState:

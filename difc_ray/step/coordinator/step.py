@@ -19,7 +19,7 @@ import numpy as np
 
 from difc_ray.config import Config, batch_norm_policy, domain_weights, rule_options
 from difc_ray.determinism import generator
-from difc_ray.errors import NumericError
+from difc_ray.errors import CheckpointError, NumericError
 from difc_ray.harmonizers import GramStatistics, Harmonization, make_harmonizer
 from difc_ray.harmonizers.views import make_view
 from difc_ray.objectives import Coefficients, Vectors
@@ -57,8 +57,13 @@ class GlobalStep:
         self.loss = loss_of(config)
         self.harmonizer = make_harmonizer(config.harmonize.rule, rule_options(config))
         self.view = make_view(config.harmonize.between, self.weights_K, config.sources)
-        if not state.harmonizer:
-            state.harmonizer = self.harmonizer.init(len(self.view.base_V))
+        fresh = self.harmonizer.init(len(self.view.base_V))
+        state.harmonizer = state.harmonizer or fresh
+        if missing := fresh.keys() - state.harmonizer.keys():
+            raise CheckpointError(
+                f"the memory of `{self.harmonizer.name}` must have {', '.join(sorted(fresh))}, got none called "
+                f"{min(missing)} (step {state.step}). Use another checkpoint, or start a new run."
+            )
         self.store = store or CentralStore(config, layout, self.weights_K, state)
         self.recorder = Recorder("coordinator")
 
