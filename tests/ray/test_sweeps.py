@@ -171,12 +171,21 @@ def test_mlflow_has_the_space_and_the_best_model(halved: Halved) -> None:
 
 
 def test_resuming_a_sweep_runs_only_what_has_failed(halved: Halved) -> None:
-    """What has ended is not touched; a fault that is over lets its trial finish."""
+    """What has ended is not touched; a fault that is over lets its trial finish.
+
+    The checkpoints of another one are of a newer version: it starts anew beside its folder, where nothing is lost.
+    """
+    (halved.folder.run_dir(BUGGY) / "notes.txt").write_text("mine")
+    for manifest in halved.folder.run_dir(BUGGY).glob("checkpoints/step-*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 2'))
     kept = {path: path.stat().st_mtime_ns for n in (GOOD, KILLED, BAD) for path in halved.folder.run_dir(n).rglob("*")
             if "tracking" not in path.parts and path.is_file()}  # fmt: skip
     again = sweep(halved.path, "name=s", "tracking.mode=off", "trial.max_failures=0", resume=True)
     assert again.statuses() == ["finished", "finished", "stopped", "failed", "finished", "failed"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    aside = halved.folder.path / "aside" / f"{BUGGY:05d}-1"
+    assert (aside / "notes.txt").read_text() == "mine"
+    assert [notice for notice in again.display.notices if f"trial {BUGGY}" in notice and str(aside) in notice]
     assert_same_end(end_of(halved.folder.run_dir(MISLED)), alone(halved.path.parent, again.base, again.points[MISLED]))
 
 
